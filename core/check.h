@@ -20,10 +20,10 @@ std::string CheckOperands(const A& a, const B& b) {
 
 }  // namespace toroid
 
-#define TOROID_CHECK(condition)                                      \
-  do {                                                               \
-    if (!(condition)) [[unlikely]]                                   \
-      ::toroid::CheckFailed(__FILE__, __LINE__, #condition, "");     \
+#define TOROID_CHECK(condition)                                  \
+  do {                                                           \
+    if (!(condition)) [[unlikely]]                               \
+      ::toroid::CheckFailed(__FILE__, __LINE__, #condition, ""); \
   } while (false)
 
 #define TOROID_CHECK_MSG(condition, detail)                          \
@@ -32,13 +32,13 @@ std::string CheckOperands(const A& a, const B& b) {
       ::toroid::CheckFailed(__FILE__, __LINE__, #condition, detail); \
   } while (false)
 
-#define TOROID_CHECK_OP(a, op, b)                                                         \
-  do {                                                                                    \
-    auto&& check_a = (a);                                                                 \
-    auto&& check_b = (b);                                                                 \
-    if (!(check_a op check_b)) [[unlikely]]                                               \
-      ::toroid::CheckFailed(__FILE__, __LINE__, #a " " #op " " #b,                        \
-                            ::toroid::CheckOperands(check_a, check_b));                   \
+#define TOROID_CHECK_OP(a, op, b)                                       \
+  do {                                                                  \
+    auto&& check_a = (a);                                               \
+    auto&& check_b = (b);                                               \
+    if (!(check_a op check_b)) [[unlikely]]                             \
+      ::toroid::CheckFailed(__FILE__, __LINE__, #a " " #op " " #b,      \
+                            ::toroid::CheckOperands(check_a, check_b)); \
   } while (false)
 
 #define TOROID_CHECK_EQ(a, b) TOROID_CHECK_OP(a, ==, b)

@@ -11,20 +11,21 @@
 
 namespace toroid {
 
-// How RoPE's frequencies are changed to reach beyond the trained context. Formulas in core/model/rope.h.
+// How RoPE's frequencies are changed to reach beyond the trained context. Formulas in
+// core/model/rope.h.
 struct RopeScaling {
   enum class Kind { kNone, kLinear, kLlama3, kYarn, kDynamic };
   Kind kind = Kind::kNone;
   double factor = 1.0;
-  int64_t original_context = 0;    // llama3, yarn; dynamic: the context before scaling
-  double low_freq_factor = 1.0;    // llama3
-  double high_freq_factor = 4.0;   // llama3
-  double beta_fast = 32.0;         // yarn
-  double beta_slow = 1.0;          // yarn
-  double attention_factor = 0.0;   // yarn: scale of cos and sin; 0 = derived from factor and mscale
-  double mscale = 0.0;             // yarn, 0 = absent
-  double mscale_all_dim = 0.0;     // yarn, 0 = absent
-  bool truncate = true;            // yarn: round the correction range to whole pairs
+  int64_t original_context = 0;   // llama3, yarn; dynamic: the context before scaling
+  double low_freq_factor = 1.0;   // llama3
+  double high_freq_factor = 4.0;  // llama3
+  double beta_fast = 32.0;        // yarn
+  double beta_slow = 1.0;         // yarn
+  double attention_factor = 0.0;  // yarn: scale of cos and sin; 0 = derived from factor and mscale
+  double mscale = 0.0;            // yarn, 0 = absent
+  double mscale_all_dim = 0.0;    // yarn, 0 = absent
+  bool truncate = true;           // yarn: round the correction range to whole pairs
 };
 
 struct ModelConfig {
@@ -41,13 +42,14 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   double rope_base = 10000.0;
   RopeScaling rope;
-  bool qkv_bias = false;          // Qwen2
-  bool output_bias = false;       // bias of the attention's output product
+  bool qkv_bias = false;     // Qwen2
+  bool output_bias = false;  // bias of the attention's output product
   bool mlp_bias = false;
-  bool qk_norm = false;           // Qwen3: RMSNorm of each head of q and k before RoPE
-  bool tied_embeddings = false;   // logits = h E^T
-  // Sliding window of each layer: a token sees itself and the window - 1 before it; 0 = all before it.
-  std::vector<int64_t> windows;   // size layers
+  bool qk_norm = false;          // Qwen3: RMSNorm of each head of q and k before RoPE
+  bool tied_embeddings = false;  // logits = h E^T
+  // Sliding window of each layer: a token sees itself and the window - 1 before it; 0 = all before
+  // it.
+  std::vector<int64_t> windows;  // size layers
 
   int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
 

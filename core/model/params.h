@@ -1,7 +1,8 @@
 // One table row per parameter, and which part of each a rank stores.
 //
-// A parameter is a matrix [rows, cols] stored as y = x W^T is stored everywhere (rows = outputs), or
-// a vector (rows = 1). Names are Hugging Face's for the Llama family, whatever file they came from.
+// A parameter is a matrix [rows, cols] stored as y = x W^T is stored everywhere (rows = outputs),
+// or a vector (rows = 1). Names are Hugging Face's for the Llama family, whatever file they came
+// from.
 #pragma once
 
 #include <cstdint>
@@ -25,17 +26,18 @@ enum class Split {
 };
 
 struct ParamSpec {
-  std::string name;   // "model.layers.3.self_attn.q_proj.weight"
-  int64_t rows = 0;   // 1 for a vector
+  std::string name;  // "model.layers.3.self_attn.q_proj.weight"
+  int64_t rows = 0;  // 1 for a vector
   int64_t cols = 0;
   Split split = Split::kReplicated;
-  int64_t layer = -1;        // -1: not of a layer
-  std::string group;         // "embedding", "norm", "attention", "mlp", "bias", "head"
-  std::string alias;         // tied to this other parameter: stored there, never here
-  double init_deviation = 0; // normal(0, this); 0 = ones for a gain, zeros for a bias
+  int64_t layer = -1;         // -1: not of a layer
+  std::string group;          // "embedding", "norm", "attention", "mlp", "bias", "head"
+  std::string alias;          // tied to this other parameter: stored there, never here
+  double init_deviation = 0;  // normal(0, this); 0 = ones for a gain, zeros for a bias
 };
 
-// The table of a model, in the order in which Forward reads it. A tied output head has an alias row.
+// The table of a model, in the order in which Forward reads it. A tied output head has an alias
+// row.
 std::vector<ParamSpec> ParamTable(const ModelConfig& config);
 
 // A rectangle of a logical parameter.
@@ -53,8 +55,9 @@ struct Range {
 };
 
 // Which range of each parameter tensor rank `rank` of `size` stores.
-// Invariants: the ranges of all ranks cover each parameter; only kKvHeads ranges may overlap; a range
-// of columns begins and ends at a multiple of the granule, so that a quantisation block is never cut.
+// Invariants: the ranges of all ranks cover each parameter; only kKvHeads ranges may overlap; a
+// range of columns begins and ends at a multiple of the granule, so that a quantisation block is
+// never cut.
 class ParamLayout {
  public:
   // F is cut in granules of 32 where 32 divides it, else of 1: rank i holds granules
@@ -63,8 +66,8 @@ class ParamLayout {
 
   ParamSlice Slice(const ParamSpec& spec) const;
   const HeadLayout& heads() const { return heads_; }
-  Range ffn() const { return ffn_; }       // this rank's f
-  Range vocab() const { return vocab_; }   // this rank's v, unpadded; may be empty
+  Range ffn() const { return ffn_; }                      // this rank's f
+  Range vocab() const { return vocab_; }                  // this rank's v, unpadded; may be empty
   int64_t vocab_padded() const { return vocab_padded_; }  // c = ceil(V / size)
 
  private:

@@ -1,0 +1,97 @@
+// Which tokens of which sequences a rank holds, and the schedule of ring attention that follows.
+//
+// A layout is a rule: the owner of a position depends on (position, lengths, shape of the mesh), so
+// all ranks compute the same lists without talking. Sequence q belongs to data rank q mod data;
+// along `ring`:
+//   contiguous  rank r holds positions [floor(r T / R), floor((r + 1) T / R))
+//   zigzag      2R chunks of nearly equal length; rank r holds chunks r and 2R - 1 - r: causal work
+//   is equal striped n   runs of n consecutive positions dealt round robin: owner = (position / n)
+//   mod R. The owner
+//               depends on the position alone, so growing text, chunks and cached prefixes never
+//               move.
+// Any length works on any ring, shorter than the ring too: shares differ by a run, and may be
+// empty. Invariant: positions of one rank and sequence ascend in local order. Sources: Liu et al.
+// 2310.01889 (ring), Brandon et al. 2311.09431 (striped).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/model/attention_spec.h"
+
+namespace toroid {
+
+struct LayoutRule {
+  enum class Kind { kContiguous, kZigzag, kStriped };
+  Kind kind = Kind::kZigzag;
+  int64_t stripe = 16;  // striped only
+  bool operator==(const LayoutRule&) const = default;
+};
+
+// "contiguous", "zigzag", "striped", "striped:64"; the error lists these.
+absl::StatusOr<LayoutRule> ParseLayoutRule(const std::string& text);
+std::string ToString(const LayoutRule& rule);
+
+// `count` consecutive positions from `first` of a sequence.
+struct Run {
+  int64_t sequence = 0;
+  int64_t first = 0;
+  int64_t count = 0;
+  bool operator==(const Run&) const = default;
+};
+
+class TokenLayout {
+ public:
+  // lengths: tokens of each sequence. REQUIRES data, ring >= 1.
+  TokenLayout(LayoutRule rule, std::vector<int64_t> lengths, int64_t data, int64_t ring);
+
+  int64_t data() const { return data_; }
+  int64_t ring() const { return ring_; }
+  const std::vector<int64_t>& lengths() const { return lengths_; }
+  const LayoutRule& rule() const { return rule_; }
+  // Runs of a rank in local order: by sequence, then by position.
+  const std::vector<Run>& runs(int64_t data_rank, int64_t ring_rank) const;
+  // Tokens of a rank, and the most that any rank of its ring (same data rank) holds.
+  int64_t count(int64_t data_rank, int64_t ring_rank) const;
+  int64_t max_count(int64_t data_rank) const;
+  // Ring rank that owns a position of a sequence.
+  int64_t RingOwner(int64_t sequence, int64_t position) const;
+  // Local index of a position on its owner; -1 elsewhere.
+  int64_t LocalIndex(int64_t data_rank, int64_t ring_rank, int64_t sequence,
+                     int64_t position) const;
+  // Global positions of a rank's tokens in local order, and the sequence of each.
+  std::vector<int32_t> Positions(int64_t data_rank, int64_t ring_rank) const;
+  std::vector<int32_t> Sequences(int64_t data_rank, int64_t ring_rank) const;
+  // Owner by the rule alone for text that grows: REQUIRES a striped rule.
+  static int64_t StripedOwner(int64_t stripe, int64_t ring, int64_t position) {
+    return position / stripe % ring;
+  }
+
+ private:
+  LayoutRule rule_;
+  std::vector<int64_t> lengths_;
+  int64_t data_, ring_;
+  std::vector<std::vector<Run>> runs_;  // [data * ring]
+  std::vector<int64_t> counts_;         // [data * ring]
+};
+
+// One round of ring attention on one rank.
+struct Round {
+  int64_t kv_of = 0;         // ring rank whose K and V are attended in this round
+  std::vector<Tile> tiles;   // local query rows against rows of that block; may be empty here
+  bool moves = false;        // after (overlapping) this round's tiles the block travels on
+  int64_t to = 0, from = 0;  // ring ranks
+  int64_t recv_tokens = 0;   // tokens of the block that arrives
+  int64_t pairs = 0;         // (query, key) pairs that the mask allows in this round
+};
+
+// The schedule of ring rank `ring_rank`: in round i it holds the block of rank (ring_rank -
+// shift_i). Rounds in which no rank of any data row has an allowed pair are left out, the same ones
+// on all ranks; the first (own block) is always kept. Rounds kept may skip: the block then travels
+// by the difference of shifts.
+std::vector<Round> Rounds(const TokenLayout& layout, const AttentionSpec& spec, int64_t data_rank,
+                          int64_t ring_rank);
+
+}  // namespace toroid

@@ -1,0 +1,50 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011). A number is a function of its
+// key and counter, so what it is used for (seed, step, parameter, global index) decides it, never
+// the rank, the mesh or the order of calls. Thread-safe: no state.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+namespace toroid {
+
+// Ten rounds over a 128-bit counter with a 64-bit key.
+constexpr std::array<uint32_t, 4> Philox(uint64_t key, uint64_t counter_low,
+                                         uint64_t counter_high) {
+  std::array<uint32_t, 4> c = {uint32_t(counter_low), uint32_t(counter_low >> 32),
+                               uint32_t(counter_high), uint32_t(counter_high >> 32)};
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53} * c[0];
+    const uint64_t p1 = uint64_t{0xCD9E8D57} * c[2];
+    c = {uint32_t(p1 >> 32) ^ c[1] ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c[3] ^ k1,
+         uint32_t(p0)};
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  return c;
+}
+
+// Uniform in [0, 1) with 53 random bits, from the first two words.
+constexpr double UniformDouble(const std::array<uint32_t, 4>& words) {
+  const uint64_t bits = (uint64_t{words[0]} << 32) | words[1];
+  return double(bits >> 11) * 0x1p-53;
+}
+
+// Normal(0, 1) number `index` of stream `stream`, by Box and Muller from one Philox block.
+inline double NormalAt(uint64_t seed, uint64_t stream, uint64_t index) {
+  const auto words = Philox(seed, index, stream);
+  const double u = (double(words[0]) + 1.0) * 0x1p-32;  // in (0, 1]
+  const double v = double(words[1]) * 0x1p-32;
+  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * 3.14159265358979323846 * v);
+}
+
+// FNV-1a, to turn a name into a stream number.
+constexpr uint64_t HashName(const char* data, uint64_t size) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (uint64_t i = 0; i < size; ++i) hash = (hash ^ uint8_t(data[i])) * 0x100000001b3u;
+  return hash;
+}
+
+}  // namespace toroid

@@ -1,0 +1,36 @@
+#include "core/stream.h"
+
+#include <chrono>
+#include <thread>
+
+#include "core/check.h"
+
+namespace toroid {
+
+void CpuStream::Enqueue(std::function<bool()> step) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    steps_.push_back(std::move(step));
+  }
+  if (inline_) Wait();
+}
+
+bool CpuStream::Drive() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  while (!steps_.empty() && steps_.front()()) steps_.pop_front();
+  return steps_.empty();
+}
+
+void CpuStream::Wait() {
+  const auto spin_until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+  while (!Drive()) {
+    if (std::chrono::steady_clock::now() > spin_until) std::this_thread::yield();
+  }
+}
+
+bool CpuStream::idle() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return steps_.empty();
+}
+
+}  // namespace toroid

@@ -1,0 +1,44 @@
+// Stream: an ordered queue of work on one backend. It is the first argument of every op and verb:
+// there is no default stream, no current device, no thread-local.
+//
+// On a CPU a compute stream runs its work at once in the calling thread; a communication stream
+// (CpuStream, below) runs behind it.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+
+namespace toroid {
+
+class CpuStream;
+
+struct Stream {
+  CpuStream* cpu = nullptr;  // set on a CPU backend
+  void* native = nullptr;    // cudaStream_t on a CUDA backend
+};
+
+// A FIFO of steps. A step is called until it returns true; its first call starts it. Any thread may
+// drive the stream (a lock admits one at a time): the communication thread while compute runs, the
+// waiting thread itself while a Join waits, since a message moves only while some thread is inside
+// MPI.
+class CpuStream {
+ public:
+  // inline_work: Enqueue returns when the step is done, and the queue is always empty after it.
+  explicit CpuStream(bool inline_work) : inline_(inline_work) {}
+
+  void Enqueue(std::function<bool()> step);
+  // One non-blocking attempt at the oldest step; true if the queue is now empty.
+  bool Drive();
+  // Drives until the queue is empty: spins for 20 us, then yields between attempts.
+  void Wait();
+  bool idle() const;
+
+ private:
+  const bool inline_;
+  mutable std::mutex mutex_;
+  std::deque<std::function<bool()>> steps_;
+};
+
+}  // namespace toroid
