@@ -1,0 +1,77 @@
+// Program: one numbered thing that all ranks of a world do together, in one order.
+//
+// Rank 0 takes programs from a source (the command line in direct mode, the controller's stream
+// under an agent), broadcasts each, and all ranks run them one after the other. Direct mode pushes
+// one program through the same loop.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "core/communicator.h"
+#include "parallel/request.h"
+
+namespace toroid {
+
+class ProgressBoard;
+class Tokenizer;
+
+enum class ProgramKind : uint8_t { kLoad, kGenerate, kScore, kVerify, kExit };
+
+struct Program {
+  uint64_t number = 0;
+  ProgramKind kind = ProgramKind::kExit;
+  LoadRequest load;  // the member that `kind` names is meant, the others are ignored
+  GenerateRequest generate;
+  ScoreRequest score;
+  VerifyRequest verify;
+};
+
+// Bytes that travel from rank 0 to the others. Parse refuses anything else.
+std::string SerialiseProgram(const Program& program);
+absl::StatusOr<Program> ParseProgram(absl::string_view bytes);
+
+// What rank 0 knows of a loaded model, for prompts and answers.
+struct LoadedModel {
+  std::string name;
+  int64_t context = 0;  // longest prompt + output
+  int64_t vocab = 0;
+  double load_s = 0;                           // 0 if it was loaded before
+  std::shared_ptr<const Tokenizer> tokenizer;  // null for random: models: token = byte
+  std::string chat_template;                   // empty if the model has none
+  MeshShape mesh;
+};
+
+// Rank 0's ends of the loop. Callbacks run on the loop's thread and must not block for long.
+struct ProgramChannel {
+  // Blocks until there is a program. After kExit it is not called again.
+  std::function<Program()> next;
+  // Asked between layers and tokens; true ends the program with FinishReason::kCancelled.
+  std::function<bool(uint64_t number)> cancelled = [](uint64_t) { return false; };
+  std::function<void(uint64_t number, const Progress&)> on_progress = [](uint64_t,
+                                                                         const Progress&) {};
+  std::function<void(uint64_t number, const TokenEvent&)> on_token = [](uint64_t,
+                                                                        const TokenEvent&) {};
+  // Exactly one of these per program. A Status is an error of the request; the world lives on.
+  std::function<void(uint64_t number, const absl::StatusOr<LoadedModel>&)> on_loaded =
+      [](uint64_t, const absl::StatusOr<LoadedModel>&) {};
+  std::function<void(uint64_t number, const absl::StatusOr<GenerateResult>&)> on_generated =
+      [](uint64_t, const absl::StatusOr<GenerateResult>&) {};
+  std::function<void(uint64_t number, const absl::StatusOr<ScoreResult>&)> on_scored =
+      [](uint64_t, const absl::StatusOr<ScoreResult>&) {};
+  std::function<void(uint64_t number, const absl::StatusOr<VerifyResult>&)> on_verified =
+      [](uint64_t, const absl::StatusOr<VerifyResult>&) {};
+};
+
+// Runs programs until kExit. Collective over `world`; `channel` is used on rank 0 only. An error
+// that leaves the world unusable (a peer or link died) is returned on every rank that can still
+// return. A model stays loaded until another kLoad with a different request; the same request again
+// costs nothing. `board` is bumped at every op and may be null.
+absl::Status RunPrograms(std::unique_ptr<Communicator> world, const ProgramChannel& channel,
+                         ProgressBoard* board);
+
+}  // namespace toroid
