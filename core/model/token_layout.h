@@ -4,17 +4,18 @@
 // all ranks compute the same lists without talking. Sequence q belongs to data rank q mod data;
 // along `ring`:
 //   contiguous  rank r holds positions [floor(r T / R), floor((r + 1) T / R))
-//   zigzag      2R chunks of nearly equal length; rank r holds chunks r and 2R - 1 - r: causal work
-//   is equal striped n   runs of n consecutive positions dealt round robin: owner = (position / n)
-//   mod R. The owner
-//               depends on the position alone, so growing text, chunks and cached prefixes never
-//               move.
-// Any length works on any ring, shorter than the ring too: shares differ by a run, and may be
-// empty. Invariant: positions of one rank and sequence ascend in local order. Sources: Liu et al.
-// 2310.01889 (ring), Brandon et al. 2311.09431 (striped).
+//   zigzag      2R chunks [floor(c T / 2R), floor((c + 1) T / 2R)); rank r holds chunks r and
+//               2R - 1 - r: causal work is equal
+//   striped n   runs of n positions dealt round robin: owner = (position / n) mod R. It depends on
+//               the position alone, so growing text, chunks and cached prefixes never move
+// Any length works on any ring, shorter than the ring too; shares are nearly equal and may be
+// empty. Invariants: every position has one owner; positions of one rank and sequence ascend in
+// local order; runs are maximal. Immutable, hence thread-safe.
+// Sources: Liu et al. 2310.01889 (ring), Brandon et al. 2311.09431 (striped).
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ struct LayoutRule {
   bool operator==(const LayoutRule&) const = default;
 };
 
-// "contiguous", "zigzag", "striped", "striped:64"; the error lists these.
+// "contiguous", "zigzag", "striped", "striped:64" (n from 1 to 2^20); the error lists these.
 absl::StatusOr<LayoutRule> ParseLayoutRule(const std::string& text);
 std::string ToString(const LayoutRule& rule);
 
@@ -42,9 +43,16 @@ struct Run {
   bool operator==(const Run&) const = default;
 };
 
+// What one ring rank holds of one sequence: its runs, and its rows in the rank's local order.
+struct SequenceShare {
+  std::span<const Run> runs;
+  int64_t begin = 0, count = 0;
+};
+
 class TokenLayout {
  public:
-  // lengths: tokens of each sequence. REQUIRES data, ring >= 1.
+  // lengths: tokens of each sequence. REQUIRES data, ring >= 1; 0 <= length < 2^31 (positions are
+  // i32).
   TokenLayout(LayoutRule rule, std::vector<int64_t> lengths, int64_t data, int64_t ring);
 
   int64_t data() const { return data_; }
@@ -56,7 +64,9 @@ class TokenLayout {
   // Tokens of a rank, and the most that any rank of its ring (same data rank) holds.
   int64_t count(int64_t data_rank, int64_t ring_rank) const;
   int64_t max_count(int64_t data_rank) const;
-  // Ring rank that owns a position of a sequence.
+  // The part of `sequence` on a ring rank of its data rank, sequence mod data.
+  SequenceShare Share(int64_t ring_rank, int64_t sequence) const;
+  // Ring rank that owns a position of a sequence. REQUIRES 0 <= position < length.
   int64_t RingOwner(int64_t sequence, int64_t position) const;
   // Local index of a position on its owner; -1 elsewhere.
   int64_t LocalIndex(int64_t data_rank, int64_t ring_rank, int64_t sequence,
@@ -70,17 +80,29 @@ class TokenLayout {
   }
 
  private:
+  // A rank's tokens. Its i-th sequence is i * data + data_rank and has runs [first_run[i],
+  // first_run[i + 1]).
+  struct RankTokens {
+    std::vector<Run> runs;
+    std::vector<int64_t> row;  // local row at which each run begins
+    std::vector<int64_t> first_run = {0};
+    int64_t count = 0;
+  };
+  const RankTokens& tokens(int64_t data_rank, int64_t ring_rank) const;
+  std::vector<Run> SequenceRuns(int64_t ring_rank, int64_t sequence) const;
+
   LayoutRule rule_;
   std::vector<int64_t> lengths_;
   int64_t data_, ring_;
-  std::vector<std::vector<Run>> runs_;  // [data * ring]
-  std::vector<int64_t> counts_;         // [data * ring]
+  std::vector<RankTokens> tokens_;  // [data * ring]
 };
 
 // One round of ring attention on one rank.
 struct Round {
-  int64_t kv_of = 0;         // ring rank whose K and V are attended in this round
-  std::vector<Tile> tiles;   // local query rows against rows of that block; may be empty here
+  int64_t kv_of = 0;  // ring rank whose K and V are attended in this round
+  // Local query rows against rows of that block, one tile per sequence with an allowed pair; coarse
+  // (all rows that both sides hold): the kernel masks by positions. May be empty here.
+  std::vector<Tile> tiles;
   bool moves = false;        // after (overlapping) this round's tiles the block travels on
   int64_t to = 0, from = 0;  // ring ranks
   int64_t recv_tokens = 0;   // tokens of the block that arrives
@@ -88,9 +110,11 @@ struct Round {
 };
 
 // The schedule of ring rank `ring_rank`: in round i it holds the block of rank (ring_rank -
-// shift_i). Rounds in which no rank of any data row has an allowed pair are left out, the same ones
-// on all ranks; the first (own block) is always kept. Rounds kept may skip: the block then travels
-// by the difference of shifts.
+// shift_i) mod R. Rounds in which no rank of any data row has an allowed pair are left out, the
+// same ones on all ranks; the first (own block) is always kept. Rounds kept may skip: the block
+// then travels by the difference of shifts. All rounds kept but the last move their block, so a
+// rank sends (rounds kept - 1) blocks. Time and memory are linear in the number of runs.
+// REQUIRES spec.window >= 0.
 std::vector<Round> Rounds(const TokenLayout& layout, const AttentionSpec& spec, int64_t data_rank,
                           int64_t ring_rank);
 
