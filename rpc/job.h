@@ -1,0 +1,184 @@
+// What clients, the controller and agents say to each other, as plain structs: jobs, requests,
+// pods.
+//
+// The controller's logic and the launcher know only these; convert.{h,cc} alone knows their
+// messages in proto/. Durations are absl's; times are the controller's wall clock.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "parallel/request.h"
+
+namespace toroid {
+
+// A mesh as asked for: 0 = not said (1), kRest = as many as are left. Nothing said at all: all
+// slots of the pod on `ring`.
+struct MeshWish {
+  static constexpr int64_t kRest = -1;
+  int64_t data = 0, ring = 0, tensor = 0;
+  bool operator==(const MeshWish&) const = default;
+};
+// "ring=2,tensor=*", "" or "data=1,ring=2". InvalidArgument says what could not be read.
+absl::StatusOr<MeshWish> ParseMeshWish(absl::string_view text);
+// The mesh on a pod of `slots`. InvalidArgument or ResourceExhausted names both numbers.
+absl::StatusOr<MeshShape> ResolveMesh(const MeshWish& wish, int64_t slots);
+
+// A text for a model: exactly one of text, ids, file. Rank 0 of the world turns it into ids.
+struct PromptSpec {
+  enum class Kind { kText, kIds, kFile };
+  Kind kind = Kind::kText;
+  std::string text;          // UTF-8
+  std::vector<int32_t> ids;  // used as they are: nothing is added
+  std::string file;          // read by the world, under the agent's roots
+  bool chat = false;         // a user's message: put through the model's chat template
+  std::string system;        // with chat: the system's message, if not empty
+  bool add_special = true;   // what the tokenizer's post-processor adds (BOS); no BOS twice
+  bool operator==(const PromptSpec&) const = default;
+};
+
+struct GenerateTask {
+  PromptSpec prompt;
+  GenerateRequest request;  // prompt_ids is made from `prompt`
+};
+struct ScoreTask {
+  PromptSpec text;
+  ScoreRequest request;  // ids is made from `text`
+  int64_t limit = 0;     // first so many tokens; 0: all
+};
+using Task = std::variant<GenerateTask, ScoreTask>;
+using TaskResult = std::variant<std::monostate, GenerateResult, ScoreResult>;
+
+// Where and how a model runs.
+struct Placement {
+  LoadRequest load;  // load.mesh is resolved from `mesh`
+  MeshWish mesh;
+  std::string pod;  // empty: any
+};
+
+enum class Device { kAuto, kCpu };
+
+struct JobSpec {
+  std::string name;
+  Device device = Device::kAuto;
+  std::string output_dir;  // under a root; the world writes result.json there; empty: nowhere
+  Placement placement;
+  Task task;
+  int64_t max_restarts = 0;
+  absl::Duration active_deadline = absl::InfiniteDuration();  // from the first start
+  int64_t priority = 0;                                       // higher first
+};
+
+enum class JobState { kQueued, kStarting, kRunning, kRestarting, kSucceeded, kFailed, kCancelled };
+const char* ToString(JobState state);  // "QUEUED" ...
+bool IsTerminal(JobState state);
+
+// How a world ended, as far as known: -1 and empty are unknown.
+struct WorldExit {
+  int exit_code = -1;  // mpirun's; -1 if it was ended by a signal
+  int signal = 0;      // of mpirun, or 128 + n decoded
+  int rank = -1;       // the first that failed
+  std::string host;
+  std::string message;  // a sentence
+};
+
+// The present state of a job.
+struct JobStatus {
+  std::string id;
+  std::string name;
+  JobState state = JobState::kQueued;
+  std::string reason;   // machine-readable, CamelCase: "RankFailed", "Cancelled", ..; may be empty
+  std::string message;  // a sentence
+  std::string pod;
+  MeshShape mesh;
+  uint64_t epoch = 0;    // launches so far
+  int64_t restarts = 0;  // of those, after a failure
+  int64_t priority = 0;
+  absl::Time created, started, ended;  // InfinitePast: not yet
+  WorldExit exit;                      // of the last world
+  TaskResult result;                   // once SUCCEEDED
+};
+
+struct JobEvent {
+  uint64_t sequence = 0;  // of this job, from 1, without gaps
+  absl::Time time;
+  JobStatus status;  // after the event
+};
+
+struct JobPage {
+  std::vector<JobStatus> jobs;
+  std::string next_page_token;  // empty: the last page
+};
+
+struct LogQuery {
+  std::string job;
+  uint64_t from_offset = 0;  // bytes of this job's log
+  bool follow = false;       // until the job ends
+  std::vector<int> ranks;    // empty: all, and mpirun itself
+};
+struct LogLine {
+  uint64_t next_offset = 0;  // where to go on after this line
+  int rank = -1;             // -1: mpirun
+  bool error = false;        // stderr
+  std::string text;          // without the line's end
+};
+
+struct PodStatus {
+  std::string name;
+  std::string host;
+  int slots = 0;
+  std::string state;  // "READY", "BUSY", "DRAINING", "LOST"
+  std::string job;    // whose world it runs, if any
+  std::string model;  // loaded in a kept world, if any
+  uint64_t epoch = 0;
+  absl::Time last_seen;
+};
+
+struct ModelStatus {
+  std::string name;
+  int64_t context = 0, vocab = 0;
+  MeshShape mesh;
+  std::string pod;
+  bool has_chat_template = false;
+};
+
+// A request to Inference: it uses the kept world of the same placement, or starts one.
+struct InferenceRequest {
+  Placement placement;
+  Task task;
+  absl::Duration keep_alive = absl::Minutes(5);  // of the world, after its last request
+  absl::Duration timeout = absl::Hours(1);
+};
+
+// First answer to a request: where it runs.
+struct Accepted {
+  uint64_t request = 0;
+  std::string pod;
+  MeshShape mesh;
+  bool kept = false;  // the world already has the model
+};
+
+struct TokenizeRequest {
+  Placement placement;
+  std::string text;
+  bool special = true;  // special tokens in the text are recognised
+  absl::Duration keep_alive = absl::Minutes(5);
+};
+struct TokenizeResult {
+  std::vector<int32_t> ids;
+  std::vector<std::string> pieces;
+};
+
+struct Root {
+  std::string name;
+  std::string dir;
+};
+
+}  // namespace toroid

@@ -1,0 +1,58 @@
+// The worker's side of the control plane. An agent starts
+//   mpirun .. toroid worker --launch FILE [--stall-timeout 60s]
+// and every rank does:
+//   options = ReadLaunchFile(FILE); RecordRank(options, rank);
+//   rank 0: connection = ConnectWorker(options); RunPrograms(world, connection->channel(), board);
+//           connection->Finish(status);
+//   others: RunPrograms(world, {}, board);
+// FILE (mode 0600) carries what must not stand in an argv: the credential of this epoch.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "parallel/program.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+struct WorkerOptions {
+  std::string controller;  // host:port
+  std::string job;
+  uint64_t epoch = 0;
+  uint64_t view = 0;
+  std::string pod;
+  std::string credential;  // of this epoch
+  std::string scratch_dir;
+  std::vector<Root> roots;
+};
+
+// NotFound, PermissionDenied (readable by others), InvalidArgument.
+absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path);
+absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options);
+
+// Notes (rank, pid, host) in scratch_dir so that the agent can name a dead rank. On a host that
+// does not see the agent's scratch_dir nothing is noted.
+void RecordRank(const WorkerOptions& options, int rank);
+
+// Rank 0's stream to the controller. Thread-safe.
+class WorkerConnection {
+ public:
+  virtual ~WorkerConnection() = default;
+  // For RunPrograms on rank 0, which must end before the connection does. Prompts are turned into
+  // ids here, with the loaded model's tokenizer; a prompt that cannot be is answered without the
+  // ranks. When the controller is lost every program is cancelled and next() returns kExit.
+  virtual ProgramChannel channel() = 0;
+  // Tells how RunPrograms ended and closes the stream; waits at most 2 s for it to be delivered.
+  virtual void Finish(const absl::Status& status) = 0;
+};
+
+// Dials and attaches. Unavailable: the controller cannot be reached; PermissionDenied: credential
+// or epoch are not those of the present launch.
+absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options);
+
+}  // namespace toroid
