@@ -19,6 +19,7 @@ Tensor Communicator::ReduceScatter(Stream s, Partial x, Tensor out) {
   const Tensor& owed = x.owed_;
   TOROID_CHECK(owed.contiguous() && out.contiguous());
   TOROID_CHECK_EQ(owed.size(), out.size() * size_);
+  TOROID_CHECK(owed.dtype == out.dtype);
   if (out.empty()) return out;
   if (size_ == 1) {
     DoLocalCopy(s, owed.data, out.data, out.bytes());
@@ -32,7 +33,7 @@ Tensor Communicator::ReduceScatter(Stream s, Partial x, Tensor out) {
 
 Tensor Communicator::AllGather(Stream s, Tensor x, Tensor out) {
   TOROID_CHECK(x.contiguous() && out.contiguous());
-  TOROID_CHECK_EQ(out.size(), x.size() * size_);
+  TOROID_CHECK_EQ(out.bytes(), x.bytes() * size_);
   if (x.empty()) return out;
   if (size_ == 1) {
     DoLocalCopy(s, x.data, out.data, x.bytes());
@@ -60,7 +61,8 @@ void Communicator::SendRecv(Stream s, Tensor send, int to, Tensor recv, int from
     DoLocalCopy(s, send.data, recv.data, send.bytes());
     return;
   }
-  TOROID_CHECK(to != rank_ && from != rank_);
+  TOROID_CHECK(send.empty() || (to != rank_ && to >= 0 && to < size_));
+  TOROID_CHECK(recv.empty() || (from != rank_ && from >= 0 && from < size_));
   counters_.calls += 1;
   counters_.bytes_sent += send.bytes();
   DoSendRecv(s, send.data, send.bytes(), to, recv.data, recv.bytes(), from);

@@ -2,17 +2,20 @@
 //
 // All ranks of an axis call the same verbs in the same order from one thread; over all axes of a
 // mesh there is one host order. Verbs return void: a communicator keeps its first error (Health),
-// and the step loop asks once a step. AllGather and ReduceScatter take equal counts, as NCCL does.
-// Counts are int64; implementations cut messages at 1 GiB. Buffers are contiguous and stay
-// untouched by the caller until the stream is joined.
+// and the step loop asks once a step; after an error its verbs do nothing, so that a rank reaches
+// that question. AllGather and ReduceScatter take equal counts, as NCCL does. Counts are int64;
+// implementations cut messages at 1 GiB. Buffers are contiguous and stay untouched by the caller
+// until the stream is joined.
 //
-// Implementations: SelfCommunicator (size 1, below), thread, MPI (parallel/), NCCL later.
+// Sums are taken element by element in rank order, rank 0 + rank 1 + ..., in the element's own type
+// (bf16 in f32, rounded once): the same bits on all ranks, in all runs, on all implementations.
+//
+// Implementations: SelfCommunicator (size 1, below), thread, MPI, counting (parallel/), NCCL later.
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <string>
 
 #include "absl/status/status.h"
 #include "core/stream.h"
@@ -36,10 +39,9 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  // The sum (or maximum) over ranks, on every rank, in place. The order of summation is the same on
-  // all ranks, so all hold the same bits.
+  // The sum (or maximum; NaN wins) over ranks, on every rank, in place.
   Tensor AllReduce(Stream s, Partial x, ReduceOp op = ReduceOp::kSum);
-  // x: [size c, ..]. out: [c, ..], the sum of block `rank` of x over ranks.
+  // x: [size c, ..]. out: [c, ..], the sum of block `rank` of x over ranks. out may be that block.
   Tensor ReduceScatter(Stream s, Partial x, Tensor out);
   // x: [c, ..]. out: [size c, ..], x of all ranks in rank order. x may be its own place in out.
   Tensor AllGather(Stream s, Tensor x, Tensor out);
@@ -53,15 +55,24 @@ class Communicator {
 
   // The first error of any verb; sticky.
   virtual absl::Status Health() const = 0;
-  // Ranks of equal color form a new communicator, ordered by key, then by rank. Collective,
-  // blocking.
-  virtual std::unique_ptr<Communicator> Split(int color, int key) = 0;
+  // Ranks of equal color form a new communicator, ordered by key, then by rank. Color and key are
+  // pure functions of a rank here, the same on all ranks, so that a communicator that only counts
+  // knows the other ranks' too. A color is not negative. Collective, may block.
+  using RankFunction = std::function<int(int rank)>;
+  virtual std::unique_ptr<Communicator> Split(const RankFunction& color,
+                                              const RankFunction& key) = 0;
+  // In the order of rank.
+  std::unique_ptr<Communicator> Split(const RankFunction& color) {
+    return Split(color, [](int rank) { return rank; });
+  }
 
   const CommCounters& counters() const { return counters_; }
+  // Bytes of its own buffers (scratch of reductions) held now; bounded, steady after the first use
+  // of each size, and equal on an implementation that only counts.
+  virtual int64_t communicator_bytes() const { return 0; }
 
  protected:
   Communicator(int rank, int size) : rank_(rank), size_(size) {}
-  void SetRank(int rank, int size) { rank_ = rank, size_ = size; }
 
   // Never called for size 1 (AllGather and ReduceScatter copy then), nor for zero bytes (both sides
   // of SendRecv). Counts are elements; dtype is f32, f64, bf16, f16, i32, i64 or u8 (reductions:
@@ -79,7 +90,7 @@ class Communicator {
   virtual void DoLocalCopy(Stream s, const void* x, void* out, int64_t bytes);
 
  private:
-  int rank_, size_;
+  const int rank_, size_;
   CommCounters counters_;
 };
 
@@ -89,7 +100,8 @@ class SelfCommunicator final : public Communicator {
  public:
   SelfCommunicator() : Communicator(0, 1) {}
   absl::Status Health() const override { return absl::OkStatus(); }
-  std::unique_ptr<Communicator> Split(int, int) override {
+  using Communicator::Split;
+  std::unique_ptr<Communicator> Split(const RankFunction&, const RankFunction&) override {
     return std::make_unique<SelfCommunicator>();
   }
 

@@ -2,12 +2,14 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "core/check.h"
 
 namespace toroid {
 
 void CpuStream::Enqueue(std::function<bool()> step) {
+  TOROID_CHECK(step != nullptr);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     steps_.push_back(std::move(step));
@@ -16,9 +18,20 @@ void CpuStream::Enqueue(std::function<bool()> step) {
 }
 
 bool CpuStream::Drive() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  while (!steps_.empty() && steps_.front()()) steps_.pop_front();
-  return steps_.empty();
+  std::lock_guard<std::mutex> driving(drive_mutex_);
+  for (;;) {
+    std::function<bool()>* step;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (steps_.empty()) return true;
+      step = &steps_.front();
+    }
+    if (!(*step)()) return false;
+    std::function<bool()> done;  // what it holds is released outside the lock
+    std::lock_guard<std::mutex> lock(mutex_);
+    done = std::move(steps_.front());
+    steps_.pop_front();
+  }
 }
 
 void CpuStream::Wait() {

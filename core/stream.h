@@ -19,17 +19,19 @@ struct Stream {
   void* native = nullptr;    // cudaStream_t on a CUDA backend
 };
 
-// A FIFO of steps. A step is called until it returns true; its first call starts it. Any thread may
-// drive the stream (a lock admits one at a time): the communication thread while compute runs, the
-// waiting thread itself while a Join waits, since a message moves only while some thread is inside
-// MPI.
+// A FIFO of steps. A step is called until it returns true; its first call starts it. It never
+// blocks: what must be waited for is polled. Any thread may drive the stream (one at a time gets
+// in): the communication thread while compute runs, the waiting thread itself while a Join waits,
+// since a message moves only while some thread is inside MPI.
+//
+// Thread-safe. Enqueue never waits for a running step, unless the stream is inline.
 class CpuStream {
  public:
   // inline_work: Enqueue returns when the step is done, and the queue is always empty after it.
   explicit CpuStream(bool inline_work) : inline_(inline_work) {}
 
   void Enqueue(std::function<bool()> step);
-  // One non-blocking attempt at the oldest step; true if the queue is now empty.
+  // Runs the oldest steps until one is not yet done; true if the queue is now empty.
   bool Drive();
   // Drives until the queue is empty: spins for 20 us, then yields between attempts.
   void Wait();
@@ -37,8 +39,9 @@ class CpuStream {
 
  private:
   const bool inline_;
+  std::mutex drive_mutex_;  // held while a step runs: admits one driver
   mutable std::mutex mutex_;
-  std::deque<std::function<bool()>> steps_;
+  std::deque<std::function<bool()>> steps_;  // guarded by mutex_; the front outlives push_back
 };
 
 }  // namespace toroid

@@ -35,7 +35,8 @@ struct Tensor {
     stride = cols();
   }
 
-  int64_t rows() const { return dim_count ? dims[0] : 1; }
+  // Zero for Tensor(): a tensor that was never given dims is empty ("no bias", "nothing to send").
+  int64_t rows() const { return dims[0]; }
   int64_t cols() const {
     int64_t n = 1;
     for (int i = 1; i < dim_count; ++i) n *= dims[i];

@@ -1,0 +1,57 @@
+#include "parallel/counting_communicator.h"
+
+#include <algorithm>
+
+#include "parallel/reduction.h"
+
+namespace toroid {
+namespace {
+
+class CountingCommunicator final : public Communicator {
+ public:
+  CountingCommunicator(int rank, int size) : Communicator(rank, size) {}
+  absl::Status Health() const override { return absl::OkStatus(); }
+
+  std::unique_ptr<Communicator> Split(const RankFunction& color, const RankFunction& key) override {
+    int place = 0, members = 0;
+    for (int r = 0; r < size(); ++r) {
+      if (color(r) != color(rank())) continue;
+      ++members;
+      if (key(r) < key(rank()) || (key(r) == key(rank()) && r < rank())) ++place;
+    }
+    if (members == 1) return std::make_unique<SelfCommunicator>();
+    return std::make_unique<CountingCommunicator>(place, members);
+  }
+  int64_t communicator_bytes() const override {
+    return slot_bytes_ == 0 ? 0 : ReductionScratchBytes(size(), slot_bytes_);
+  }
+
+ protected:
+  void DoAllReduce(Stream, void*, int64_t count, DType type, ReduceOp) override {
+    NeedSlots(AllReduceMessageBytes(size(), count, type));
+  }
+  void DoReduceScatter(Stream, const void*, void*, int64_t count_each, DType type) override {
+    NeedSlots(RowBytes(type, count_each));
+  }
+  void DoAllGather(Stream, const void*, void*, int64_t) override {}
+  void DoBroadcast(Stream, void*, int64_t, int) override {}
+  void DoSendRecv(Stream, const void*, int64_t, int, void*, int64_t, int) override {}
+  void DoAllToAll(Stream, const void*, void*, int64_t) override {}
+  void DoBarrier(Stream) override {}
+  void DoLocalCopy(Stream, const void*, void*, int64_t) override {}
+
+ private:
+  void NeedSlots(int64_t message) {
+    slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, kReductionSlotLimit));
+  }
+  int64_t slot_bytes_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> NewCountingWorld(int rank, int size) {
+  TOROID_CHECK(rank >= 0 && rank < size);
+  return std::make_unique<CountingCommunicator>(rank, size);
+}
+
+}  // namespace toroid

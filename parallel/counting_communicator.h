@@ -1,0 +1,16 @@
+// The communicator that only counts: the counters and buffer sizes of a rank of a world that does
+// not exist, for `plan` (the same model code on the counting backend). Nothing moves, nothing
+// waits.
+#pragma once
+
+#include <memory>
+
+#include "core/communicator.h"
+
+namespace toroid {
+
+// Rank `rank` of a world of `size`: 0 <= rank < size. communicator_bytes() is what the MPI
+// communicator of that rank would hold after the same calls.
+std::unique_ptr<Communicator> NewCountingWorld(int rank, int size);
+
+}  // namespace toroid
