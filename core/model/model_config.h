@@ -26,7 +26,7 @@ struct RopeScaling {
   double mscale = 0.0;            // yarn, 0 = absent
   double mscale_all_dim = 0.0;    // yarn, 0 = absent
   bool truncate = true;           // yarn: round the correction range to whole pairs
-  std::vector<double> divisors;   // kDivisors, K/2 of them: tensor rope_freqs of a GGUF file
+  std::vector<double> divisors = {};  // kDivisors, K/2 of them: tensor rope_freqs of a GGUF file
 };
 
 struct ModelConfig {
