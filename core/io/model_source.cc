@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "absl/strings/match.h"
@@ -20,7 +21,7 @@ absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed) {
         absl::StrCat(path, ": ", std::strerror(errno),
                      ": give a Hugging Face directory, a GGUF file or random:NAME"));
   }
-  return OpenGguf(path);
+  return S_ISDIR(info.st_mode) ? OpenHuggingFace(path) : OpenGguf(path);
 }
 
 uint64_t ModelSource::Fingerprint() const {

@@ -52,6 +52,7 @@ struct ModelSource {
 absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed = 0);
 
 // The three kinds of OpenModel.
+absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& directory);
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path);
 absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed);
 
