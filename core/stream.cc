@@ -13,7 +13,9 @@ void CpuStream::Enqueue(std::function<bool()> step) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     steps_.push_back(std::move(step));
+    ++given_;
   }
+  if (on_work_) on_work_();
   if (inline_) Wait();
 }
 
@@ -44,6 +46,16 @@ void CpuStream::Wait() {
 bool CpuStream::idle() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return steps_.empty();
+}
+
+int64_t CpuStream::given() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return given_;
+}
+
+int64_t CpuStream::done() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return given_ - int64_t(steps_.size());
 }
 
 }  // namespace toroid

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <utility>
 
 namespace toroid {
 
@@ -28,7 +29,9 @@ struct Stream {
 class CpuStream {
  public:
   // inline_work: Enqueue returns when the step is done, and the queue is always empty after it.
-  explicit CpuStream(bool inline_work) : inline_(inline_work) {}
+  // on_work is called after each Enqueue, to wake whoever drives the stream; null: nobody.
+  explicit CpuStream(bool inline_work, std::function<void()> on_work = nullptr)
+      : inline_(inline_work), on_work_(std::move(on_work)) {}
 
   void Enqueue(std::function<bool()> step);
   // Runs the oldest steps until one is not yet done; true if the queue is now empty.
@@ -36,12 +39,19 @@ class CpuStream {
   // Drives until the queue is empty: spins for 20 us, then yields between attempts.
   void Wait();
   bool idle() const;
+  bool is_inline() const { return inline_; }
+  // Steps ever given, and done. What was given before some moment is done once done() has reached
+  // the given() of that moment.
+  int64_t given() const;
+  int64_t done() const;
 
  private:
   const bool inline_;
+  const std::function<void()> on_work_;
   std::mutex drive_mutex_;  // held while a step runs: admits one driver
   mutable std::mutex mutex_;
   std::deque<std::function<bool()>> steps_;  // guarded by mutex_; the front outlives push_back
+  int64_t given_ = 0;                        // guarded by mutex_
 };
 
 }  // namespace toroid

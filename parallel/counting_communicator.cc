@@ -9,8 +9,7 @@ namespace {
 
 class CountingCommunicator final : public Communicator {
  public:
-  CountingCommunicator(int rank, int size, int64_t slot_limit)
-      : Communicator(rank, size), slot_limit_(slot_limit) {}
+  CountingCommunicator(int rank, int size) : Communicator(rank, size) {}
   absl::Status Health() const override { return absl::OkStatus(); }
 
   std::unique_ptr<Communicator> Split(const RankFunction& color, const RankFunction& key) override {
@@ -21,7 +20,7 @@ class CountingCommunicator final : public Communicator {
       if (key(r) < key(rank()) || (key(r) == key(rank()) && r < rank())) ++place;
     }
     if (members == 1) return std::make_unique<SelfCommunicator>();
-    return std::make_unique<CountingCommunicator>(place, members, slot_limit_);
+    return std::make_unique<CountingCommunicator>(place, members);
   }
   int64_t communicator_bytes() const override {
     return slot_bytes_ == 0 ? 0 : ReductionScratchBytes(size(), slot_bytes_);
@@ -43,17 +42,16 @@ class CountingCommunicator final : public Communicator {
 
  private:
   void NeedSlots(int64_t message) {
-    slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, slot_limit_));
+    slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, kReductionSlotLimit));
   }
-  const int64_t slot_limit_;
   int64_t slot_bytes_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> NewCountingWorld(int rank, int size, int64_t slot_limit) {
+std::unique_ptr<Communicator> NewCountingWorld(int rank, int size) {
   TOROID_CHECK(rank >= 0 && rank < size);
-  return std::make_unique<CountingCommunicator>(rank, size, slot_limit);
+  return std::make_unique<CountingCommunicator>(rank, size);
 }
 
 }  // namespace toroid

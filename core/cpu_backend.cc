@@ -1,0 +1,229 @@
+// The CPU backend: CHECK the shapes, then call the kernel on this rank's pool. Compute streams are
+// inline, so an op is done when its call returns; the pool has one caller, the rank's thread.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "core/backend.h"
+#include "core/cpu_streams.h"
+#include "core/op_shapes.h"
+#include "kernels/attention.h"
+#include "kernels/attention_merge.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/kv_write.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace toroid {
+
+namespace {
+
+constexpr int64_t kPage = 4096;
+
+template <typename T>
+constexpr DType kTypeOf = sizeof(T) == 8 ? DType::kF64 : DType::kF32;
+
+template <typename T>
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : pool_(threads) {}
+
+  DType dtype() const override { return kTypeOf<T>; }
+
+  absl::StatusOr<void*> Allocate(int64_t bytes) override {
+    const int64_t size = std::max<int64_t>(bytes, 1);
+    void* data = size > INT64_MAX - kPage ? MAP_FAILED
+                                          : mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+      return absl::OutOfRangeError(absl::StrCat("out of memory: the system refused ", bytes,
+                                                " bytes; use more ranks, a shorter context or a "
+                                                "smaller stored type"));
+    }
+    return data;
+  }
+  void Free(void* data, int64_t bytes) override { munmap(data, std::max<int64_t>(bytes, 1)); }
+
+  void Discard(void* data, int64_t bytes) override {
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+
+  Stream NewStream(bool communication) override { return streams_.New(communication); }
+  void Fork(Stream from, Stream to) override { streams_.Join(to, from); }
+  void Join(Stream s, Stream other) override { streams_.Join(s, other); }
+  void Synchronize(Stream s) override { s.cpu->Wait(); }
+
+  void Copy(Stream s, Tensor x, Tensor out) override {
+    CheckCopy(x, out);
+    Run(s, [x, out](ThreadPool& pool) {
+      CopyRows(pool, x.dtype, x.data, x.stride, out.dtype, out.data, out.stride, x.rows(),
+               x.cols());
+    });
+  }
+
+  void Fill(Stream s, Tensor x, double value) override {
+    CheckFill(x);
+    Run(s, [x, value](ThreadPool& pool) {
+      FillRows(pool, x.dtype, x.data, x.stride, x.rows(), x.cols(), value);
+    });
+  }
+
+  void Upload(Stream s, const void* host, Tensor out) override {
+    s.cpu->Wait();  // for what was to be done with `out` before; the host array is read now
+    CopyRows(serial_, out.dtype, host, out.cols(), out.dtype, out.data, out.stride, out.rows(),
+             out.cols());
+  }
+
+  void Download(Stream s, Tensor x, void* host) override {
+    s.cpu->Wait();  // for what produces x
+    CopyRows(serial_, x.dtype, x.data, x.stride, x.dtype, host, x.cols(), x.rows(), x.cols());
+  }
+
+  void Embed(Stream s, Tensor ids, Tensor table_vD, int64_t vocab_begin, Tensor out_tD) override {
+    CheckEmbed(dtype(), ids, table_vD, out_tD);
+    toroid::Embed(Pool(s), ids.as<const int32_t>(), out_tD.rows(), table_vD.dtype, table_vD.data,
+                  table_vD.stride, table_vD.rows(), table_vD.cols(), vocab_begin, out_tD.as<T>(),
+                  out_tD.stride);
+  }
+
+  void RmsNorm(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor out_tD) override {
+    CheckRmsNorm(dtype(), x_tD, gain_D, out_tD);
+    const int64_t dim = x_tD.dims[x_tD.dim_count - 1];
+    if (x_tD.empty()) return;
+    toroid::RmsNorm(Pool(s), x_tD.as<const T>(), x_tD.stride, x_tD.rows(), x_tD.cols() / dim, dim,
+                    gain_D.dtype, gain_D.data, epsilon, out_tD.as<T>(), out_tD.stride);
+  }
+
+  void MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) override {
+    CheckMatMul(dtype(), x, w, bias, out);
+    MatMulArgs<T> args;
+    args.x = x.as<const T>(), args.x_stride = x.stride;
+    args.m = x.rows(), args.n = w.rows(), args.k = w.cols();
+    args.w_type = w.dtype, args.w = w.data, args.w_stride = w.stride;
+    if (!bias.empty()) args.bias = bias.data, args.bias_type = bias.dtype;
+    args.out = out.as<T>(), args.out_stride = out.stride;
+    toroid::MatMul(Pool(s), args);
+  }
+
+  void Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq, double scale) override {
+    CheckRope(dtype(), x_thK, positions, inv_freq);
+    toroid::Rope(Pool(s), x_thK.as<T>(), x_thK.stride, x_thK.rows(), x_thK.dims[1], x_thK.dims[2],
+                 positions.as<const int32_t>(), inv_freq.as<const double>(), scale);
+  }
+
+  void KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) override {
+    CheckKvWrite(dtype(), x_tgK, slots, cache);
+    toroid::KvWrite(Pool(s), x_tgK.dtype, x_tgK.data, x_tgK.stride, x_tgK.rows(), x_tgK.cols(),
+                    slots.as<const int64_t>(), cache.dtype, cache.data, cache.stride);
+  }
+
+  void AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const KvView& kv, Tensor kv_index,
+                  const AttentionSpec& spec, const Tile& tile, Tensor o_thK,
+                  Tensor lse_th) override {
+    CheckAttendTile(dtype(), q_thK, q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
+    AttentionArgs<T> args;
+    args.q = q_thK.as<const T>(), args.q_stride = q_thK.stride;
+    args.q_positions = q_positions.as<const int32_t>();
+    args.k = kv.k.data, args.v = kv.v.data, args.kv_type = kv.k.dtype;
+    args.k_stride = kv.k.stride, args.v_stride = kv.v.stride;
+    args.k_positions = kv.positions.as<const int32_t>();
+    args.page_table = kv.page_table.as<const int32_t>();
+    args.page_tokens = std::max<int64_t>(kv.page_tokens, 1);
+    args.kv_index = kv_index.as<const int32_t>();
+    args.heads = q_thK.dims[1], args.head_dim = q_thK.dims[2];
+    args.q_begin = tile.q_begin, args.q_count = tile.q_count;
+    args.k_begin = tile.k_begin, args.k_count = tile.k_count;
+    if (kv.length.data != nullptr) {
+      const int64_t length = *kv.length.as<const int32_t>();
+      args.k_count = std::clamp<int64_t>(length - tile.k_begin, 0, tile.k_count);
+    }
+    args.causal = spec.causal, args.window = spec.window, args.scale = spec.scale;
+    args.o = o_thK.as<T>(), args.o_stride = o_thK.stride;
+    args.lse = lse_th.as<T>(), args.lse_stride = lse_th.stride;
+    toroid::AttendTile(Pool(s), args);
+  }
+
+  void AttentionMerge(Stream s, Tensor o_nthK, Tensor lse_nth, Tensor o_thK) override {
+    CheckAttentionMerge(dtype(), o_nthK, lse_nth, o_thK);
+    MergeArgs<T> args;
+    args.o_parts = o_nthK.as<const T>(), args.lse_parts = lse_nth.as<const T>();
+    args.parts = o_nthK.dims[0], args.heads = o_nthK.dims[2], args.dim = o_nthK.dims[3];
+    args.rows = o_nthK.dims[1] * args.heads;
+    args.o_part_stride = o_nthK.stride, args.lse_part_stride = lse_nth.stride;
+    args.o = o_thK.as<T>(), args.o_stride = o_thK.stride;
+    toroid::AttentionMerge(Pool(s), args);
+  }
+
+  void SwiGlu(Stream s, Tensor gate_tf, Tensor up_tf, Tensor out_tf) override {
+    CheckSwiGlu(dtype(), gate_tf, up_tf, out_tf);
+    toroid::SwiGlu(Pool(s), gate_tf.as<const T>(), gate_tf.stride, up_tf.as<const T>(),
+                   up_tf.stride, out_tf.as<T>(), out_tf.stride, out_tf.rows(), out_tf.cols());
+  }
+
+  void Add(Stream s, Tensor x, Tensor y) override {
+    CheckAdd(dtype(), x, y);
+    AddRows(Pool(s), x.as<T>(), x.stride, y.as<const T>(), y.rows() == x.rows() ? y.stride : 0,
+            x.rows(), x.cols());
+  }
+
+  void VocabStatistics(Stream s, Tensor logits, int64_t vocab_begin, Tensor labels,
+                       Tensor stat_t3) override {
+    CheckVocabStatistics(dtype(), logits, labels, stat_t3);
+    toroid::VocabStatistics(Pool(s), logits.as<const T>(), logits.stride, logits.rows(),
+                            logits.cols(), vocab_begin, labels.as<const int32_t>(),
+                            stat_t3.as<double>());
+  }
+
+  void VocabMerge(Stream s, Tensor parts_nt3, Tensor log_p_t, Tensor log_z_t) override {
+    CheckVocabMerge(parts_nt3, log_p_t, log_z_t);
+    toroid::VocabMerge(Pool(s), parts_nt3.as<const double>(), parts_nt3.dims[0], parts_nt3.dims[1],
+                       log_p_t.as<double>(), log_z_t.as<double>());
+  }
+
+ private:
+  // The pool, for an op on a compute stream.
+  ThreadPool& Pool(Stream s) {
+    TOROID_CHECK(s.cpu != nullptr);
+    TOROID_CHECK_MSG(s.cpu->is_inline(), "maths on a communication stream");
+    return pool_;
+  }
+
+  // Copies may be enqueued on communication streams too. There they run in whichever thread drives
+  // the stream, and leave the pool to the rank's thread.
+  template <typename Work>
+  void Run(Stream s, Work work) {
+    TOROID_CHECK(s.cpu != nullptr);
+    if (s.cpu->is_inline()) {
+      work(pool_);
+      return;
+    }
+    s.cpu->Enqueue([this, work] {
+      work(serial_);
+      return true;
+    });
+  }
+
+  ThreadPool pool_;
+  ThreadPool serial_{1};  // has no threads: may be used by several callers
+  CpuStreams streams_;    // last: its thread may still use what stands above
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> NewCpuBackend(DType type, int threads) {
+  TOROID_CHECK(type == DType::kF32 || type == DType::kF64);
+  TOROID_CHECK_GE(threads, 1);
+  if (type == DType::kF64) return std::make_unique<CpuBackend<double>>(threads);
+  return std::make_unique<CpuBackend<float>>(threads);
+}
+
+}  // namespace toroid

@@ -1,0 +1,175 @@
+#include "core/op_shapes.h"
+
+#include "kernels/attention.h"
+#include "kernels/dequantize.h"
+
+namespace toroid {
+
+namespace {
+
+void CheckType(const Tensor& x, DType type) {
+  TOROID_CHECK_MSG(x.dtype == type,
+                   std::string(Info(x.dtype).name) + " instead of " + Info(type).name);
+}
+
+// A whole vector: [n], or one row of n.
+void CheckVector(const Tensor& x, DType type, int64_t n) {
+  CheckType(x, type);
+  TOROID_CHECK_EQ(x.size(), n);
+  TOROID_CHECK(x.contiguous());
+}
+
+void CheckVectorOfReals(const Tensor& x, int64_t n) {
+  CheckVector(x, x.dtype == DType::kF64 ? DType::kF64 : DType::kF32, n);
+}
+
+void CheckSameShape(const Tensor& a, const Tensor& b) {
+  TOROID_CHECK_EQ(a.rows(), b.rows());
+  TOROID_CHECK_EQ(a.cols(), b.cols());
+}
+
+bool Converts(DType type) {
+  return type == DType::kF32 || type == DType::kF64 || type == DType::kBF16;
+}
+
+void CheckCacheType(DType type) { TOROID_CHECK_MSG(Converts(type), Info(type).name); }
+
+}  // namespace
+
+void CheckCopy(const Tensor& x, const Tensor& out) {
+  CheckSameShape(x, out);
+  if (x.dtype != out.dtype) TOROID_CHECK(Converts(x.dtype) && Converts(out.dtype));
+  if (IsQuantised(x.dtype)) TOROID_CHECK(x.contiguous() && out.contiguous());
+}
+
+void CheckFill(const Tensor& x) {
+  TOROID_CHECK(Converts(x.dtype) || x.dtype == DType::kI32 || x.dtype == DType::kI64);
+}
+
+void CheckEmbed(DType type, const Tensor& ids, const Tensor& table_vD, const Tensor& out_tD) {
+  CheckVector(ids, DType::kI32, out_tD.rows());
+  CheckType(out_tD, type);
+  TOROID_CHECK_EQ(table_vD.cols(), out_tD.cols());
+  TOROID_CHECK(table_vD.dtype != DType::kI32 && table_vD.dtype != DType::kI64 &&
+               table_vD.dtype != DType::kU8);
+}
+
+void CheckRmsNorm(DType type, const Tensor& x_tD, const Tensor& gain_D, const Tensor& out_tD) {
+  CheckType(x_tD, type);
+  CheckType(out_tD, type);
+  CheckSameShape(x_tD, out_tD);
+  TOROID_CHECK(x_tD.dim_count >= 1);
+  CheckVectorOfReals(gain_D, x_tD.dims[x_tD.dim_count - 1]);
+}
+
+void CheckMatMul(DType type, const Tensor& x, const Tensor& w, const Tensor& bias,
+                 const Tensor& out) {
+  CheckType(x, type);
+  CheckType(out, type);
+  TOROID_CHECK_MSG(IsStoredWeight(w.dtype), Info(w.dtype).name);
+  TOROID_CHECK_EQ(x.cols(), w.cols());
+  TOROID_CHECK_EQ(w.rows(), out.cols());
+  TOROID_CHECK_EQ(x.rows(), out.rows());
+  if (IsQuantised(w.dtype)) {
+    TOROID_CHECK(w.contiguous());
+    TOROID_CHECK_EQ(w.cols() % Info(w.dtype).block, 0);
+  }
+  if (bias.data != nullptr && !bias.empty()) CheckVectorOfReals(bias, out.cols());
+}
+
+void CheckRope(DType type, const Tensor& x_thK, const Tensor& positions, const Tensor& inv_freq) {
+  CheckType(x_thK, type);
+  TOROID_CHECK_EQ(x_thK.dim_count, 3);
+  CheckVector(positions, DType::kI32, x_thK.rows());
+  CheckVector(inv_freq, DType::kF64, x_thK.dims[2] / 2);
+  TOROID_CHECK_EQ(x_thK.dims[2] % 2, 0);
+}
+
+void CheckKvWrite(DType type, const Tensor& x_tgK, const Tensor& slots, const Tensor& cache) {
+  CheckType(x_tgK, type);
+  CheckCacheType(cache.dtype);
+  CheckVector(slots, DType::kI64, x_tgK.rows());
+  TOROID_CHECK_EQ(x_tgK.cols(), cache.cols());
+}
+
+void CheckAttendTile(DType type, const Tensor& q_thK, const Tensor& q_positions, const KvView& kv,
+                     const Tensor& kv_index, const AttentionSpec& spec, const Tile& tile,
+                     const Tensor& o_thK, const Tensor& lse_th) {
+  CheckType(q_thK, type);
+  CheckType(o_thK, type);
+  CheckType(lse_th, type);
+  TOROID_CHECK_EQ(q_thK.dim_count, 3);
+  TOROID_CHECK_EQ(kv.k.dim_count, 3);
+  CheckSameShape(q_thK, o_thK);
+  const int64_t heads = q_thK.dims[1], head_dim = q_thK.dims[2];
+  TOROID_CHECK_EQ(lse_th.rows(), q_thK.rows());
+  TOROID_CHECK_EQ(lse_th.cols(), heads);
+  TOROID_CHECK(head_dim > 0 && head_dim <= kMaxHeadDim);
+  CheckVector(q_positions, DType::kI32, q_thK.rows());
+  CheckVector(kv_index, DType::kI32, heads);
+  CheckCacheType(kv.k.dtype);
+  CheckType(kv.v, kv.k.dtype);
+  CheckSameShape(kv.k, kv.v);
+  TOROID_CHECK_EQ(kv.k.dims[2], head_dim);
+  TOROID_CHECK_EQ(kv.v.dims[2], head_dim);
+  CheckType(kv.positions, DType::kI32);
+  TOROID_CHECK(kv.positions.contiguous());
+  TOROID_CHECK(tile.q_begin >= 0 && tile.q_count >= 0 && tile.k_begin >= 0 && tile.k_count >= 0);
+  TOROID_CHECK_LE(tile.q_begin + tile.q_count, q_thK.rows());
+  TOROID_CHECK_LE(tile.k_begin + tile.k_count, kv.positions.size());
+  if (kv.page_table.data != nullptr) {
+    CheckType(kv.page_table, DType::kI32);
+    TOROID_CHECK_GT(kv.page_tokens, 0);
+    TOROID_CHECK_LE(tile.k_begin + tile.k_count, kv.page_table.size() * kv.page_tokens);
+  } else {
+    TOROID_CHECK_LE(tile.k_begin + tile.k_count, kv.k.rows());
+  }
+  if (kv.length.data != nullptr) CheckVector(kv.length, DType::kI32, 1);
+  TOROID_CHECK_EQ(spec.soft_cap, 0.0);
+  TOROID_CHECK_EQ(spec.sinks, 0);
+  TOROID_CHECK_GE(spec.window, 0);
+}
+
+void CheckAttentionMerge(DType type, const Tensor& o_nthK, const Tensor& lse_nth,
+                         const Tensor& o_thK) {
+  CheckType(o_nthK, type);
+  CheckType(lse_nth, type);
+  CheckType(o_thK, type);
+  TOROID_CHECK_EQ(o_nthK.dim_count, 4);
+  TOROID_CHECK_EQ(o_thK.dim_count, 3);
+  TOROID_CHECK(o_nthK.contiguous() && lse_nth.contiguous());
+  TOROID_CHECK_EQ(lse_nth.rows(), o_nthK.rows());
+  TOROID_CHECK_EQ(lse_nth.cols() * o_nthK.dims[3], o_nthK.cols());
+  for (int i = 0; i < 3; ++i) TOROID_CHECK_EQ(o_thK.dims[i], o_nthK.dims[i + 1]);
+}
+
+void CheckSwiGlu(DType type, const Tensor& gate_tf, const Tensor& up_tf, const Tensor& out_tf) {
+  for (const Tensor* x : {&gate_tf, &up_tf, &out_tf}) CheckType(*x, type);
+  CheckSameShape(gate_tf, up_tf);
+  CheckSameShape(gate_tf, out_tf);
+}
+
+void CheckAdd(DType type, const Tensor& x, const Tensor& y) {
+  CheckType(x, type);
+  CheckType(y, type);
+  TOROID_CHECK_EQ(x.cols(), y.cols());
+  TOROID_CHECK(y.rows() == x.rows() || y.rows() == 1);
+}
+
+void CheckVocabStatistics(DType type, const Tensor& logits, const Tensor& labels,
+                          const Tensor& stat_t3) {
+  CheckType(logits, type);
+  CheckVector(labels, DType::kI32, logits.rows());
+  CheckVector(stat_t3, DType::kF64, 3 * logits.rows());
+}
+
+void CheckVocabMerge(const Tensor& parts_nt3, const Tensor& log_p_t, const Tensor& log_z_t) {
+  CheckType(parts_nt3, DType::kF64);
+  TOROID_CHECK_EQ(parts_nt3.dim_count, 3);
+  TOROID_CHECK_EQ(parts_nt3.dims[2], 3);
+  TOROID_CHECK(parts_nt3.contiguous());
+  CheckVector(log_p_t, DType::kF64, parts_nt3.dims[1]);
+  CheckVector(log_z_t, DType::kF64, parts_nt3.dims[1]);
+}
+
+}  // namespace toroid

@@ -1,0 +1,55 @@
+// Attention over one tile: softmax(scale q k^T + mask) v by online softmax, continuing a carry.
+//
+//   s_ij = scale q_i . k_j for visible j;  lse_i = ln(e^lse_i + sum_j e^s_ij);
+//   o_i = (o_i e^(old lse_i) + sum_j e^s_ij v_j) / e^lse_i
+//
+// Milakov & Gimelshein 2018; Rabe & Staats 2021; Dao et al. 2022. Carry: o normalised, lse; fresh:
+// o = 0, lse = -inf. A row that sees no key keeps its bits.
+//
+// Key j is visible to query i if (not causal or p_j <= p_i) and (no window or p_j > p_i - window);
+// positions ascend on both sides, so the visible keys of a query are one range, found by binary
+// search, and key blocks outside of it cost nothing.
+//
+// Keys are taken in blocks of 64 by logical index whatever their place in memory, so pages and
+// packed blocks give the same bits. So do any number of threads. Bits do differ between instruction
+// sets and between ways of cutting the keys into tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+template <typename T>
+struct AttentionArgs {
+  const T* q = nullptr;  // [t, heads, head_dim]
+  int64_t q_stride = 0;  // elements between tokens
+  const int32_t* q_positions = nullptr;
+  // [n, g, head_dim] packed, or pages of them: f32, f64 or bf16; stride in elements between keys.
+  const void* k = nullptr;
+  const void* v = nullptr;
+  DType kv_type = DType::kF32;
+  int64_t k_stride = 0, v_stride = 0;
+  const int32_t* k_positions = nullptr;  // by logical index
+  const int32_t* page_table = nullptr;   // null: packed
+  int64_t page_tokens = 1;
+  const int32_t* kv_index = nullptr;  // [heads]
+  int64_t heads = 0, head_dim = 0;    // head_dim <= kMaxHeadDim
+  int64_t q_begin = 0, q_count = 0, k_begin = 0, k_count = 0;
+  bool causal = true;
+  int64_t window = 0;  // 0: none
+  double scale = 1;
+  T* o = nullptr;  // [t, heads, head_dim]
+  int64_t o_stride = 0;
+  T* lse = nullptr;  // [t, heads]
+  int64_t lse_stride = 0;
+};
+
+inline constexpr int64_t kMaxHeadDim = 1024;
+
+void AttendTile(ThreadPool& pool, const AttentionArgs<float>& args);
+void AttendTile(ThreadPool& pool, const AttentionArgs<double>& args);
+
+}  // namespace toroid

@@ -1,0 +1,28 @@
+// Ops that touch every element once: copy with conversion, fill, add. Strides in elements.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+// out = x for rows x cols elements. Equal types of any kind (of quantised ones whole rows, strides
+// = cols), or any two of f32, f64, bf16; storing rounds to nearest.
+void CopyRows(ThreadPool& pool, DType x_type, const void* x, int64_t x_stride, DType out_type,
+              void* out, int64_t out_stride, int64_t rows, int64_t cols);
+
+// One row of CopyRows.
+void ConvertRow(DType x_type, const void* x, DType out_type, void* out, int64_t cols);
+
+// x = value. type: f32, f64, bf16, i32, i64.
+void FillRows(ThreadPool& pool, DType type, void* x, int64_t stride, int64_t rows, int64_t cols,
+              double value);
+
+// x += y by rows; y_stride 0 adds one row to every row.
+template <typename T>
+void AddRows(ThreadPool& pool, T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t rows,
+             int64_t cols);
+
+}  // namespace toroid

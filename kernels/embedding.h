@@ -1,0 +1,18 @@
+// out[i] = table[ids[i] - vocab_begin], widened; zeros where the table [v, dim] does not hold the
+// id (another rank's rows do: the sum over ranks is the embedding).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+// table_stride and out_stride in elements. table: any type that DecodeRow reads.
+template <typename T>
+void Embed(ThreadPool& pool, const int32_t* ids, int64_t t, DType table_type, const void* table,
+           int64_t table_stride, int64_t v, int64_t dim, int64_t vocab_begin, T* out,
+           int64_t out_stride);
+
+}  // namespace toroid

@@ -1,0 +1,39 @@
+// out [m, n] = x [m, k] w [n, k]^T + bias [n].
+//
+// w is read as stored: f32, f64, f16, bf16, q8_0, q4_0 or q4_1 (IsStoredWeight), widened exactly;
+// products and sums are in T. Up to kMatVecRows rows go to our own matrix-vector code, which reads
+// every weight once at its stored size; more rows go to OpenBLAS on panels of widened weights,
+// single-threaded inside each worker.
+//
+// The work is cut by shape alone: any number of threads gives the same bits. A row of the result
+// does not depend on the other rows beyond rounding: the two ways, and in them different m, add the
+// k products in different orders.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+inline constexpr int64_t kMatVecRows = 8;
+
+template <typename T>
+struct MatMulArgs {
+  const T* x = nullptr;
+  int64_t x_stride = 0;  // elements between rows; so everywhere
+  int64_t m = 0, n = 0, k = 0;
+  DType w_type = DType::kF32;
+  const void* w = nullptr;
+  int64_t w_stride = 0;        // of quantised weights: k
+  const void* bias = nullptr;  // f32 or f64, may be null
+  DType bias_type = DType::kF32;
+  T* out = nullptr;
+  int64_t out_stride = 0;
+};
+
+void MatMul(ThreadPool& pool, const MatMulArgs<float>& args);
+void MatMul(ThreadPool& pool, const MatMulArgs<double>& args);
+
+}  // namespace toroid

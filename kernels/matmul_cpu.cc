@@ -1,0 +1,149 @@
+#include <cblas.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "kernels/dequantize.h"
+#include "kernels/matmul.h"
+#include "kernels/row_kernels.h"
+
+namespace toroid {
+
+namespace {
+
+// c [m, n] = (first ? 0 : c) + a [m, k] b [n, k]^T
+void Gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+          bool first, float* c, int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0f, a, lda, b, ldb,
+              first ? 0.0f : 1.0f, c, ldc);
+}
+void Gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+          int64_t ldb, bool first, double* c, int64_t ldc) {
+  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0, a, lda, b, ldb,
+              first ? 0.0 : 1.0, c, ldc);
+}
+
+void Widen(DType type, const void* row, int64_t begin, int64_t count, float* out) {
+  CurrentRowKernels().decode(type, row, begin, count, out);
+}
+void Widen(DType type, const void* row, int64_t begin, int64_t count, double* out) {
+  DecodeRow(type, row, begin, count, out);
+}
+
+constexpr DType TypeOf(float) { return DType::kF32; }
+constexpr DType TypeOf(double) { return DType::kF64; }
+
+template <typename T>
+void AddBias(const MatMulArgs<T>& a, int64_t row_begin, int64_t rows, int64_t begin, int64_t end) {
+  if (a.bias == nullptr) return;
+  for (int64_t r = row_begin; r < row_begin + rows; ++r) {
+    T* out = a.out + r * a.out_stride;
+    if (a.bias_type == DType::kF64) {
+      const double* bias = static_cast<const double*>(a.bias);
+      for (int64_t i = begin; i < end; ++i) out[i] += T(bias[i]);
+    } else {
+      const float* bias = static_cast<const float*>(a.bias);
+      for (int64_t i = begin; i < end; ++i) out[i] += T(bias[i]);
+    }
+  }
+}
+
+const char* WeightRow(DType type, const void* w, int64_t stride, int64_t row) {
+  return static_cast<const char*>(w) + row * RowBytes(type, stride);
+}
+
+// Products with many rows. An item is a block of rows of x by a panel of rows of w; the panel is
+// widened into the worker's scratch, in pieces of k if it is long.
+template <typename T>
+class PanelProduct {
+ public:
+  explicit PanelProduct(const MatMulArgs<T>& args) : a_(args) {
+    direct_ = a_.w_type == TypeOf(T(0));
+    const int64_t scratch = ThreadPool::kScratchBytes / static_cast<int64_t>(sizeof(T)) / 2;
+    piece_ = direct_ ? a_.k : std::min<int64_t>(a_.k, 2048);
+    // Enough items for every worker to have several, unless the product is small.
+    int64_t panel = a_.m <= 64 ? 96 : 256;
+    if (!direct_) panel = std::min(panel, scratch / piece_);
+    panel_ = Even(a_.n, panel, 8);
+    rows_ = Even(a_.m, a_.m <= 512 ? 256 : 512, 8);
+    panels_ = (a_.n + panel_ - 1) / panel_;
+    blocks_ = (a_.m + rows_ - 1) / rows_;
+  }
+
+  void Run(ThreadPool& pool) {
+    pool.ParallelFor(panels_ * blocks_, 1, [&](int64_t item, int64_t, int worker) {
+      Item(item / blocks_, item % blocks_, static_cast<T*>(pool.scratch(worker)));
+    });
+  }
+
+ private:
+  // Pieces of at most `most` whose sizes differ little, in multiples of `multiple`.
+  static int64_t Even(int64_t size, int64_t most, int64_t multiple) {
+    const int64_t pieces = (size + most - 1) / most;
+    const int64_t even = (size + pieces - 1) / pieces;
+    return std::min(most, (even + multiple - 1) / multiple * multiple);
+  }
+
+  void Item(int64_t panel, int64_t block, T* scratch) const {
+    const int64_t begin = panel * panel_, end = std::min(a_.n, begin + panel_);
+    const int64_t row = block * rows_, rows = std::min(rows_, a_.m - row);
+    T* out = a_.out + row * a_.out_stride + begin;
+    for (int64_t k = 0; k < a_.k; k += piece_) {
+      const int64_t count = std::min(piece_, a_.k - k);
+      const T* w = reinterpret_cast<const T*>(WeightRow(a_.w_type, a_.w, a_.w_stride, begin)) + k;
+      int64_t stride = a_.w_stride;
+      if (!direct_) {
+        for (int64_t i = begin; i < end; ++i) {
+          Widen(a_.w_type, WeightRow(a_.w_type, a_.w, a_.w_stride, i), k, count,
+                scratch + (i - begin) * count);
+        }
+        w = scratch, stride = count;
+      }
+      Gemm(rows, end - begin, count, a_.x + row * a_.x_stride + k, a_.x_stride, w, stride, k == 0,
+           out, a_.out_stride);
+    }
+    AddBias(a_, row, rows, begin, end);
+  }
+
+  const MatMulArgs<T>& a_;
+  bool direct_;
+  int64_t piece_, panel_, rows_, panels_, blocks_;
+};
+
+// Few rows: every weight is read once, as stored, in chunks of about 32 KiB.
+void MatVecProduct(ThreadPool& pool, const MatMulArgs<float>& a) {
+  const RowKernels& kernels = CurrentRowKernels();
+  const int64_t row_bytes = RowBytes(a.w_type, a.w_stride);
+  const int64_t grain = std::clamp<int64_t>(32768 / std::max<int64_t>(row_bytes, 1), 4, 256);
+  pool.ParallelFor(a.n, grain, [&](int64_t begin, int64_t end, int) {
+    kernels.matvec(a.w_type, a.x, a.x_stride, a.m, WeightRow(a.w_type, a.w, a.w_stride, begin),
+                   row_bytes, end - begin, a.k, a.out + begin, a.out_stride);
+    AddBias(a, 0, a.m, begin, end);
+  });
+}
+
+// The pool is our parallelism: OpenBLAS's own threads would compete with it.
+void QuietOpenBlas() {
+  static std::once_flag once;
+  std::call_once(once, [] { openblas_set_num_threads(1); });
+}
+
+}  // namespace
+
+void MatMul(ThreadPool& pool, const MatMulArgs<float>& args) {
+  if (args.m <= 0 || args.n <= 0) return;
+  if (args.m <= kMatVecRows) {
+    MatVecProduct(pool, args);
+    return;
+  }
+  QuietOpenBlas();
+  PanelProduct<float>(args).Run(pool);
+}
+
+void MatMul(ThreadPool& pool, const MatMulArgs<double>& args) {
+  if (args.m <= 0 || args.n <= 0) return;
+  QuietOpenBlas();
+  PanelProduct<double>(args).Run(pool);
+}
+
+}  // namespace toroid

@@ -1,0 +1,19 @@
+// out = x / sqrt(mean(x^2) + epsilon) * gain, by row. Zhang & Sennrich 2019, equation 4.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+// x, out: `outer` groups of `inner` rows of dim elements. Groups lie stride apart, the rows of a
+// group follow each other: [t, dim] is (t, 1), heads in a fused product are (t, h). gain: [dim],
+// f32 or f64. out may be x.
+template <typename T>
+void RmsNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t outer, int64_t inner,
+             int64_t dim, DType gain_type, const void* gain, double epsilon, T* out,
+             int64_t out_stride);
+
+}  // namespace toroid

@@ -1,0 +1,18 @@
+// Rotary position embedding (Su et al. 2021), half-split: with a = position * inv_freq[i],
+//   x[i]         <- x[i] cos a - x[i + K/2] sin a
+//   x[i + K/2]   <- x[i + K/2] cos a + x[i] sin a,     cos and sin times `scale`.
+// Angles are computed in double, so that position 1,000,000 turns as exactly as position 1.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/thread_pool.h"
+
+namespace toroid {
+
+// x: [t, heads, head_dim] in place, stride elements between tokens. inv_freq: [head_dim / 2].
+template <typename T>
+void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
+          const int32_t* positions, const double* inv_freq, double scale);
+
+}  // namespace toroid

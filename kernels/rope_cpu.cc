@@ -1,0 +1,38 @@
+#include <cmath>
+
+#include "kernels/rope.h"
+
+namespace toroid {
+
+template <typename T>
+void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
+          const int32_t* positions, const double* inv_freq, double scale) {
+  const int64_t half = head_dim / 2;
+  pool.ParallelFor(t, 8, [&](int64_t begin, int64_t end, int worker) {
+    T* cosine = static_cast<T*>(pool.scratch(worker));
+    T* sine = cosine + half;
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t d = 0; d < half; ++d) {
+        const double angle = positions[i] * inv_freq[d];
+        cosine[d] = T(std::cos(angle) * scale);
+        sine[d] = T(std::sin(angle) * scale);
+      }
+      for (int64_t h = 0; h < heads; ++h) {
+        T* low = x + i * stride + h * head_dim;
+        T* high = low + half;
+        for (int64_t d = 0; d < half; ++d) {
+          const T a = low[d], b = high[d];
+          low[d] = a * cosine[d] - b * sine[d];
+          high[d] = b * cosine[d] + a * sine[d];
+        }
+      }
+    }
+  });
+}
+
+template void Rope(ThreadPool&, float*, int64_t, int64_t, int64_t, int64_t, const int32_t*,
+                   const double*, double);
+template void Rope(ThreadPool&, double*, int64_t, int64_t, int64_t, int64_t, const int32_t*,
+                   const double*, double);
+
+}  // namespace toroid

@@ -1,0 +1,30 @@
+// Inner loops of the ops that work along rows, one table per instruction set. Strides are 1.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace toroid {
+
+struct RowKernels {
+  // As DecodeRow, for the types of IsStoredWeight.
+  void (*decode)(DType type, const void* row, int64_t begin, int64_t count, float* out);
+  // out[r * out_stride + i] = x_r . w_i for rows [0, m) of x, m <= kMatVecRows, and rows [0, n) of
+  // w, which lie w_bytes apart.
+  void (*matvec)(DType type, const float* x, int64_t x_stride, int64_t m, const void* w,
+                 int64_t w_bytes, int64_t n, int64_t k, float* out, int64_t out_stride);
+  // out = gate / (1 + e^-gate) * up
+  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+  float (*max)(const float* x, int64_t n);
+  // Sum of e^(x - max): lanes of float over pieces of 1024, their totals in double.
+  double (*exp_sum)(const float* x, float max, int64_t n);
+  float (*sum_squares)(const float* x, int64_t n);
+};
+
+const RowKernels& RowKernelsAvx2();
+const RowKernels& RowKernelsAvx512();
+// The table of CurrentIsa().
+const RowKernels& CurrentRowKernels();
+
+}  // namespace toroid

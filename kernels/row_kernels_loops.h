@@ -1,0 +1,277 @@
+// The loops of row_kernels.h, written once for vectors of L floats. BlockLoader<L> widens 32
+// consecutive stored weights into 32 / L vectors.
+#pragma once
+
+#include "kernels/row_kernels.h"
+#include "kernels/vector.h"
+
+namespace toroid {
+namespace {
+
+// Half precision to float without branches: moved into place, the exponent is 112 too small, and a
+// product repairs normal and subnormal numbers alike; infinities and NaN get a full exponent.
+inline float HalfToFloat(uint16_t x) {
+  const uint32_t magnitude = uint32_t(x & 0x7fff) << 13;
+  const float value = __builtin_bit_cast(float, magnitude) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  const uint32_t sign = uint32_t(x & 0x8000) << 16;
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, value) | special | sign);
+}
+
+inline float HalfAt(const uint8_t* x) { return HalfToFloat(uint16_t(x[0] | (x[1] << 8))); }
+
+// 32 elements of one stored type, at x.
+template <DType kType>
+inline void WidenBlock(const uint8_t* x, float* out) {
+  if constexpr (kType == DType::kF32) {
+    for (int i = 0; i < 32; ++i) out[i] = reinterpret_cast<const float*>(x)[i];
+  } else if constexpr (kType == DType::kF64) {
+    for (int i = 0; i < 32; ++i) out[i] = float(reinterpret_cast<const double*>(x)[i]);
+  } else if constexpr (kType == DType::kF16) {
+    for (int i = 0; i < 32; ++i) out[i] = HalfToFloat(reinterpret_cast<const uint16_t*>(x)[i]);
+  } else if constexpr (kType == DType::kBF16) {
+    for (int i = 0; i < 32; ++i) {
+      const uint32_t bits = uint32_t(reinterpret_cast<const uint16_t*>(x)[i]) << 16;
+      out[i] = __builtin_bit_cast(float, bits);
+    }
+  } else if constexpr (kType == DType::kQ8_0) {
+    const float d = HalfAt(x);
+    for (int i = 0; i < 32; ++i) out[i] = d * float(reinterpret_cast<const int8_t*>(x)[i + 2]);
+  } else {
+    const float d = HalfAt(x);
+    const float m = kType == DType::kQ4_1 ? HalfAt(x + 2) : d * -8.0f;
+    const uint8_t* nibbles = x + (kType == DType::kQ4_1 ? 4 : 2);
+    for (int i = 0; i < 16; ++i) out[i] = d * float(nibbles[i] & 15) + m;
+    for (int i = 0; i < 16; ++i) out[i + 16] = d * float(nibbles[i] >> 4) + m;
+  }
+}
+
+template <int L>
+struct BlockLoader {
+  using V = typename Lanes<float, L>::V;
+  template <DType kType>
+  static inline void Load(const uint8_t* x, V* w) {
+    alignas(64) float block[32];
+    WidenBlock<kType>(x, block);
+    for (int i = 0; i < 32 / L; ++i) w[i] = Lanes<float, L>::Load(block + i * L);
+  }
+};
+
+constexpr bool IsPlain(DType type) {
+  return type == DType::kF32 || type == DType::kF64 || type == DType::kF16 || type == DType::kBF16;
+}
+// Bytes of 32 elements.
+constexpr int64_t BlockBytes(DType type) {
+  switch (type) {
+    case DType::kF32:
+      return 128;
+    case DType::kF64:
+      return 256;
+    case DType::kQ8_0:
+      return 34;
+    case DType::kQ4_0:
+      return 18;
+    case DType::kQ4_1:
+      return 20;
+    default:
+      return 64;
+  }
+}
+
+// Plain types: the last, incomplete block, copied behind zeros.
+template <DType kType>
+inline void WidenTail(const uint8_t* x, int64_t count, float* out) {
+  alignas(64) uint8_t bytes[256] = {};
+  __builtin_memcpy(bytes, x, count * BlockBytes(kType) / 32);
+  WidenBlock<kType>(bytes, out);
+}
+
+// Types whose decoding needs no L go through WidenBlock, which the compiler vectorises.
+template <DType kType>
+void DecodeLoop(const uint8_t* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32, x += BlockBytes(kType)) WidenBlock<kType>(x, out + i);
+  if constexpr (IsPlain(kType)) {
+    if (i < count) {
+      alignas(64) float tail[32];
+      WidenTail<kType>(x, count - i, tail);
+      for (int64_t j = 0; i + j < count; ++j) out[i + j] = tail[j];
+    }
+  }
+}
+
+// M rows of x against one row of w.
+template <DType kType, int L, int M>
+inline void DotRow(const uint8_t* w, const float* x, int64_t x_stride, int64_t k, float* out,
+                   int64_t out_stride) {
+  using N = Lanes<float, L>;
+  using V = typename N::V;
+  constexpr int kVectors = 32 / L;
+  // Independent sums per row of x, enough to hide the latency of the additions.
+  constexpr int kWanted = M == 1 ? 4 : M <= 4 ? 2 : 1;
+  constexpr int kSums = kWanted < kVectors ? kWanted : kVectors;
+  V sum[M][kSums] = {};
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32, w += BlockBytes(kType)) {
+    V block[kVectors];
+    BlockLoader<L>::template Load<kType>(w, block);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 8
+      for (int r = 0; r < M; ++r) {
+        sum[r][v % kSums] += block[v] * N::Load(x + r * x_stride + i + v * L);
+      }
+    }
+  }
+  alignas(64) float tail[32] = {};
+  if constexpr (IsPlain(kType)) {
+    if (i < k) WidenTail<kType>(w, k - i, tail);
+  }
+  for (int r = 0; r < M; ++r) {
+    V total = sum[r][0];
+    for (int v = 1; v < kSums; ++v) total += sum[r][v];
+    float dot = N::Sum(total);
+    for (int64_t j = 0; i + j < k; ++j) dot += tail[j] * x[r * x_stride + i + j];
+    out[r * out_stride] = dot;
+  }
+}
+
+template <DType kType, int L>
+void MatVecLoop(const float* x, int64_t x_stride, int64_t m, const uint8_t* w, int64_t w_bytes,
+                int64_t n, int64_t k, float* out, int64_t out_stride) {
+  for (int64_t i = 0; i < n; ++i, w += w_bytes) {
+    const float* rows = x;
+    float* to = out + i;
+    if (m & 8) {
+      DotRow<kType, L, 8>(w, rows, x_stride, k, to, out_stride);
+      rows += 8 * x_stride, to += 8 * out_stride;
+    }
+    if (m & 4) {
+      DotRow<kType, L, 4>(w, rows, x_stride, k, to, out_stride);
+      rows += 4 * x_stride, to += 4 * out_stride;
+    }
+    if (m & 2) {
+      DotRow<kType, L, 2>(w, rows, x_stride, k, to, out_stride);
+      rows += 2 * x_stride, to += 2 * out_stride;
+    }
+    if (m & 1) DotRow<kType, L, 1>(w, rows, x_stride, k, to, out_stride);
+  }
+}
+
+void Decode(DType type, const void* row, int64_t begin, int64_t count, float* out) {
+  const uint8_t* x = static_cast<const uint8_t*>(row);
+  switch (type) {
+    case DType::kF32:
+      return DecodeLoop<DType::kF32>(x + begin * 4, count, out);
+    case DType::kF64:
+      return DecodeLoop<DType::kF64>(x + begin * 8, count, out);
+    case DType::kF16:
+      return DecodeLoop<DType::kF16>(x + begin * 2, count, out);
+    case DType::kBF16:
+      return DecodeLoop<DType::kBF16>(x + begin * 2, count, out);
+    case DType::kQ8_0:
+      return DecodeLoop<DType::kQ8_0>(x + begin / 32 * 34, count, out);
+    case DType::kQ4_0:
+      return DecodeLoop<DType::kQ4_0>(x + begin / 32 * 18, count, out);
+    case DType::kQ4_1:
+      return DecodeLoop<DType::kQ4_1>(x + begin / 32 * 20, count, out);
+    default:
+      __builtin_trap();
+  }
+}
+
+template <int L>
+void MatVec(DType type, const float* x, int64_t x_stride, int64_t m, const void* w, int64_t w_bytes,
+            int64_t n, int64_t k, float* out, int64_t out_stride) {
+  const uint8_t* b = static_cast<const uint8_t*>(w);
+  switch (type) {
+    case DType::kF32:
+      return MatVecLoop<DType::kF32, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kF64:
+      return MatVecLoop<DType::kF64, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kF16:
+      return MatVecLoop<DType::kF16, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kBF16:
+      return MatVecLoop<DType::kBF16, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kQ8_0:
+      return MatVecLoop<DType::kQ8_0, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kQ4_0:
+      return MatVecLoop<DType::kQ4_0, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    case DType::kQ4_1:
+      return MatVecLoop<DType::kQ4_1, L>(x, x_stride, m, b, w_bytes, n, k, out, out_stride);
+    default:
+      __builtin_trap();
+  }
+}
+
+// Calls body(offset, lanes used, vector of x) over n elements, the last vector filled with `fill`.
+template <int L, typename Body>
+inline void ForVectors(const float* x, int64_t n, float fill, Body body) {
+  using N = Lanes<float, L>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) body(i, L, N::Load(x + i));
+  if (i < n) {
+    typename N::V last = N::Set(fill);
+    for (int64_t j = 0; i + j < n; ++j) last[j] = x[i + j];
+    body(i, n - i, last);
+  }
+}
+
+template <int L>
+void SwiGlu(const float* gate, const float* up, float* out, int64_t n) {
+  using N = Lanes<float, L>;
+  ForVectors<L>(gate, n, 0.0f, [&](int64_t i, int64_t used, typename N::V x) {
+    const typename N::V silu = x / (N::Set(1.0f) + Exp<L>(-x, 0.0f));
+    if (used == L) {
+      N::Store(out + i, silu * N::Load(up + i));
+    } else {
+      for (int64_t j = 0; j < used; ++j) out[i + j] = silu[j] * up[i + j];
+    }
+  });
+}
+
+template <int L>
+float Max(const float* x, int64_t n) {
+  using N = Lanes<float, L>;
+  typename N::V max = N::Set(-__builtin_inff());
+  ForVectors<L>(x, n, -__builtin_inff(),
+                [&](int64_t, int64_t, typename N::V v) { max = N::Max(v, max); });
+  return N::MaxLane(max);
+}
+
+template <int L>
+double ExpSum(const float* x, float max, int64_t n) {
+  using N = Lanes<float, L>;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += 1024) {
+    typename N::V sum = {};
+    const int64_t count = n - begin < 1024 ? n - begin : 1024;
+    ForVectors<L>(x + begin, count, -__builtin_inff(),
+                  [&](int64_t, int64_t, typename N::V v) { sum += Exp<L>(v - N::Set(max), 0.0f); });
+    total += double(N::Sum(sum));
+  }
+  return total;
+}
+
+template <int L>
+float SumSquares(const float* x, int64_t n) {
+  using N = Lanes<float, L>;
+  typename N::V sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L) {
+    for (int v = 0; v < 4; ++v) {
+      const typename N::V y = N::Load(x + i + v * L);
+      sum[v] += y * y;
+    }
+  }
+  ForVectors<L>(x + i, n - i, 0.0f, [&](int64_t, int64_t, typename N::V y) { sum[0] += y * y; });
+  return N::Sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <int L>
+constexpr RowKernels MakeRowKernels() {
+  return {Decode, MatVec<L>, SwiGlu<L>, Max<L>, ExpSum<L>, SumSquares<L>};
+}
+
+}  // namespace
+}  // namespace toroid
