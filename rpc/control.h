@@ -1,0 +1,140 @@
+// The words between the controller's logic and its agents, worlds and clients, as plain structs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+// A launch. `epoch` counts the launches of one pod of one job and never repeats; a message whose
+// epoch is below that of the pod's present launch is dropped and counted. `view` counts changes of
+// the membership of pods.
+struct WorldId {
+  std::string job;
+  uint64_t epoch = 0;
+  uint64_t view = 0;
+  bool operator==(const WorldId& other) const { return job == other.job && epoch == other.epoch; }
+};
+
+// --- agents
+// ---------------------------------------------------------------------------------------
+struct PodRegistration {
+  std::string pod, host;
+  int slots = 0;
+  std::string version;
+  uint64_t incarnation = 0;      // of the agent's process
+  std::vector<WorldId> running;  // worlds that it holds now
+};
+
+struct LaunchOrder {
+  WorldId world;
+  int ranks = 1;
+  std::string credential;
+  std::string model;  // checked before anything is started
+};
+
+// Orders to one agent. Called under the controller's lock: must neither block nor call back.
+struct AgentLink {
+  std::function<void(const LaunchOrder&)> launch;
+  std::function<void(const WorldId&, const std::string& reason)> stop;
+};
+
+// --- worlds
+// ---------------------------------------------------------------------------------------
+struct TokenizeTask {
+  std::string text;
+  bool special = true;
+};
+struct DetokenizeTask {
+  std::vector<int32_t> ids;
+};
+using WorldTask = std::variant<GenerateTask, ScoreTask, TokenizeTask, DetokenizeTask>;
+struct LoadTask {
+  LoadRequest load;
+};
+struct ExitTask {};
+
+// One numbered thing for a world to do.
+struct WorldProgram {
+  uint64_t number = 0;
+  std::variant<LoadTask, GenerateTask, ScoreTask, TokenizeTask, DetokenizeTask, ExitTask> task;
+  std::string output_dir;
+};
+
+struct LoadAnswer {
+  ModelStatus model;
+  double load_s = 0;
+};
+struct DetokenizeAnswer {
+  std::string text;
+};
+using RequestResult = std::variant<GenerateResult, ScoreResult, TokenizeResult, DetokenizeAnswer>;
+
+struct ProgressAnswer {
+  std::string phase;
+  int64_t done = 0, total = 0;
+};
+struct WorldEnding {
+  absl::Status status;  // how the loop of programs ended
+};
+// What comes back from a world about program `number`; a Status is the request's error.
+struct WorldAnswer {
+  uint64_t number = 0;
+  std::variant<LoadAnswer, ProgressAnswer, std::vector<TokenEvent>, GenerateResult, ScoreResult,
+               TokenizeResult, DetokenizeAnswer, absl::Status, WorldEnding>
+      body;
+};
+
+struct WorkerAttachment {
+  WorldId world;
+  std::string pod, credential, host;
+  int64_t pid = 0;
+};
+
+// Orders to rank 0 of one world. As AgentLink.
+struct WorldLink {
+  std::function<void(const WorldProgram&)> run;
+  std::function<void(uint64_t number)> cancel;
+};
+
+// --- clients
+// --------------------------------------------------------------------------------------
+struct RequestSpec {
+  Placement placement;
+  WorldTask task;
+  absl::Duration keep_alive = absl::Minutes(5);
+  absl::Duration timeout = absl::Hours(1);
+};
+
+// Called under the controller's lock, in order; `done` exactly once and last. As AgentLink.
+struct RequestSink {
+  std::function<void(const Accepted&)> accepted = [](const Accepted&) {};
+  std::function<void(const ProgressAnswer&)> progress = [](const ProgressAnswer&) {};
+  std::function<void(const std::vector<TokenEvent>&)> tokens = [](const std::vector<TokenEvent>&) {
+  };
+  std::function<void(const absl::StatusOr<RequestResult>&)> done;
+};
+
+// `event` for each event in order; `end` once, when the job has ended or was deleted. As AgentLink.
+struct JobSink {
+  std::function<void(const JobEvent&)> event = [](const JobEvent&) {};
+  std::function<void(const absl::Status&)> end = [](const absl::Status&) {};
+  std::function<void()> more_log = [] {};  // the job's log has grown
+};
+
+// How specs and states become bytes for the store.
+struct JobCodec {
+  std::function<std::string(const JobSpec&)> encode_spec;
+  std::function<absl::StatusOr<JobSpec>(const std::string&)> decode_spec;
+  std::function<std::string(const JobStatus&)> encode_status;
+  std::function<absl::StatusOr<JobStatus>(const std::string&)> decode_status;
+};
+
+}  // namespace toroid

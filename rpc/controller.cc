@@ -1,0 +1,428 @@
+#include "rpc/controller.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "rpc/controller_state.h"
+#include "rpc/error_info.h"
+#include "rpc/version.h"
+
+namespace toroid {
+namespace {
+
+constexpr size_t kMaxRequests = 1000;
+constexpr size_t kMaxPods = 1000;
+
+bool IsPodName(const std::string& name) {
+  return !name.empty() && name.size() <= 63 && name[0] != '.' &&
+         name.find_first_not_of(
+             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") ==
+             std::string::npos;
+}
+
+bool SameModel(const LoadRequest& a, LoadRequest b) {
+  b.mesh = a.mesh;
+  return a == b;
+}
+
+}  // namespace
+
+Controller::Controller(JobStore* store, LogStore* logs, JobCodec codec, ControllerTimes times,
+                       std::function<absl::Time()> now)
+    : store_(store),
+      logs_(logs),
+      codec_(std::move(codec)),
+      times_(times),
+      now_(std::move(now)),
+      leases_(times.lease) {
+  view_ = store_->BumpView().value_or(1);
+  LoadJobs();
+}
+
+Controller::~Controller() = default;
+
+void Controller::Tick() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  CheckDeadlines();
+  ScheduleWork();
+}
+
+void Controller::CheckDeadlines() {
+  const absl::Time now = Now();
+  for (const std::string& name : leases_.TakeExpired(now)) {
+    Pod& pod = *pods_.at(name);
+    pod.lost = true;
+    pod.session = 0;
+    pod.link = AgentLink();
+    view_ = store_->BumpView().value_or(view_ + 1);
+    if (pod.world != nullptr) {
+      EndWorld(pod,
+               MakeError(absl::StatusCode::kUnavailable,
+                         absl::StrCat("pod ", name, " is lost: its agent was not heard of for ",
+                                      absl::FormatDuration(times_.lease)),
+                         {"AGENT_LOST", {{"pod", name}}, {}}),
+               WorldExit(), /*confirmed=*/false);
+    }
+  }
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world != nullptr) CheckWorld(*pod);
+  }
+  std::vector<uint64_t> late;
+  for (const auto& [id, request] : requests_) {
+    if (request->deadline <= now) late.push_back(id);
+  }
+  for (uint64_t id : late) {
+    for (const auto& [name, pod] : pods_) {
+      if (pod->world != nullptr && pod->world->request == id) CancelProgram(*pod->world);
+    }
+    FinishRequest(*requests_.at(id), absl::DeadlineExceededError("the request ran out of time"));
+  }
+  std::vector<Job*> jobs;
+  for (const auto& [id, job] : jobs_) jobs.push_back(job.get());
+  for (Job* job : jobs) CheckJob(*job);
+}
+
+bool Controller::GiveToKeptWorld(Request& request) {
+  World* best = nullptr;
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr || world->ending() || !world->job.empty() || world->request != 0 ||
+        world->state == World::State::kBusy || pod->draining) {
+      continue;
+    }
+    const Placement& wanted = request.spec.placement;
+    const auto mesh = ResolveMesh(wanted.mesh, pod->registration.slots);
+    if ((!wanted.pod.empty() && wanted.pod != name) || !mesh.ok() ||
+        !(*mesh == world->placement.load.mesh) || !SameModel(world->placement.load, wanted.load)) {
+      continue;
+    }
+    if (best == nullptr ||
+        (best->state != World::State::kIdle && world->state == World::State::kIdle)) {
+      best = world;
+    }
+  }
+  if (best == nullptr) return false;
+  Assign(*best, request);
+  return true;
+}
+
+// Waiting requests take kept worlds; then jobs and requests together take pods.
+void Controller::ScheduleWork() {
+  std::vector<Waiting> waiting;
+  std::vector<uint64_t> request_keys;
+  std::vector<Job*> job_keys;
+  std::vector<Request*> asked;
+  for (const auto& [id, request] : requests_) {
+    if (request->waiting) asked.push_back(request.get());
+  }
+  for (Request* request : asked) {
+    if (GiveToKeptWorld(*request)) continue;
+    const Placement& placement = request->spec.placement;
+    waiting.push_back({2 * request_keys.size(), placement.mesh, placement.pod, 0, request->id});
+    request_keys.push_back(request->id);
+  }
+  for (const auto& [id, job] : jobs_) {
+    const JobState state = job->status.state;
+    if ((state != JobState::kQueued && state != JobState::kRestarting) || job->not_before > Now()) {
+      continue;
+    }
+    const Placement& placement = job->spec.placement;
+    waiting.push_back(
+        {2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority, job->order});
+    job_keys.push_back(job.get());
+  }
+  if (waiting.empty()) return;
+  std::vector<PodView> views;
+  for (const auto& [name, pod] : pods_) {
+    const World* world = pod->world.get();
+    using State = PodView::State;
+    const bool idle = world != nullptr && world->job.empty() && world->request == 0 &&
+                      world->state == World::State::kIdle;
+    views.push_back({name, pod->registration.slots,
+                     pod->session == 0 || pod->draining ? State::kClosed
+                     : !pod->foreign.empty()            ? State::kEnding
+                     : world == nullptr                 ? State::kFree
+                     : world->ending()                  ? State::kEnding
+                     : idle                             ? State::kIdleKept
+                                                        : State::kBusy,
+                     world == nullptr ? absl::InfinitePast() : world->idle_since});
+  }
+  for (const Assignment& item : Schedule(views, waiting)) {
+    Pod& pod = *pods_.at(item.pod);
+    if (item.action == Assignment::Action::kEvict) SendExit(*pod.world, "its pod is needed");
+    if (item.action != Assignment::Action::kStart) continue;
+    if (item.key % 2 == 1) {
+      (void)StartJob(*job_keys[item.key / 2], pod);
+      continue;
+    }
+    Request& request = *requests_.at(request_keys[item.key / 2]);
+    const absl::Status started =
+        StartWorld(pod, request.spec.placement, "", request.spec.keep_alive);
+    if (started.ok()) {
+      Assign(*pod.world, request);
+    } else {
+      FinishRequest(request, started);
+    }
+  }
+}
+
+absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& registration,
+                                                    AgentLink link) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (registration.version != kVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("agent of pod ", registration.pod, " is version ", registration.version,
+                     ", controller is ", kVersion, ": use one version"));
+  }
+  if (!IsPodName(registration.pod)) {
+    return BadField("pod", absl::StrCat("'", registration.pod,
+                                        "' is no name: 1 to 63 letters, digits, '-', '_' or '.'"));
+  }
+  if (registration.slots < 1 || registration.slots > 1 << 20) {
+    return BadField("slots", absl::StrCat(registration.slots, " is not 1 to 1048576"));
+  }
+  std::unique_ptr<Pod>& pod = pods_[registration.pod];
+  if (pod == nullptr) {
+    if (pods_.size() > kMaxPods) {
+      pods_.erase(registration.pod);
+      return absl::ResourceExhaustedError(absl::StrCat("more than ", kMaxPods, " pods"));
+    }
+    pod = std::make_unique<Pod>();
+  }
+  if (pod->session != 0 && pod->registration.incarnation != registration.incarnation) {
+    return absl::AlreadyExistsError(absl::StrCat("pod name is taken: ", registration.pod,
+                                                 ": another agent holds it: give --pod another"));
+  }
+  pod->registration = registration;
+  pod->session = ++last_id_;
+  pod->link = std::move(link);
+  pod->lost = false;
+  pod->last_seen = Now();
+  pod->foreign.clear();
+  leases_.Renew(registration.pod, Now());
+  view_ = store_->BumpView().value_or(view_ + 1);
+  bool ours = false;
+  for (const WorldId& running : registration.running) {
+    if (pod->world != nullptr && pod->world->id == running) {
+      ours = true;
+    } else {
+      pod->foreign.push_back(running);
+      pod->link.stop(running, "unknown to the controller");
+    }
+  }
+  if (pod->world != nullptr && !ours) {
+    EndWorld(*pod,
+             MakeError(absl::StatusCode::kUnavailable,
+                       absl::StrCat("the agent of pod ", registration.pod,
+                                    " came back without the world"),
+                       {"AGENT_LOST", {{"pod", registration.pod}}, {}}),
+             WorldExit(), /*confirmed=*/true);
+  }
+  for (const auto& [id, job] : jobs_) {  // what is not running there now has ended
+    if (job->unconfirmed_pod != registration.pod) continue;
+    job->unconfirmed_pod.clear();
+    job->not_before = std::min(job->not_before, Now() + times_.backoff);
+  }
+  ScheduleWork();
+  return pod->session;
+}
+
+void Controller::AgentHeartbeat(uint64_t session) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [name, pod] : pods_) {
+    if (pod->session != session || session == 0) continue;
+    pod->last_seen = Now();
+    leases_.Renew(name, Now());
+  }
+}
+
+void Controller::AgentGone(uint64_t session) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [name, pod] : pods_) {
+    if (pod->session != session || session == 0) continue;
+    pod->session = 0;
+    pod->link = AgentLink();
+    // While rank 0's stream lives the agent may only be dialling again: the lease decides.
+    if (pod->world != nullptr && pod->world->worker != 0) continue;
+    if (pod->world == nullptr) continue;
+    EndWorld(
+        *pod,
+        MakeError(absl::StatusCode::kUnavailable, absl::StrCat("pod ", name, " lost its agent"),
+                  {"AGENT_LOST", {{"pod", name}}, {}}),
+        WorldExit(), /*confirmed=*/false);
+  }
+}
+
+// The world that a message of this agent is about; null if the message is stale.
+Controller::World* Controller::WorldOf(uint64_t agent_session, const WorldId& id) {
+  for (const auto& [name, pod] : pods_) {
+    if (pod->session != agent_session || agent_session == 0) continue;
+    if (pod->world != nullptr && pod->world->id == id) return pod->world.get();
+    auto& foreign = pod->foreign;
+    if (std::find(foreign.begin(), foreign.end(), id) != foreign.end()) return nullptr;
+  }
+  ++stale_dropped_;
+  return nullptr;
+}
+
+void Controller::LaunchRefused(uint64_t session, const WorldId& id, const absl::Status& why) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  World* world = WorldOf(session, id);
+  if (world == nullptr) return;
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world.get() != world) continue;
+    EndWorld(*pod, why, WorldExit(), /*confirmed=*/true);
+    break;
+  }
+  ScheduleWork();
+}
+
+void Controller::WorldEnded(uint64_t session, const WorldId& id, const WorldExit& exit) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [name, pod] : pods_) {
+    if (pod->session != session || session == 0) continue;
+    std::erase(pod->foreign, id);
+  }
+  World* world = WorldOf(session, id);
+  if (world != nullptr) {
+    for (const auto& [name, pod] : pods_) {
+      if (pod->world.get() != world) continue;
+      EndWorld(*pod, world->failure, exit, /*confirmed=*/true);
+      break;
+    }
+  }
+  ScheduleWork();
+}
+
+void Controller::LogLines(uint64_t session, const WorldId& id, const std::vector<LogLine>& lines) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (WorldOf(session, id) == nullptr) return;
+  logs_->Append(id.job, lines);
+  for (const auto& [number, subscription] : subscriptions_) {
+    if (subscription->job == id.job) subscription->sink.more_log();
+  }
+}
+
+uint64_t Controller::view() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return view_;
+}
+
+// False: no live pod can ever serve it; `refusal` says why.
+bool Controller::ServeWaiting(Request& request, absl::Status& refusal) const {
+  const Placement& placement = request.spec.placement;
+  const Pod* largest = nullptr;
+  for (const auto& [name, pod] : pods_) {
+    if (pod->session == 0 || (!placement.pod.empty() && placement.pod != name)) continue;
+    if (largest == nullptr || pod->registration.slots > largest->registration.slots) {
+      largest = pod.get();
+    }
+  }
+  if (largest == nullptr) {
+    refusal = placement.pod.empty()
+                  ? MakeError(absl::StatusCode::kFailedPrecondition,
+                              "no pod is registered: start an agent: toroid agent --pod a",
+                              {"NO_POD", {}, {}})
+                  : MakeError(absl::StatusCode::kNotFound,
+                              absl::StrCat("no such pod: ", placement.pod, ": see toroid pod list"),
+                              {"NO_POD", {{"pod", placement.pod}}, {}});
+    return false;
+  }
+  refusal = ResolveMesh(placement.mesh, largest->registration.slots).status();
+  return refusal.ok();
+}
+
+uint64_t Controller::StartRequest(const RequestSpec& spec, RequestSink sink) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const uint64_t id = ++last_id_;
+  auto request = std::make_unique<Request>();
+  request->id = id;
+  request->spec = spec;
+  request->sink = std::move(sink);
+  request->deadline = Now() + spec.timeout;
+  absl::Status refusal;
+  if (requests_.size() >= kMaxRequests) {
+    refusal = MakeError(absl::StatusCode::kResourceExhausted,
+                        absl::StrCat("too many requests wait: ", requests_.size(), ": try later"),
+                        {"QUEUE_FULL", {}, {}});
+  } else {
+    (void)ServeWaiting(*request, refusal);
+  }
+  if (!refusal.ok()) {
+    request->sink.done(refusal);
+    return id;
+  }
+  requests_[id] = std::move(request);
+  ScheduleWork();
+  return id;
+}
+
+void Controller::CancelRequest(uint64_t id) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world != nullptr && pod->world->request == id) CancelProgram(*pod->world);
+  }
+  FinishRequest(*it->second, absl::CancelledError("cancelled"));
+  ScheduleWork();
+}
+
+std::vector<ModelStatus> Controller::ListModels() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<ModelStatus> models;
+  for (const auto& [name, pod] : pods_) {
+    const World* world = pod->world.get();
+    if (world != nullptr && world->job.empty() && world->model.has_value() && !world->ending()) {
+      models.push_back(*world->model);
+    }
+  }
+  return models;
+}
+
+PodStatus Controller::Describe(const Pod& pod) const {
+  PodStatus status;
+  status.name = pod.registration.pod;
+  status.host = pod.registration.host;
+  status.slots = pod.registration.slots;
+  status.last_seen = pod.last_seen;
+  const World* world = pod.world.get();
+  const bool busy = world != nullptr && (!world->job.empty() || world->request != 0 ||
+                                         world->state != World::State::kIdle);
+  status.state = pod.session == 0 ? "LOST" : pod.draining ? "DRAINING" : busy ? "BUSY" : "READY";
+  if (world != nullptr) {
+    status.job = world->job;
+    status.epoch = world->id.epoch;
+    if (world->model.has_value()) status.model = world->placement.load.model;
+  }
+  return status;
+}
+
+std::vector<PodStatus> Controller::ListPods() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<PodStatus> out;
+  for (const auto& [name, pod] : pods_) out.push_back(Describe(*pod));
+  return out;
+}
+
+absl::StatusOr<PodStatus> Controller::DrainPod(const std::string& name, bool drain) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = pods_.find(name);
+  if (it == pods_.end()) {
+    return MakeError(absl::StatusCode::kNotFound,
+                     absl::StrCat("no such pod: ", name, ": see toroid pod list"),
+                     {"NO_POD", {{"pod", name}}, {}});
+  }
+  it->second->draining = drain;
+  if (it->second->world != nullptr) CheckWorld(*it->second);
+  ScheduleWork();
+  return Describe(*it->second);
+}
+
+uint64_t Controller::stale_dropped() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return stale_dropped_;
+}
+
+}  // namespace toroid

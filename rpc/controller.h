@@ -1,0 +1,159 @@
+// Controller: who runs what, where, and what became of it. Plain logic with an injected clock.
+//
+// It holds pods (one agent each), jobs (durable in the JobStore, whose states it alone changes),
+// requests (of Inference; soft) and worlds (one launch on one pod, for one job or kept for requests
+// of one placement). Inputs are the public calls below and Tick; outputs are the links and sinks.
+//
+// A pod runs one world at a time. A world: ordered -> (agent starts mpirun) -> attached (rank 0's
+// stream) -> loaded -> programs, one at a time -> told to exit -> ended (the agent has reaped it).
+// Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
+// only once its lease and five more seconds have passed.
+//
+// Invariants: an epoch is durable before its launch is ordered; an acknowledged job is durable; a
+// job's terminal state never changes; every request's sink gets `done` exactly once.
+// Thread-safe: one lock. Links and sinks are called under it.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "rpc/control.h"
+#include "rpc/failure_detector.h"
+#include "rpc/job_store.h"
+#include "rpc/log_store.h"
+#include "rpc/scheduler.h"
+
+namespace toroid {
+
+struct ControllerTimes {
+  absl::Duration lease = absl::Seconds(15);
+  absl::Duration lease_margin = absl::Seconds(5);  // before an unconfirmed world is replaced
+  absl::Duration start = absl::Seconds(60);        // from the launch to the attached stream
+  absl::Duration cancel = absl::Seconds(2);        // for a cancelled program to answer
+  absl::Duration exit = absl::Seconds(3);          // from kExit or a lost stream to the end
+  absl::Duration stop = absl::Seconds(10);         // from an agent's order to its confirmation
+  absl::Duration backoff = absl::Seconds(1);       // before the first restart; doubles, up to 60
+};
+
+class Controller {
+ public:
+  // `store` and `logs` outlive it. Jobs that the store holds unfinished go on: those that had a
+  // world are restarted, without counting as a restart.
+  Controller(JobStore* store, LogStore* logs, JobCodec codec, ControllerTimes times,
+             std::function<absl::Time()> now);
+  ~Controller();
+
+  // Ends what is overdue and starts what can start. Call it every 100 ms or so.
+  void Tick();
+
+  // --- agents -----------------------------------------------------------------------------------
+  // A session. AlreadyExists: a live agent has the name; FailedPrecondition: another version.
+  absl::StatusOr<uint64_t> AgentConnected(const PodRegistration& pod, AgentLink link);
+  void AgentHeartbeat(uint64_t session);
+  void AgentGone(uint64_t session);
+  void LaunchRefused(uint64_t session, const WorldId& world, const absl::Status& why);
+  void WorldEnded(uint64_t session, const WorldId& world, const WorldExit& exit);
+  void LogLines(uint64_t session, const WorldId& world, const std::vector<LogLine>& lines);
+  uint64_t view() const;
+
+  // --- worlds -----------------------------------------------------------------------------------
+  // A session. PermissionDenied: not the present launch's epoch or credential.
+  absl::StatusOr<uint64_t> WorkerAttached(const WorkerAttachment& attachment, WorldLink link);
+  void WorkerAnswered(uint64_t session, const WorldId& world, const WorldAnswer& answer);
+  void WorkerGone(uint64_t session);
+
+  // --- requests ---------------------------------------------------------------------------------
+  // Never blocks; an error comes through sink.done too. Returns the request's id.
+  uint64_t StartRequest(const RequestSpec& spec, RequestSink sink);
+  // The client has gone, or wants no more: the program is cancelled, the sink gets Cancelled.
+  void CancelRequest(uint64_t request);
+  std::vector<ModelStatus> ListModels() const;
+
+  // --- jobs -------------------------------------------------------------------------------------
+  absl::StatusOr<JobStatus> SubmitJob(const JobSpec& spec, const std::string& request_id);
+  absl::StatusOr<JobStatus> GetJob(const std::string& id) const;
+  absl::StatusOr<JobPage> ListJobs(const std::vector<JobState>& states, int page_size,
+                                   const std::string& page_token) const;
+  absl::StatusOr<JobStatus> CancelJob(const std::string& id);
+  absl::Status DeleteJob(const std::string& id);
+  // from_sequence 0: the present state, then changes. A subscription, to be ended with Unwatch
+  // unless `end` came.
+  absl::StatusOr<uint64_t> WatchJob(const std::string& id, uint64_t from_sequence, JobSink sink);
+  void Unwatch(uint64_t subscription);
+
+  // --- pods -------------------------------------------------------------------------------------
+  std::vector<PodStatus> ListPods() const;
+  absl::StatusOr<PodStatus> DrainPod(const std::string& name, bool drain);
+
+  // Messages dropped because their epoch was below the present one.
+  uint64_t stale_dropped() const;
+
+ private:
+  struct Pod;
+  struct World;
+  struct Request;
+  struct Job;
+  struct Subscription;
+
+  // controller.cc
+  absl::Time Now() const { return now_(); }
+  void CheckDeadlines();
+  void ScheduleWork();
+  bool GiveToKeptWorld(Request& request);
+  bool ServeWaiting(Request& request, absl::Status& refusal) const;
+  PodStatus Describe(const Pod& pod) const;
+  World* WorldOf(uint64_t agent_session, const WorldId& id);
+
+  // controller_worlds.cc
+  absl::Status StartWorld(Pod& pod, const Placement& placement, const std::string& job,
+                          absl::Duration keep_alive);
+  void Assign(World& world, Request& request);
+  void SendTask(World& world);
+  void Answer(World& world, const WorldAnswer& answer);
+  void Loaded(World& world, const LoadAnswer& answer);
+  void Finished(World& world, const absl::StatusOr<RequestResult>& result);
+  void CancelProgram(World& world);
+  void SendExit(World& world, const std::string& why);
+  void StopWorld(World& world, const std::string& why);
+  void EndWorld(Pod& pod, const absl::Status& failure, const WorldExit& exit, bool confirmed);
+  void FinishRequest(Request& request, const absl::StatusOr<RequestResult>& result);
+  void CheckWorld(Pod& pod);
+
+  // controller_jobs.cc
+  void LoadJobs();
+  absl::Status SetState(Job& job, JobState state, const std::string& reason,
+                        const std::string& message);
+  absl::Status StartJob(Job& job, Pod& pod);
+  void JobFinished(Job& job, const absl::StatusOr<RequestResult>& result);
+  void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
+                     absl::Time earliest);
+  void CheckJob(Job& job);
+  void Publish(const Job& job, const JobEvent& event);
+
+  JobStore* const store_;
+  LogStore* const logs_;
+  const JobCodec codec_;
+  const ControllerTimes times_;
+  const std::function<absl::Time()> now_;
+
+  mutable std::mutex mutex_;
+  FailureDetector leases_;
+  uint64_t view_ = 0;
+  uint64_t last_id_ = 0;  // of sessions, requests, subscriptions
+  uint64_t stale_dropped_ = 0;
+  std::map<std::string, std::unique_ptr<Pod>> pods_;
+  std::map<uint64_t, std::unique_ptr<Request>> requests_;
+  std::map<std::string, std::unique_ptr<Job>> jobs_;  // those that have not ended
+  std::map<uint64_t, std::unique_ptr<Subscription>> subscriptions_;
+};
+
+}  // namespace toroid

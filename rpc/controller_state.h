@@ -1,0 +1,78 @@
+// What the controller remembers of pods, worlds, requests and jobs. Included by controller*.cc
+// only.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "rpc/controller.h"
+
+namespace toroid {
+
+struct Controller::World {
+  enum class State {
+    kOrdered,   // the agent has been told; until `deadline`
+    kLoading,   // attached; program 1 loads the model
+    kIdle,      // kept, since idle_since
+    kBusy,      // runs program `program`, of `request` unless that was cancelled
+    kExiting,   // told to exit, or its stream broke; until `deadline`
+    kStopping,  // the agent has been told to end it; until `deadline`
+  };
+  WorldId id;
+  Placement placement;  // load.mesh is resolved
+  std::string job;      // empty: kept for requests
+  absl::Duration keep_alive;
+  std::string credential;
+  State state = State::kOrdered;
+  absl::Time deadline = absl::InfiniteFuture();
+  absl::Time cancel_deadline = absl::InfiniteFuture();
+  absl::Time idle_since = absl::InfiniteFuture();
+  uint64_t worker = 0;  // session of rank 0's stream; 0: none
+  WorldLink link;
+  std::optional<ModelStatus> model;
+  double load_s = 0;  // told with the first result, then 0
+  uint64_t last_program = 0, program = 0, request = 0;
+  absl::Status failure;  // why it ends, if nobody asked it to
+
+  bool ending() const { return state == State::kExiting || state == State::kStopping; }
+};
+
+struct Controller::Pod {
+  PodRegistration registration;
+  uint64_t session = 0;  // 0: its agent is not connected
+  AgentLink link;
+  bool draining = false, lost = false;
+  absl::Time last_seen;
+  std::unique_ptr<World> world;
+  std::vector<WorldId> foreign;  // worlds of an earlier controller that are being ended
+};
+
+struct Controller::Request {
+  uint64_t id = 0;
+  RequestSpec spec;
+  RequestSink sink;
+  std::string output_dir;
+  std::string job;  // whose task it is; empty: a client's
+  absl::Time deadline = absl::InfiniteFuture();
+  bool waiting = true;  // has no world yet
+};
+
+struct Controller::Job {
+  JobSpec spec;
+  uint64_t order = 0;
+  JobStatus status;
+  uint64_t sequence = 0;
+  absl::Time not_before = absl::InfinitePast();
+  std::string unconfirmed_pod;  // whose last world of this job nobody has seen end
+  bool ending = false;          // cancelled, or out of time
+  JobState end_state = JobState::kCancelled;
+  std::string end_reason, end_message;
+};
+
+struct Controller::Subscription {
+  std::string job;
+  JobSink sink;
+};
+
+}  // namespace toroid

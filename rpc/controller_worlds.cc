@@ -1,0 +1,304 @@
+// The controller's worlds: launch, load, programs, and every way in which they end.
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "core/check.h"
+#include "core/status_macros.h"
+#include "rpc/controller_state.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+std::string NewCredential() {
+  char bytes[16];
+  TOROID_CHECK_EQ(getrandom(bytes, sizeof(bytes), 0), static_cast<ssize_t>(sizeof(bytes)));
+  return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
+}
+
+// The error of a request whose world died, from what the agent saw.
+absl::Status WorldDied(const WorldId& world, const std::string& pod, const WorldExit& exit,
+                       const absl::Status& failure) {
+  ErrorInfo info = GetErrorInfo(failure);
+  const bool known = !failure.ok() && !info.reason.empty();
+  if (known && exit.rank < 0 && exit.exit_code < 0 && exit.signal == 0) return failure;
+  if (!known) info.reason = "RANK_FAILED";
+  info.metadata["pod"] = pod;
+  info.metadata["job"] = world.job;
+  info.metadata["epoch"] = absl::StrCat(world.epoch);
+  if (exit.rank >= 0) info.metadata["rank"] = absl::StrCat(exit.rank);
+  if (!exit.host.empty()) info.metadata["host"] = exit.host;
+  if (exit.exit_code >= 0) info.metadata["exit_code"] = absl::StrCat(exit.exit_code);
+  if (exit.signal != 0) info.metadata["signal"] = absl::StrCat(exit.signal);
+  std::string text = absl::StrCat("the world on pod ", pod, " ended");
+  if (!exit.message.empty()) absl::StrAppend(&text, ": ", exit.message);
+  if (!failure.ok()) absl::StrAppend(&text, ": ", failure.message());
+  return MakeError(absl::StatusCode::kUnavailable, text, info);
+}
+
+}  // namespace
+
+absl::Status Controller::StartWorld(Pod& pod, const Placement& placement, const std::string& job,
+                                    absl::Duration keep_alive) {
+  const std::string& name = pod.registration.pod;
+  auto world = std::make_unique<World>();
+  world->placement = placement;
+  TOROID_ASSIGN_OR_RETURN(world->placement.load.mesh,
+                          ResolveMesh(placement.mesh, pod.registration.slots));
+  world->id.job = job.empty() ? absl::StrCat("kept.", name) : job;
+  TOROID_ASSIGN_OR_RETURN(world->id.epoch, store_->BumpEpoch(world->id.job, name));
+  world->id.view = view_;
+  world->job = job;
+  world->keep_alive = keep_alive;
+  world->credential = NewCredential();
+  world->deadline = Now() + times_.start;
+  pod.world = std::move(world);
+  pod.link.launch({pod.world->id, static_cast<int>(pod.world->placement.load.mesh.size()),
+                   pod.world->credential, placement.load.model});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& attachment,
+                                                    WorldLink link) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = pods_.find(attachment.pod);
+  World* world = it == pods_.end() ? nullptr : it->second->world.get();
+  if (world == nullptr || !(world->id == attachment.world) ||
+      world->credential != attachment.credential || world->worker != 0 ||
+      world->state != World::State::kOrdered) {
+    ++stale_dropped_;
+    return MakeError(absl::StatusCode::kPermissionDenied,
+                     absl::StrCat("job ", attachment.world.job, " epoch ", attachment.world.epoch,
+                                  " on pod ", attachment.pod, " is not a launch that is expected"),
+                     {"STALE_LAUNCH", {{"epoch", absl::StrCat(attachment.world.epoch)}}, {}});
+  }
+  world->worker = ++last_id_;
+  world->link = std::move(link);
+  world->state = World::State::kLoading;
+  world->deadline = absl::InfiniteFuture();
+  world->last_program = world->program = 1;
+  world->link.run({1, LoadTask{world->placement.load}, ""});
+  return world->worker;
+}
+
+void Controller::Assign(World& world, Request& request) {
+  request.waiting = false;
+  world.request = request.id;
+  // The longest wish of its clients: a short one must not take a model from the others.
+  if (request.job.empty()) world.keep_alive = std::max(world.keep_alive, request.spec.keep_alive);
+  std::string pod_name;
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world.get() == &world) pod_name = name;
+  }
+  request.sink.accepted({request.id, pod_name, world.placement.load.mesh, world.model.has_value()});
+  if (world.state == World::State::kIdle) SendTask(world);
+}
+
+void Controller::SendTask(World& world) {
+  const Request& request = *requests_.at(world.request);
+  world.state = World::State::kBusy;
+  world.program = ++world.last_program;
+  WorldProgram program;
+  program.number = world.program;
+  program.output_dir = request.output_dir;
+  std::visit([&program](const auto& task) { program.task = task; }, request.spec.task);
+  world.link.run(program);
+}
+
+void Controller::WorkerAnswered(uint64_t session, const WorldId& id, const WorldAnswer& answer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr || world->worker != session || session == 0) continue;
+    if (!(world->id == id)) break;
+    Answer(*world, answer);
+    ScheduleWork();
+    return;
+  }
+  ++stale_dropped_;
+}
+
+void Controller::Answer(World& world, const WorldAnswer& answer) {
+  if (const auto* ending = std::get_if<WorldEnding>(&answer.body)) {
+    if (!world.ending()) {
+      world.state = World::State::kExiting;
+      world.deadline = Now() + times_.exit;
+    }
+    if (!ending->status.ok()) world.failure = ending->status;
+    return;
+  }
+  if (world.ending() || answer.number != world.program) return;  // of a cancelled program
+  const auto it = requests_.find(world.request);
+  Request* request = it == requests_.end() ? nullptr : it->second.get();
+  if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
+    if (request != nullptr) request->sink.progress(*progress);
+  } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&answer.body)) {
+    if (request != nullptr) request->sink.tokens(*tokens);
+  } else if (const auto* loaded = std::get_if<LoadAnswer>(&answer.body)) {
+    if (world.state == World::State::kLoading) Loaded(world, *loaded);
+  } else if (const auto* error = std::get_if<absl::Status>(&answer.body)) {
+    Finished(world, *error);
+  } else if (const auto* generated = std::get_if<GenerateResult>(&answer.body)) {
+    Finished(world, RequestResult(*generated));
+  } else if (const auto* scored = std::get_if<ScoreResult>(&answer.body)) {
+    Finished(world, RequestResult(*scored));
+  } else if (const auto* tokenized = std::get_if<TokenizeResult>(&answer.body)) {
+    Finished(world, RequestResult(*tokenized));
+  } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&answer.body)) {
+    Finished(world, RequestResult(*detokenized));
+  }
+}
+
+void Controller::Loaded(World& world, const LoadAnswer& loaded) {
+  world.model = loaded.model;
+  world.load_s = loaded.load_s;
+  world.state = World::State::kIdle;
+  world.idle_since = Now();
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world.get() == &world) world.model->pod = name;
+  }
+  world.model->name = world.placement.load.model;
+  world.model->mesh = world.placement.load.mesh;
+  if (!world.job.empty()) {
+    Job& job = *jobs_.at(world.job);
+    (void)SetState(job, JobState::kRunning, "", "");
+  }
+  if (world.request != 0) SendTask(world);
+}
+
+// Program `world.program` has been answered: the world is free again, or of no more use.
+void Controller::Finished(World& world, const absl::StatusOr<RequestResult>& answer) {
+  absl::StatusOr<RequestResult> result = answer;
+  if (result.ok()) {  // what loading took belongs to the request that caused it
+    Timing* timing = nullptr;
+    if (auto* generated = std::get_if<GenerateResult>(&*result)) timing = &generated->report.timing;
+    if (auto* scored = std::get_if<ScoreResult>(&*result)) timing = &scored->report.timing;
+    if (timing != nullptr) timing->load_s = std::exchange(world.load_s, 0);
+  }
+  const bool loading = world.state == World::State::kLoading;
+  const uint64_t id = std::exchange(world.request, 0);
+  world.state = World::State::kIdle;
+  world.idle_since = Now();
+  world.cancel_deadline = absl::InfiniteFuture();
+  world.program = 0;
+  const bool was_job = !world.job.empty();
+  if (const auto it = requests_.find(id); it != requests_.end()) FinishRequest(*it->second, result);
+  if (loading) {
+    SendExit(world, "its model could not be loaded");
+  } else if (was_job) {
+    SendExit(world, "its job has ended");
+  }
+}
+
+void Controller::FinishRequest(Request& request, const absl::StatusOr<RequestResult>& result) {
+  const std::unique_ptr<Request> owned = std::move(requests_.at(request.id));
+  requests_.erase(owned->id);
+  if (owned->job.empty()) {
+    owned->sink.done(result);
+  } else if (const auto job = jobs_.find(owned->job); job != jobs_.end()) {
+    JobFinished(*job->second, result);
+  }
+}
+
+// The client of the world's request has gone. A world that loads goes on loading: it is kept.
+void Controller::CancelProgram(World& world) {
+  world.request = world.job.empty() ? 0 : world.request;
+  if (world.state != World::State::kBusy || world.worker == 0) return;
+  world.cancel_deadline = std::min(world.cancel_deadline, Now() + times_.cancel);
+  world.link.cancel(world.program);
+}
+
+void Controller::SendExit(World& world, const std::string& why) {
+  if (world.ending()) return;
+  if (world.worker == 0) return StopWorld(world, why);
+  world.state = World::State::kExiting;
+  world.deadline = Now() + times_.exit;
+  world.link.run({++world.last_program, ExitTask{}, ""});
+}
+
+void Controller::StopWorld(World& world, const std::string& why) {
+  world.state = World::State::kStopping;
+  world.deadline = Now() + times_.stop;
+  world.cancel_deadline = absl::InfiniteFuture();
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world.get() == &world && pod->session != 0) pod->link.stop(world.id, why);
+  }
+}
+
+void Controller::WorkerGone(uint64_t session) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr || world->worker != session || session == 0) continue;
+    world->worker = 0;
+    world->link = WorldLink();
+    if (pod->session == 0) {
+      EndWorld(*pod,
+               MakeError(absl::StatusCode::kUnavailable,
+                         absl::StrCat("pod ", name, " lost its agent and its world"),
+                         {"AGENT_LOST", {{"pod", name}}, {}}),
+               WorldExit(), /*confirmed=*/false);
+      ScheduleWork();
+      return;
+    }
+    if (world->ending()) return;
+    world->failure = absl::UnavailableError("rank 0 closed its stream");
+    world->state = World::State::kExiting;
+    world->deadline = Now() + times_.exit;
+    return;
+  }
+}
+
+void Controller::CheckWorld(Pod& pod) {
+  World& world = *pod.world;
+  const absl::Time now = Now();
+  if (world.state == World::State::kOrdered && world.deadline <= now) {
+    world.failure = MakeError(
+        absl::StatusCode::kUnavailable,
+        absl::StrCat("the world did not attach within ", absl::FormatDuration(times_.start)),
+        {"START_TIMEOUT", {}, {}});
+    StopWorld(world, "it did not attach in time");
+  } else if (world.state == World::State::kExiting && world.deadline <= now) {
+    StopWorld(world, "it did not exit in time");
+  } else if (world.state == World::State::kStopping && world.deadline <= now) {
+    EndWorld(pod, world.failure, WorldExit(), /*confirmed=*/pod.session != 0);
+  } else if (world.cancel_deadline <= now) {
+    StopWorld(world, "a cancelled program did not stop in time");
+  } else if (world.state == World::State::kIdle && world.job.empty() && world.request == 0 &&
+             (pod.draining || world.idle_since + world.keep_alive <= now)) {
+    SendExit(world, pod.draining ? "its pod drains" : "nobody used it");
+  }
+}
+
+// The world is no more. unconfirmed: it may still run where nobody can see it.
+void Controller::EndWorld(Pod& pod, const absl::Status& failure, const WorldExit& exit,
+                          bool confirmed) {
+  const std::unique_ptr<World> world = std::move(pod.world);
+  const std::string& name = pod.registration.pod;
+  // Refused before it began, or asked to end and nothing said against it: take the words as they
+  // are.
+  const bool refused = world->state == World::State::kOrdered && !failure.ok();
+  absl::Status why = failure;
+  if (!refused && !(world->ending() && failure.ok() && world->request == 0)) {
+    why = WorldDied(world->id, name, exit, failure);
+  }
+  if (!world->job.empty()) {
+    requests_.erase(world->request);
+    if (const auto job = jobs_.find(world->job); job != jobs_.end()) {
+      if (why.ok()) why = WorldDied(world->id, name, exit, failure);
+      if (!confirmed) job->second->unconfirmed_pod = name;
+      const absl::Time expired = std::max(leases_.Deadline(name), Now());
+      JobWorldEnded(*job->second, why, exit, confirmed ? Now() : expired + times_.lease_margin);
+    }
+    return;
+  }
+  if (const auto it = requests_.find(world->request); it != requests_.end()) {
+    FinishRequest(*it->second, why.ok() ? absl::UnavailableError("the world ended") : why);
+  }
+}
+
+}  // namespace toroid

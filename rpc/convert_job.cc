@@ -1,0 +1,239 @@
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "rpc/convert.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+void Set(absl::Time time, google::protobuf::Timestamp* out) {
+  const int64_t micros = absl::ToUnixMicros(time);
+  out->set_seconds(micros / 1000000);
+  out->set_nanos(static_cast<int32_t>(micros % 1000000) * 1000);
+}
+
+absl::Time TimeOf(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixMicros(time.seconds() * 1000000 + time.nanos() / 1000);
+}
+
+}  // namespace
+
+v1::JobSpec ToProto(const JobSpec& spec) {
+  v1::JobSpec out;
+  const v1::Placement placement = ToProto(spec.placement, absl::ZeroDuration());
+  out.set_name(spec.name);
+  out.set_device(spec.device == Device::kCpu ? v1::JobSpec::CPU : v1::JobSpec::AUTO);
+  out.set_compute(placement.compute());
+  if (!spec.output_dir.empty()) out.mutable_output()->set_dir(spec.output_dir);
+  *out.mutable_mesh() = placement.mesh();
+  *out.mutable_model() = placement.model();
+  out.set_pod(placement.pod());
+  if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
+    *out.mutable_generate() = ToProto(*generate);
+  } else {
+    *out.mutable_score() = ToProto(std::get<ScoreTask>(spec.task));
+  }
+  out.set_max_restarts(spec.max_restarts);
+  if (spec.active_deadline != absl::InfiniteDuration()) {
+    out.set_active_deadline(absl::FormatDuration(spec.active_deadline));
+  }
+  out.set_priority(spec.priority);
+  return out;
+}
+
+absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
+  JobSpec out;
+  out.name = in.name();
+  switch (in.device()) {
+    case v1::JobSpec::DEVICE_UNSPECIFIED:
+    case v1::JobSpec::AUTO:
+      break;
+    case v1::JobSpec::CPU:
+      out.device = Device::kCpu;
+      break;
+    default:
+      return BadField("device", absl::StrCat(in.device(), " is not AUTO or CPU"));
+  }
+  out.output_dir = in.output().dir();
+  v1::Placement placement;
+  *placement.mutable_model() = in.model();
+  *placement.mutable_mesh() = in.mesh();
+  placement.set_compute(in.compute());
+  placement.set_pod(in.pod());
+  TOROID_ASSIGN_OR_RETURN(out.placement, FromProto(placement, nullptr));
+  if (out.placement.load.seed == 0) out.placement.load.seed = in.seed();
+  switch (in.task_case()) {
+    case v1::JobSpec::kGenerate: {
+      TOROID_ASSIGN_OR_RETURN(GenerateTask task, FromProto(in.generate()));
+      if (task.request.sampling.seed == 0) task.request.sampling.seed = in.seed();
+      out.task = std::move(task);
+      break;
+    }
+    case v1::JobSpec::kScore: {
+      TOROID_ASSIGN_OR_RETURN(out.task, FromProto(in.score()));
+      break;
+    }
+    case v1::JobSpec::TASK_NOT_SET:
+      return BadField("task", "missing: give generate or score");
+  }
+  out.max_restarts = in.max_restarts();
+  TOROID_ASSIGN_OR_RETURN(out.active_deadline, ReadDuration(in.active_deadline(), "active_deadline",
+                                                            absl::InfiniteDuration()));
+  out.priority = in.priority();
+  return out;
+}
+
+v1::JobState ToProto(JobState state) {
+  switch (state) {
+    case JobState::kQueued:
+      return v1::QUEUED;
+    case JobState::kStarting:
+      return v1::STARTING;
+    case JobState::kRunning:
+      return v1::RUNNING;
+    case JobState::kRestarting:
+      return v1::RESTARTING;
+    case JobState::kSucceeded:
+      return v1::SUCCEEDED;
+    case JobState::kFailed:
+      return v1::FAILED;
+    case JobState::kCancelled:
+      return v1::CANCELLED;
+  }
+  return v1::JOB_STATE_UNSPECIFIED;
+}
+
+absl::StatusOr<JobState> FromProto(v1::JobState state) {
+  for (JobState known :
+       {JobState::kQueued, JobState::kStarting, JobState::kRunning, JobState::kRestarting,
+        JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
+    if (ToProto(known) == state) return known;
+  }
+  return BadField("state", absl::StrCat(static_cast<int>(state), " is no state of a job"));
+}
+
+v1::WorldExit ToProto(const WorldExit& exit) {
+  v1::WorldExit out;
+  if (exit.exit_code >= 0) out.set_exit_code(exit.exit_code);
+  out.set_signal(exit.signal);
+  if (exit.rank >= 0) out.set_rank(exit.rank);
+  out.set_host(MendUtf8(exit.host));
+  out.set_message(MendUtf8(exit.message));
+  return out;
+}
+
+WorldExit FromProto(const v1::WorldExit& exit) {
+  return {exit.has_exit_code() ? exit.exit_code() : -1, exit.signal(),
+          exit.has_rank() ? exit.rank() : -1, exit.host(), exit.message()};
+}
+
+v1::Job ToProto(const JobStatus& status) {
+  v1::Job out;
+  out.set_id(status.id);
+  out.set_name(status.name);
+  out.set_state(ToProto(status.state));
+  out.set_reason(status.reason);
+  out.set_message(MendUtf8(status.message));
+  out.set_pod(status.pod);
+  if (status.epoch > 0) *out.mutable_mesh() = ToProto(status.mesh);
+  out.set_epoch(status.epoch);
+  out.set_restarts(status.restarts);
+  out.set_priority(status.priority);
+  Set(status.created, out.mutable_created());
+  if (status.started != absl::InfinitePast()) Set(status.started, out.mutable_started());
+  if (status.ended != absl::InfinitePast()) Set(status.ended, out.mutable_ended());
+  const WorldExit& exit = status.exit;
+  if (exit.exit_code >= 0 || exit.signal != 0 || exit.rank >= 0 || !exit.message.empty()) {
+    *out.mutable_exit() = ToProto(exit);
+  }
+  if (const auto* generated = std::get_if<GenerateResult>(&status.result)) {
+    *out.mutable_generate_result() = ToProto(*generated);
+  } else if (const auto* scored = std::get_if<ScoreResult>(&status.result)) {
+    *out.mutable_score_result() = ToProto(*scored);
+  }
+  return out;
+}
+
+absl::StatusOr<JobStatus> FromProto(const v1::Job& in) {
+  JobStatus out;
+  out.id = in.id();
+  out.name = in.name();
+  TOROID_ASSIGN_OR_RETURN(out.state, FromProto(in.state()));
+  out.reason = in.reason();
+  out.message = in.message();
+  out.pod = in.pod();
+  out.mesh = MeshFromProto(in.mesh());
+  out.epoch = in.epoch();
+  out.restarts = in.restarts();
+  out.priority = in.priority();
+  out.created = TimeOf(in.created());
+  out.started = in.has_started() ? TimeOf(in.started()) : absl::InfinitePast();
+  out.ended = in.has_ended() ? TimeOf(in.ended()) : absl::InfinitePast();
+  if (in.has_exit()) out.exit = FromProto(in.exit());
+  if (in.has_generate_result()) out.result = FromProto(in.generate_result());
+  if (in.has_score_result()) out.result = FromProto(in.score_result());
+  return out;
+}
+
+v1::JobEvent ToProto(const JobEvent& event) {
+  v1::JobEvent out;
+  out.set_sequence(event.sequence);
+  Set(event.time, out.mutable_time());
+  *out.mutable_job() = ToProto(event.status);
+  return out;
+}
+
+absl::StatusOr<JobEvent> FromProto(const v1::JobEvent& in) {
+  TOROID_ASSIGN_OR_RETURN(JobStatus status, FromProto(in.job()));
+  return JobEvent{in.sequence(), TimeOf(in.time()), std::move(status)};
+}
+
+v1::LogLine ToProto(const LogLine& line) {
+  v1::LogLine out;
+  out.set_next_offset(line.next_offset);
+  if (line.rank >= 0) out.set_rank(line.rank);
+  out.set_error(line.error);
+  out.set_text(line.text);
+  return out;
+}
+
+LogLine FromProto(const v1::LogLine& line) {
+  return {line.next_offset(), line.has_rank() ? line.rank() : -1, line.error(), line.text()};
+}
+
+v1::Pod ToProto(const PodStatus& pod) {
+  v1::Pod out;
+  out.set_name(pod.name);
+  out.set_host(MendUtf8(pod.host));
+  out.set_slots(pod.slots);
+  out.set_state(pod.state);
+  out.set_job(pod.job);
+  out.set_model(MendUtf8(pod.model));
+  out.set_epoch(pod.epoch);
+  Set(pod.last_seen, out.mutable_last_seen());
+  return out;
+}
+
+PodStatus FromProto(const v1::Pod& pod) {
+  return {pod.name(), pod.host(),  pod.slots(), pod.state(),
+          pod.job(),  pod.model(), pod.epoch(), TimeOf(pod.last_seen())};
+}
+
+JobCodec ProtoJobCodec() {
+  JobCodec codec;
+  codec.encode_spec = [](const JobSpec& spec) { return ToProto(spec).SerializeAsString(); };
+  codec.decode_spec = [](const std::string& bytes) -> absl::StatusOr<JobSpec> {
+    v1::JobSpec spec;
+    if (!spec.ParseFromString(bytes)) return absl::DataLossError("a stored spec is unreadable");
+    return FromProto(spec);
+  };
+  codec.encode_status = [](const JobStatus& status) { return ToProto(status).SerializeAsString(); };
+  codec.decode_status = [](const std::string& bytes) -> absl::StatusOr<JobStatus> {
+    v1::Job job;
+    if (!job.ParseFromString(bytes)) return absl::DataLossError("a stored state is unreadable");
+    return FromProto(job);
+  };
+  return codec;
+}
+
+}  // namespace toroid

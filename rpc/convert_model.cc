@@ -1,0 +1,461 @@
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "rpc/convert.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+constexpr int64_t kMaxContext = int64_t{1} << 40;
+
+template <typename From, typename To>
+void CopyAll(const From& from, To* to) {
+  to->Assign(from.begin(), from.end());
+}
+template <typename T, typename From>
+std::vector<T> ToVector(const From& from) {
+  return std::vector<T>(from.begin(), from.end());
+}
+
+v1::Mesh ToProto(const MeshWish& wish) {
+  v1::Mesh out;
+  out.set_data(static_cast<int32_t>(wish.data));
+  out.set_ring(static_cast<int32_t>(wish.ring));
+  out.set_tensor(static_cast<int32_t>(wish.tensor));
+  return out;
+}
+
+absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh) {
+  if (mesh.pods() != 0 && mesh.pods() != 1) {
+    return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": one pod runs a job in this version"));
+  }
+  for (const auto& [name, size] :
+       {std::pair("mesh.data", mesh.data()), std::pair("mesh.ring", mesh.ring()),
+        std::pair("mesh.tensor", mesh.tensor())}) {
+    if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
+  }
+  return MeshWish{mesh.data(), mesh.ring(), mesh.tensor()};
+}
+
+v1::Prompt ToProto(const PromptSpec& prompt) {
+  v1::Prompt out;
+  switch (prompt.kind) {
+    case PromptSpec::Kind::kText:
+      out.set_text(prompt.text);
+      break;
+    case PromptSpec::Kind::kIds:
+      CopyAll(prompt.ids, out.mutable_ids()->mutable_ids());
+      break;
+    case PromptSpec::Kind::kFile:
+      out.set_file(prompt.file);
+      break;
+  }
+  out.set_chat(prompt.chat);
+  out.set_system(prompt.system);
+  out.set_no_special(!prompt.add_special);
+  return out;
+}
+
+absl::StatusOr<PromptSpec> FromProto(const v1::Prompt& prompt, const std::string& field) {
+  PromptSpec out;
+  switch (prompt.source_case()) {
+    case v1::Prompt::kText:
+      out.text = prompt.text();
+      break;
+    case v1::Prompt::kIds:
+      out.kind = PromptSpec::Kind::kIds;
+      out.ids = ToVector<int32_t>(prompt.ids().ids());
+      if (out.ids.empty()) return BadField(field + ".ids", "empty: at least one id is needed");
+      break;
+    case v1::Prompt::kFile:
+      out.kind = PromptSpec::Kind::kFile;
+      out.file = prompt.file();
+      if (out.file.empty()) return BadField(field + ".file", "empty: name a file");
+      break;
+    case v1::Prompt::SOURCE_NOT_SET:
+      return BadField(field, "missing: give text, ids or file");
+  }
+  out.chat = prompt.chat();
+  out.system = prompt.system();
+  out.add_special = !prompt.no_special();
+  if (out.chat && out.kind == PromptSpec::Kind::kIds) {
+    return BadField(field + ".chat", "ids are used as they are: give text or file");
+  }
+  if (!out.system.empty() && !out.chat) return BadField(field + ".system", "needs chat");
+  return out;
+}
+
+absl::Status CheckSampling(const SamplingParams& s) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  if (!finite(s.temperature) || s.temperature < 0) {
+    return BadField("sampling.temperature", absl::StrCat(s.temperature, " is not 0 or more"));
+  }
+  if (!(s.top_p > 0 && s.top_p <= 1)) {
+    return BadField("sampling.top_p", absl::StrCat(s.top_p, " is not in (0, 1]"));
+  }
+  if (s.top_k < 0) return BadField("sampling.top_k", absl::StrCat(s.top_k, " is below 0"));
+  if (!(s.min_p >= 0 && s.min_p < 1)) {
+    return BadField("sampling.min_p", absl::StrCat(s.min_p, " is not in [0, 1)"));
+  }
+  if (!finite(s.repetition_penalty) || s.repetition_penalty <= 0) {
+    return BadField("sampling.repetition_penalty",
+                    absl::StrCat(s.repetition_penalty, " is not above 0"));
+  }
+  if (!finite(s.presence_penalty)) return BadField("sampling.presence_penalty", "not finite");
+  if (!finite(s.frequency_penalty)) return BadField("sampling.frequency_penalty", "not finite");
+  return absl::OkStatus();
+}
+
+v1::Report ToProto(const RunReport& report) {
+  v1::Report out;
+  *out.mutable_mesh() = ToProto(report.mesh);
+  v1::Timing& timing = *out.mutable_timing();
+  timing.set_load_s(report.timing.load_s);
+  timing.set_prefill_s(report.timing.prefill_s);
+  timing.set_decode_s(report.timing.decode_s);
+  timing.set_prefill_tokens_per_s(report.timing.prefill_tokens_per_s);
+  timing.set_decode_tokens_per_s(report.timing.decode_tokens_per_s);
+  v1::Memory& memory = *out.mutable_memory();
+  CopyAll(report.memory.peak, memory.mutable_peak());
+  CopyAll(report.memory.predicted, memory.mutable_predicted());
+  CopyAll(report.memory.weights, memory.mutable_weights());
+  CopyAll(report.memory.kv, memory.mutable_kv());
+  CopyAll(report.memory.scratch, memory.mutable_scratch());
+  CopyAll(report.memory.block_scratch, memory.mutable_block_scratch());
+  CopyAll(report.memory.resident, memory.mutable_resident());
+  for (const AxisReport& axis : report.comm) {
+    v1::AxisTraffic& traffic = *out.add_comm();
+    traffic.set_axis(axis.axis);
+    CopyAll(axis.bytes_sent, traffic.mutable_bytes_sent());
+    CopyAll(axis.prefill_bytes_sent, traffic.mutable_prefill_bytes_sent());
+    CopyAll(axis.calls, traffic.mutable_calls());
+  }
+  return out;
+}
+
+RunReport FromProto(const v1::Report& report) {
+  RunReport out;
+  out.mesh = MeshFromProto(report.mesh());
+  const v1::Timing& timing = report.timing();
+  out.timing = {timing.load_s(), timing.prefill_s(), timing.decode_s(),
+                timing.prefill_tokens_per_s(), timing.decode_tokens_per_s()};
+  const v1::Memory& memory = report.memory();
+  out.memory.peak = ToVector<int64_t>(memory.peak());
+  out.memory.predicted = ToVector<int64_t>(memory.predicted());
+  out.memory.weights = ToVector<int64_t>(memory.weights());
+  out.memory.kv = ToVector<int64_t>(memory.kv());
+  out.memory.scratch = ToVector<int64_t>(memory.scratch());
+  out.memory.block_scratch = ToVector<int64_t>(memory.block_scratch());
+  out.memory.resident = ToVector<int64_t>(memory.resident());
+  for (const v1::AxisTraffic& traffic : report.comm()) {
+    out.comm.push_back({traffic.axis(), ToVector<int64_t>(traffic.bytes_sent()),
+                        ToVector<int64_t>(traffic.prefill_bytes_sent()),
+                        ToVector<int64_t>(traffic.calls())});
+  }
+  return out;
+}
+
+}  // namespace
+
+// Accepts what UTF-8 is by RFC 3629: no surrogates, no overlong forms, nothing above U+10FFFF.
+std::string MendUtf8(const std::string& text) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = [&](size_t k) {
+      return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u;
+    };
+    const unsigned first = byte(0);
+    const size_t length = first < 0x80                     ? 1
+                          : first >= 0xc2 && first <= 0xdf ? 2
+                          : first >= 0xe0 && first <= 0xef ? 3
+                          : first >= 0xf0 && first <= 0xf4 ? 4
+                                                           : 0;
+    bool good = length > 0;
+    for (size_t k = 1; k < length; ++k) good &= (byte(k) & 0xc0) == 0x80;
+    if (first == 0xe0) good &= byte(1) >= 0xa0;
+    if (first == 0xed) good &= byte(1) <= 0x9f;
+    if (first == 0xf0) good &= byte(1) >= 0x90;
+    if (first == 0xf4) good &= byte(1) <= 0x8f;
+    if (good) {
+      out.append(text, i, length);
+      i += length;
+    } else {
+      out += "\xef\xbf\xbd";
+      ++i;
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<absl::Duration> ReadDuration(const std::string& text, const char* field,
+                                            absl::Duration missing) {
+  if (text.empty()) return missing;
+  absl::Duration duration;
+  if (!absl::ParseDuration(text, &duration) || duration < absl::ZeroDuration()) {
+    return BadField(field, absl::StrCat("'", text, "' is no duration: write 5m, 500ms or 2h"));
+  }
+  return duration;
+}
+
+v1::Mesh ToProto(const MeshShape& mesh) {
+  v1::Mesh out;
+  out.set_pods(1);
+  out.set_data(static_cast<int32_t>(mesh.data));
+  out.set_ring(static_cast<int32_t>(mesh.ring));
+  out.set_tensor(static_cast<int32_t>(mesh.tensor));
+  return out;
+}
+
+MeshShape MeshFromProto(const v1::Mesh& mesh) {
+  return {std::max(1, mesh.data()), std::max(1, mesh.ring()), std::max(1, mesh.tensor())};
+}
+
+v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive) {
+  v1::Placement out;
+  const LoadRequest& load = placement.load;
+  v1::Model& model = *out.mutable_model();
+  model.set_path(load.model);
+  model.set_layout(ToString(load.layout));
+  model.set_context(load.context);
+  model.set_page_tokens(load.page_tokens);
+  model.set_threads(load.threads);
+  model.set_verify_weights(load.verify_weights);
+  model.set_seed(load.seed);
+  *out.mutable_mesh() = ToProto(placement.mesh);
+  out.set_compute(load.compute == Compute::kF32   ? v1::FP32
+                  : load.compute == Compute::kF64 ? v1::FP64
+                                                  : v1::BF16);
+  out.set_pod(placement.pod);
+  out.set_keep_alive(absl::FormatDuration(keep_alive));
+  return out;
+}
+
+absl::StatusOr<Placement> FromProto(const v1::Placement& in, absl::Duration* keep_alive) {
+  Placement out;
+  const v1::Model& model = in.model();
+  LoadRequest& load = out.load;
+  load.model = model.path();
+  if (load.model.empty()) return BadField("model.path", "missing: name a model");
+  if (model.page_tokens() < 0 || model.page_tokens() > 1 << 20) {
+    return BadField("model.page_tokens", absl::StrCat(model.page_tokens(), " is not 1 to 1048576"));
+  }
+  load.page_tokens = model.page_tokens() == 0 ? 16 : model.page_tokens();
+  load.layout = {LayoutRule::Kind::kStriped, load.page_tokens};
+  if (!model.layout().empty()) {
+    auto layout = ParseLayoutRule(model.layout());
+    if (!layout.ok()) return BadField("model.layout", std::string(layout.status().message()));
+    load.layout = *layout;
+  }
+  if (model.context() < 0 || model.context() > kMaxContext) {
+    return BadField("model.context", absl::StrCat(model.context(), " is no length"));
+  }
+  load.context = model.context();
+  if (model.threads() < 0 || model.threads() > 1 << 16) {
+    return BadField("model.threads", absl::StrCat(model.threads(), " is no number of threads"));
+  }
+  load.threads = model.threads();
+  load.verify_weights = model.verify_weights();
+  load.seed = model.seed();
+  switch (in.compute()) {
+    case v1::COMPUTE_UNSPECIFIED:
+    case v1::FP32:
+      load.compute = Compute::kF32;
+      break;
+    case v1::FP64:
+      load.compute = Compute::kF64;
+      break;
+    case v1::BF16:
+      load.compute = Compute::kBF16;
+      break;
+    default:
+      return BadField("compute", absl::StrCat(in.compute(), " is not FP32, FP64 or BF16"));
+  }
+  TOROID_ASSIGN_OR_RETURN(out.mesh, WishFromProto(in.mesh()));
+  out.pod = in.pod();
+  if (keep_alive != nullptr) {
+    TOROID_ASSIGN_OR_RETURN(*keep_alive,
+                            ReadDuration(in.keep_alive(), "keep_alive", absl::Minutes(5)));
+  }
+  return out;
+}
+
+v1::GenerateTask ToProto(const GenerateTask& task) {
+  v1::GenerateTask out;
+  *out.mutable_prompt() = ToProto(task.prompt);
+  const GenerateRequest& request = task.request;
+  out.set_max_tokens(request.max_tokens);
+  v1::Sampling& sampling = *out.mutable_sampling();
+  sampling.set_temperature(request.sampling.temperature);
+  sampling.set_top_p(request.sampling.top_p);
+  sampling.set_top_k(request.sampling.top_k);
+  sampling.set_min_p(request.sampling.min_p);
+  sampling.set_repetition_penalty(request.sampling.repetition_penalty);
+  sampling.set_presence_penalty(request.sampling.presence_penalty);
+  sampling.set_frequency_penalty(request.sampling.frequency_penalty);
+  sampling.set_seed(request.sampling.seed);
+  for (const std::string& stop : request.stop) out.add_stop(stop);
+  CopyAll(request.stop_ids, out.mutable_stop_ids());
+  out.set_ignore_eos(request.ignore_eos);
+  out.set_logprobs(request.logprobs);
+  out.set_prompt_logprobs(request.prompt_logprobs);
+  return out;
+}
+
+absl::StatusOr<GenerateTask> FromProto(const v1::GenerateTask& in) {
+  GenerateTask out;
+  TOROID_ASSIGN_OR_RETURN(out.prompt, FromProto(in.prompt(), "prompt"));
+  GenerateRequest& request = out.request;
+  if (in.has_max_tokens()) request.max_tokens = in.max_tokens();
+  if (request.max_tokens < 1 || request.max_tokens > kMaxContext) {
+    return BadField("max_tokens", absl::StrCat(request.max_tokens, " is not 1 or more"));
+  }
+  const v1::Sampling& sampling = in.sampling();
+  request.sampling = {sampling.temperature(),
+                      sampling.has_top_p() ? sampling.top_p() : 1,
+                      sampling.top_k(),
+                      sampling.min_p(),
+                      sampling.has_repetition_penalty() ? sampling.repetition_penalty() : 1,
+                      sampling.presence_penalty(),
+                      sampling.frequency_penalty(),
+                      sampling.seed()};
+  TOROID_RETURN_IF_ERROR(CheckSampling(request.sampling));
+  if (in.stop_size() > 64) return BadField("stop", "more than 64 stop strings");
+  for (const std::string& stop : in.stop()) {
+    if (stop.empty()) return BadField("stop", "an empty stop string");
+    request.stop.push_back(stop);
+  }
+  request.stop_ids = ToVector<int32_t>(in.stop_ids());
+  request.ignore_eos = in.ignore_eos();
+  request.logprobs = in.logprobs();
+  if (in.prompt_logprobs() < 0) return BadField("prompt_logprobs", "below 0");
+  request.prompt_logprobs = in.prompt_logprobs();
+  return out;
+}
+
+v1::ScoreTask ToProto(const ScoreTask& task) {
+  v1::ScoreTask out;
+  *out.mutable_text() = ToProto(task.text);
+  out.set_top(task.request.top);
+  out.set_logprobs(task.request.logprobs);
+  out.set_limit(task.limit);
+  return out;
+}
+
+absl::StatusOr<ScoreTask> FromProto(const v1::ScoreTask& in) {
+  ScoreTask out;
+  TOROID_ASSIGN_OR_RETURN(out.text, FromProto(in.text(), "text"));
+  if (in.top() < 0) return BadField("top", absl::StrCat(in.top(), " is below 0"));
+  if (in.limit() < 0) return BadField("limit", absl::StrCat(in.limit(), " is below 0"));
+  out.request.top = in.top();
+  out.request.logprobs = in.logprobs();
+  out.limit = in.limit();
+  return out;
+}
+
+v1::ModelInfo ToProto(const ModelStatus& model) {
+  v1::ModelInfo out;
+  out.set_name(MendUtf8(model.name));
+  out.set_context(model.context);
+  out.set_vocab(model.vocab);
+  *out.mutable_mesh() = ToProto(model.mesh);
+  out.set_pod(model.pod);
+  out.set_has_chat_template(model.has_chat_template);
+  return out;
+}
+
+ModelStatus FromProto(const v1::ModelInfo& model) {
+  return {model.name(), model.context(),          model.vocab(), MeshFromProto(model.mesh()),
+          model.pod(),  model.has_chat_template()};
+}
+
+v1::Token ToProto(const TokenEvent& token) {
+  v1::Token out;
+  out.set_id(token.id);
+  out.set_text(MendUtf8(token.text));
+  out.set_log_p(token.log_p);
+  return out;
+}
+
+TokenEvent FromProto(const v1::Token& token) { return {token.id(), token.text(), token.log_p()}; }
+
+v1::GenerateResult ToProto(const GenerateResult& result) {
+  v1::GenerateResult out;
+  out.set_prompt_tokens(result.prompt_tokens);
+  CopyAll(result.ids, out.mutable_ids());
+  out.set_text(MendUtf8(result.text));
+  out.set_finish(result.finish == FinishReason::kStop     ? v1::GenerateResult::STOP
+                 : result.finish == FinishReason::kLength ? v1::GenerateResult::LENGTH
+                                                          : v1::GenerateResult::CANCELLED);
+  CopyAll(result.logprobs, out.mutable_logprobs());
+  for (const auto& [position, log_p] : result.prompt_logprobs) {
+    v1::PositionLogprob& item = *out.add_prompt_logprobs();
+    item.set_position(position);
+    item.set_log_p(log_p);
+  }
+  out.set_min_margin(result.min_margin);
+  *out.mutable_report() = ToProto(result.report);
+  return out;
+}
+
+GenerateResult FromProto(const v1::GenerateResult& in) {
+  GenerateResult out;
+  out.prompt_tokens = in.prompt_tokens();
+  out.ids = ToVector<int32_t>(in.ids());
+  out.text = in.text();
+  out.finish = in.finish() == v1::GenerateResult::STOP     ? FinishReason::kStop
+               : in.finish() == v1::GenerateResult::LENGTH ? FinishReason::kLength
+                                                           : FinishReason::kCancelled;
+  out.logprobs = ToVector<double>(in.logprobs());
+  for (const v1::PositionLogprob& item : in.prompt_logprobs()) {
+    out.prompt_logprobs.emplace_back(item.position(), item.log_p());
+  }
+  out.min_margin = in.min_margin();
+  out.report = FromProto(in.report());
+  return out;
+}
+
+v1::ScoreResult ToProto(const ScoreResult& result) {
+  v1::ScoreResult out;
+  out.set_tokens(result.tokens);
+  out.set_mean_nll(result.mean_nll);
+  out.set_perplexity(result.perplexity);
+  CopyAll(result.logprobs, out.mutable_logprobs());
+  out.set_last_logsumexp(result.last_logsumexp);
+  for (const auto& [id, logit] : result.last_top) {
+    v1::TokenLogit& item = *out.add_last_top();
+    item.set_id(id);
+    item.set_logit(logit);
+  }
+  *out.mutable_report() = ToProto(result.report);
+  return out;
+}
+
+ScoreResult FromProto(const v1::ScoreResult& in) {
+  ScoreResult out;
+  out.tokens = in.tokens();
+  out.mean_nll = in.mean_nll();
+  out.perplexity = in.perplexity();
+  out.logprobs = ToVector<double>(in.logprobs());
+  out.last_logsumexp = in.last_logsumexp();
+  for (const v1::TokenLogit& item : in.last_top())
+    out.last_top.emplace_back(item.id(), item.logit());
+  out.report = FromProto(in.report());
+  return out;
+}
+
+v1::TokenizeResponse ToProto(const TokenizeResult& result) {
+  v1::TokenizeResponse out;
+  CopyAll(result.ids, out.mutable_ids());
+  for (const std::string& piece : result.pieces) out.add_pieces(piece);
+  return out;
+}
+
+TokenizeResult FromProto(const v1::TokenizeResponse& result) {
+  return {ToVector<int32_t>(result.ids()), ToVector<std::string>(result.pieces())};
+}
+
+}  // namespace toroid

@@ -1,0 +1,50 @@
+// Who runs next, and where: a pure function of pods and of what waits.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+struct PodView {
+  enum class State {
+    kFree,
+    kIdleKept,  // runs a world that nobody uses: it yields
+    kEnding,    // its world is about to end: free soon
+    kBusy,
+    kClosed,  // lost or draining
+  };
+  std::string name;
+  int slots = 0;
+  State state = State::kFree;
+  absl::Time idle_since;  // of a kept world
+};
+
+struct Waiting {
+  uint64_t key = 0;  // the caller's
+  MeshWish mesh;
+  std::string pod;  // empty: any
+  int64_t priority = 0;
+  uint64_t order = 0;  // of arrival
+};
+
+struct Assignment {
+  uint64_t key = 0;
+  std::string pod;
+  enum class Action {
+    kStart,  // the pod is free
+    kEvict,  // end the pod's kept world; ask again when the pod is free
+    kWait,   // the pod is ending a world for this one
+  } action = Action::kStart;
+};
+
+// At most one assignment a pod and a waiting item, in order of priority, then of arrival. A free
+// pod is preferred to an ending one, that to the kept world idle for longest; among free pods the
+// one with the fewest slots that are enough.
+std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<Waiting> waiting);
+
+}  // namespace toroid
