@@ -9,7 +9,8 @@ namespace {
 
 class CountingCommunicator final : public Communicator {
  public:
-  CountingCommunicator(int rank, int size) : Communicator(rank, size) {}
+  CountingCommunicator(int rank, int size, int64_t slot_limit)
+      : Communicator(rank, size), slot_limit_(slot_limit) {}
   absl::Status Health() const override { return absl::OkStatus(); }
 
   std::unique_ptr<Communicator> Split(const RankFunction& color, const RankFunction& key) override {
@@ -20,7 +21,7 @@ class CountingCommunicator final : public Communicator {
       if (key(r) < key(rank()) || (key(r) == key(rank()) && r < rank())) ++place;
     }
     if (members == 1) return std::make_unique<SelfCommunicator>();
-    return std::make_unique<CountingCommunicator>(place, members);
+    return std::make_unique<CountingCommunicator>(place, members, slot_limit_);
   }
   int64_t communicator_bytes() const override {
     return slot_bytes_ == 0 ? 0 : ReductionScratchBytes(size(), slot_bytes_);
@@ -42,16 +43,17 @@ class CountingCommunicator final : public Communicator {
 
  private:
   void NeedSlots(int64_t message) {
-    slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, kReductionSlotLimit));
+    slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, slot_limit_));
   }
+  const int64_t slot_limit_;
   int64_t slot_bytes_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> NewCountingWorld(int rank, int size) {
+std::unique_ptr<Communicator> NewCountingWorld(int rank, int size, int64_t slot_limit) {
   TOROID_CHECK(rank >= 0 && rank < size);
-  return std::make_unique<CountingCommunicator>(rank, size);
+  return std::make_unique<CountingCommunicator>(rank, size, slot_limit);
 }
 
 }  // namespace toroid

@@ -6,11 +6,13 @@
 #include <memory>
 
 #include "core/communicator.h"
+#include "parallel/reduction.h"
 
 namespace toroid {
 
 // Rank `rank` of a world of `size`: 0 <= rank < size. communicator_bytes() is what the MPI
-// communicator of that rank would hold after the same calls.
-std::unique_ptr<Communicator> NewCountingWorld(int rank, int size);
+// communicator of that rank (with that limit of a slot) would hold after the same calls.
+std::unique_ptr<Communicator> NewCountingWorld(int rank, int size,
+                                               int64_t slot_limit = kReductionSlotLimit);
 
 }  // namespace toroid

@@ -14,7 +14,7 @@ namespace toroid {
 // How RoPE's frequencies are changed to reach beyond the trained context. Formulas in
 // core/model/rope.h.
 struct RopeScaling {
-  enum class Kind { kNone, kLinear, kLlama3, kYarn, kDynamic };
+  enum class Kind { kNone, kLinear, kLlama3, kYarn, kDynamic, kDivisors };
   Kind kind = Kind::kNone;
   double factor = 1.0;
   int64_t original_context = 0;   // llama3, yarn; dynamic: the context before scaling
@@ -26,6 +26,7 @@ struct RopeScaling {
   double mscale = 0.0;            // yarn, 0 = absent
   double mscale_all_dim = 0.0;    // yarn, 0 = absent
   bool truncate = true;           // yarn: round the correction range to whole pairs
+  std::vector<double> divisors = {};  // kDivisors, K/2 of them: tensor rope_freqs of a GGUF file
 };
 
 struct ModelConfig {

@@ -1,0 +1,54 @@
+#include "core/io/model_source.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "core/io/fingerprint.h"
+
+namespace toroid {
+
+absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed) {
+  if (absl::StartsWith(model, "random:")) return OpenRandom(std::string(model.substr(7)), seed);
+  const std::string path(model);
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat(path, ": ", std::strerror(errno),
+                     ": give a Hugging Face directory, a GGUF file or random:NAME"));
+  }
+  return S_ISDIR(info.st_mode) ? OpenHuggingFace(path) : OpenGguf(path);
+}
+
+uint64_t ModelSource::Fingerprint() const {
+  constexpr size_t kSample = 64 << 10;
+  FingerprintHash hash;
+  hash.Number(config.layers);
+  hash.Number(config.dim);
+  hash.Number(config.context);
+  hash.Number(int64_t(random_seed.value_or(0)));
+  if (random_seed.has_value()) hash.Text(path);
+  hash.Text(config.architecture);
+  for (const MappedFile& file : files) {
+    // The first 64 KiB hold the header's begin; the tensor table follows below.
+    hash.Number(int64_t(file.bytes().size()));
+    hash.Bytes(file.bytes().subspan(0, kSample));
+  }
+  for (const auto& [name, tensor] : tensors) {
+    hash.Text(name);
+    hash.Text(Info(tensor.dtype).name);
+    for (const int64_t dim : tensor.shape) hash.Number(dim);
+    hash.Number(tensor.file);
+    hash.Number(tensor.data.data() - files[tensor.file].bytes().data());
+    const auto sample = tensor.data.subspan(0, kSample);
+    hash.Bytes(sample);
+    files[tensor.file].Release(sample.data(), int64_t(sample.size()));
+  }
+  return hash.value();
+}
+
+}  // namespace toroid

@@ -1,0 +1,59 @@
+// A model opened for reading, whatever it is kept in: configuration, where each parameter lies, the
+// tokenizer's texts, defaults for generation. Nothing is copied out of the files until LoadParam.
+//
+// Immutable after OpenModel, hence thread-safe. Every rank opens the model for itself and reads
+// only its own slices; Fingerprint lets ranks of different hosts check that they opened the same
+// one.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "core/io/mapped_file.h"
+#include "core/io/tensor_index.h"
+#include "core/io/tokenizer_source.h"
+#include "core/model/model_config.h"
+
+namespace toroid {
+
+// generation_config.json; a field that the model does not set is empty.
+struct GenerationDefaults {
+  std::vector<int64_t> eos_ids;
+  std::optional<int64_t> bos_id, pad_id;
+  std::optional<bool> sample;  // do_sample
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int64_t> top_k, max_new_tokens;
+};
+
+struct ModelSource {
+  std::string path;    // as it was asked for
+  std::string format;  // "hugging face", "gguf", "random"
+  ModelConfig config;
+  GenerationDefaults generation;
+  TokenizerSource tokenizer;
+  std::vector<MappedFile> files;        // empty for a random model
+  TensorIndex tensors;                  // empty for a random model
+  std::optional<uint64_t> random_seed;  // set for a random model alone
+
+  // 64-bit hash of the configuration and, for each file, its size, its header, its tensor table and
+  // the first 64 KiB of each tensor. Equal on two hosts if they hold copies of one model; cheap, no
+  // proof.
+  uint64_t Fingerprint() const;
+};
+
+// Opens `model`: a Hugging Face directory (config.json and *.safetensors), a GGUF file (the first
+// of a split one) or `random:NAME`, a shape of core/io/random_model.h with weights drawn from
+// `seed`. NotFound naming the path; InvalidArgument or Unimplemented naming the file and the broken
+// rule.
+absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed = 0);
+
+// The three kinds of OpenModel.
+absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& directory);
+absl::StatusOr<ModelSource> OpenGguf(const std::string& path);
+absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed);
+
+}  // namespace toroid

@@ -1,0 +1,116 @@
+// The conformance suite over MPI: every rank runs the same cases side by side.
+//   mpirun -n 4 parallel_mpi_test [--message-bytes=1000] [--slot-bytes=4096] [--fail]
+// Small limits cut short messages as 1 GiB would cut long ones. --fail runs the failure alone: it
+// leaves MPI broken. Rank 0 prints; a rank with a failed case prints it and ends all.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "parallel/counting_communicator.h"
+#include "parallel/launcher_environment.h"
+#include "parallel/mpi_communicator.h"
+#include "tests/support/communicator_conformance.h"
+
+namespace toroid {
+namespace {
+
+std::unique_ptr<Communicator>* world;
+MpiLimits limits;
+
+class MpiConformanceTest : public ::testing::TestWithParam<ConformanceCase> {};
+
+TEST_P(MpiConformanceTest, Holds) {
+  GetParam().run(**world);
+  EXPECT_TRUE((*world)->Health().ok()) << (*world)->Health();
+}
+
+INSTANTIATE_TEST_SUITE_P(World, MpiConformanceTest, ::testing::ValuesIn(ConformanceCases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(MpiWorldTest, KnowsItsHosts) {
+  const WorldHosts hosts = HostsOf(**world);
+  EXPECT_EQ(hosts.local_size, (*world)->size());  // mpirun of one machine
+  EXPECT_EQ(hosts.local_rank, (*world)->rank());
+  const LauncherEnvironment environment = ThisLauncherEnvironment();
+  EXPECT_EQ(environment.promised_size, (*world)->size());
+  EXPECT_EQ(environment.rank_hint, (*world)->rank());
+}
+
+// The scratch that `plan` foresees is the scratch that is there, after every call.
+TEST(MpiWorldTest, HoldsTheScratchThatCountingForesees) {
+  const auto everyone = [](int) { return 0; };
+  std::unique_ptr<Communicator> real = (*world)->Split(everyone);
+  std::unique_ptr<Communicator> counted =
+      NewCountingWorld(real->rank(), real->size(), limits.slot_bytes)->Split(everyone);
+  CpuStream queue(/*inline_work=*/true);
+  std::vector<double> memory(200000 * real->size());
+  for (int64_t count : {1, 3000, 200, 190000}) {
+    for (bool scatter : {false, true}) {
+      for (Communicator* ranks : {real.get(), counted.get()}) {
+        const Stream s{ranks == real.get() ? &queue : nullptr};
+        const int64_t all = scatter ? count * real->size() : count;
+        const Partial x(Tensor(DType::kF64, {all}, memory.data()));
+        double* mine = memory.data() + real->rank() * count;
+        if (scatter) ranks->ReduceScatter(s, x, Tensor(DType::kF64, {count}, mine));
+        if (!scatter) ranks->AllReduce(s, x);
+      }
+      EXPECT_EQ(real->communicator_bytes(), counted->communicator_bytes()) << count;
+      EXPECT_EQ(real->counters().bytes_sent, counted->counters().bytes_sent) << count;
+    }
+  }
+  EXPECT_EQ(real->communicator_bytes() > 0, real->size() > 1);
+  EXPECT_LE(real->communicator_bytes(), 2 * (real->size() - 1) * limits.slot_bytes);
+}
+
+TEST(MpiFailureTest, HealthIsSticky) { ExpectHealthIsSticky(**world); }
+
+// A rank that failed will miss the next verbs: say so and end, so that nobody waits for it.
+class EndOnFailure : public ::testing::EmptyTestEventListener {
+  void OnTestPartResult(const ::testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    std::fprintf(stderr, "rank %d: %s:%d: FAILED: %s\n", (*world)->rank(),
+                 result.file_name() == nullptr ? "?" : result.file_name(), result.line_number(),
+                 result.message());
+    std::fflush(stderr);
+    _exit(1);
+  }
+};
+
+int Main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  bool fail = false;
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view argument = argv[i];
+    if (absl::ConsumePrefix(&argument, "--message-bytes=")) {
+      if (!absl::SimpleAtoi(argument, &limits.message_bytes)) return 2;
+    } else if (absl::ConsumePrefix(&argument, "--slot-bytes=")) {
+      if (!absl::SimpleAtoi(argument, &limits.slot_bytes)) return 2;
+    } else if (argument == "--fail") {
+      fail = true;
+    }
+  }
+  ::testing::GTEST_FLAG(filter) = fail ? "MpiFailureTest.*" : "-MpiFailureTest.*";
+  absl::StatusOr<std::unique_ptr<Communicator>> started = NewMpiWorld(&argc, &argv, limits);
+  if (!started.ok()) {
+    std::fprintf(stderr, "%s\n", started.status().ToString().c_str());
+    return 1;
+  }
+  world = &*started;
+  ::testing::TestEventListeners& listeners = ::testing::UnitTest::GetInstance()->listeners();
+  if ((*world)->rank() != 0) delete listeners.Release(listeners.default_result_printer());
+  listeners.Append(new EndOnFailure);
+  const int result = RUN_ALL_TESTS();
+  started->reset();  // ends MPI
+  return result;
+}
+
+}  // namespace
+}  // namespace toroid
+
+int main(int argc, char** argv) { return toroid::Main(argc, argv); }

@@ -1,0 +1,20 @@
+# Tests that start processes: worlds under mpirun, and scripts.
+
+# toroid_mpi_test(NAME RANKS COMMAND...): one ctest entry that runs COMMAND on RANKS ranks.
+set(TOROID_MPIRUN ${MPIEXEC_EXECUTABLE} -q --oversubscribe --allow-run-as-root --bind-to none)
+function(toroid_mpi_test name ranks)
+  add_test(NAME ${name} COMMAND ${TOROID_MPIRUN} -n ${ranks} ${ARGN})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 120 PROCESSORS 2)
+endfunction()
+
+add_executable(parallel_mpi_test mpi/conformance_mpi.cc)
+target_link_libraries(parallel_mpi_test PRIVATE toroid_test_support)
+foreach(ranks 1 2 3 4 8)
+  toroid_mpi_test(MpiConformance.Ranks${ranks} ${ranks} $<TARGET_FILE:parallel_mpi_test>)
+endforeach()
+toroid_mpi_test(MpiConformance.CutMessages 3 $<TARGET_FILE:parallel_mpi_test>
+                --message-bytes=1001 --slot-bytes=4096)
+# A communicator that failed leaves without MPI_Finalize, which mpirun reports: the text decides.
+toroid_mpi_test(MpiConformance.HealthIsSticky 3 $<TARGET_FILE:parallel_mpi_test> --fail)
+set_tests_properties(MpiConformance.HealthIsSticky PROPERTIES
+  PASS_REGULAR_EXPRESSION "PASSED.*1 test" FAIL_REGULAR_EXPRESSION "FAILED")
