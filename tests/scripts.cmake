@@ -18,3 +18,10 @@ toroid_mpi_test(MpiConformance.CutMessages 3 $<TARGET_FILE:parallel_mpi_test>
 toroid_mpi_test(MpiConformance.HealthIsSticky 3 $<TARGET_FILE:parallel_mpi_test> --fail)
 set_tests_properties(MpiConformance.HealthIsSticky PROPERTIES
   PASS_REGULAR_EXPRESSION "PASSED.*1 test" FAIL_REGULAR_EXPRESSION "FAILED")
+
+add_executable(stall_rank mpi/stall_rank.cc)
+target_link_libraries(stall_rank PRIVATE toroid_parallel)
+add_test(NAME StallWatch.NamesAStoppedRank
+         COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/mpi/stall_test.sh $<TARGET_FILE:stall_rank>
+                 ${TOROID_MPIRUN})
+set_tests_properties(StallWatch.NamesAStoppedRank PROPERTIES TIMEOUT 120 PROCESSORS 2)
