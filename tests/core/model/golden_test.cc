@@ -1,0 +1,230 @@
+// REF64 equals transformers in float64: every family, every RoPE scaling, windows, GGUF types.
+#include "tests/support/golden.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "core/model/params.h"
+#include "core/model/rope.h"
+#include "core/random.h"
+#include "tests/reference/open_reference.h"
+
+namespace toroid {
+namespace {
+
+// A model, and the golden that holds its ids and logits.
+struct Case {
+  std::string model, golden;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.model; }
+
+std::vector<Case> Cases() {
+  namespace fs = std::filesystem;
+  std::vector<Case> cases;
+  for (const auto& entry : fs::directory_iterator(GoldenModelPath("."))) {
+    const std::string name = entry.path().filename().string();
+    if (fs::exists(entry.path() / "expected.json")) cases.push_back({name, name + "/expected"});
+  }
+  for (const auto& entry : fs::directory_iterator(GoldenModelPath("gguf"))) {
+    const std::string name = "gguf/" + entry.path().stem().string();
+    fs::path golden = entry.path();
+    golden.replace_extension(".json");
+    if (entry.path().extension() == ".gguf" && fs::exists(golden)) {
+      cases.push_back({name + ".gguf", name});
+    }
+  }
+  std::sort(cases.begin(), cases.end(),
+            [](const Case& a, const Case& b) { return a.model < b.model; });
+  return cases;
+}
+
+// Largest difference; of different sizes, infinity.
+double Distance(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+  return worst;
+}
+
+double Largest(const std::vector<double>& a) { return Distance(a, std::vector<double>(a.size())); }
+
+std::vector<double> LastRow(const std::vector<double>& x, int64_t cols) {
+  return std::vector<double>(x.end() - cols, x.end());
+}
+
+// Stored logits are rounded to float32, the last row is not. rope_freqs.weight of a GGUF file is
+// float32, and transformers did not see its rounding.
+double Tolerance(const Case& c) { return c.model == "gguf/llama_llama3.gguf" ? 1e-5 : 1e-11; }
+constexpr double kFloatRounding = 1e-7;
+
+class ReferenceGolden : public ::testing::TestWithParam<Case> {
+ protected:
+  const Golden golden_ = Golden::Load(GetParam().golden);
+  ReferenceModel model_ = OpenReference(GoldenModelPath(GetParam().model));
+
+  std::vector<double> Logits(std::vector<int32_t> ids, int64_t length_bound = 0) const {
+    return ReferenceForward(model_.config, model_.params,
+                            ReferenceInputOf(model_.config, std::move(ids), length_bound))
+        .logits;
+  }
+};
+
+TEST_P(ReferenceGolden, LogitsEqual) {
+  const std::vector<double> expected = golden_.Array("logits");
+  const std::vector<double> logits = Logits(golden_.Ids("ids"));
+  const double tolerance = Tolerance(GetParam());
+  EXPECT_LE(Distance(logits, expected), (tolerance + kFloatRounding) * Largest(expected));
+  const std::vector<double> last = golden_.Array("last_logits_f64");
+  EXPECT_LE(Distance(LastRow(logits, model_.config.vocab), last), tolerance * Largest(last));
+}
+
+// The comparison would see any parameter that was dropped, misread or exchanged.
+TEST_P(ReferenceGolden, EveryParameterCounts) {
+  const std::vector<int32_t> ids = golden_.Ids("ids");
+  const std::vector<double> last = golden_.Array("last_logits_f64");
+  for (const ParamSpec& spec : ParamTable(model_.config)) {
+    if (!spec.alias.empty()) continue;
+    std::vector<double>& values = model_.params.at(spec.name);
+    // An embedding row that is used; else any element.
+    const int64_t i = spec.group == "embedding" ? ids.back() * spec.cols
+                                                : Philox(1, values.size(), 0)[0] % values.size();
+    const double before = values[i];
+    values[i] += 0.01;
+    EXPECT_GT(Distance(LastRow(Logits(ids), model_.config.vocab), last),
+              3 * Tolerance(GetParam()) * Largest(last))
+        << spec.name;
+    values[i] = before;
+  }
+}
+
+// Without the variant the same weights differ by as much as transformers said.
+TEST_P(ReferenceGolden, TheVariantCounts) {
+  const std::vector<double> expected = golden_.Array("logits");
+  const std::vector<int32_t> ids = golden_.Ids("ids");
+  const auto expect_distance = [&](const ModelConfig& plain, double distance) {
+    const auto logits = ReferenceForward(plain, model_.params, ReferenceInputOf(plain, ids)).logits;
+    EXPECT_GT(distance, 0.01);
+    EXPECT_NEAR(Distance(logits, expected), distance, 1e-5 * distance);
+  };
+  bool any = false;
+  if (GetParam().model.find("gguf/") == 0) {
+    if (model_.config.rope.kind == RopeScaling::Kind::kNone) GTEST_SKIP() << "a plain model";
+    ModelConfig plain = model_.config;
+    plain.rope = {};
+    expect_distance(plain, golden_["distance_from_plain"].get<double>());
+    return;
+  }
+  const nlohmann::json& greedy = golden_["greedy"];
+  ASSERT_TRUE(greedy.contains("ids"));
+  for (const std::string source : {"llama", "mistral", "qwen2", "qwen3"}) {
+    if (GetParam().model == source || GetParam().model.find(source + "_") != 0) continue;
+    if (!std::filesystem::is_symlink(GoldenModelPath(GetParam().model) + "/model.safetensors")) {
+      continue;  // weights of its own
+    }
+    any = true;
+    expect_distance(OpenReference(GoldenModelPath(source)).config,
+                    golden_["distance_from"][source].get<double>());
+  }
+  if (!any) GTEST_SKIP() << "a plain model";
+}
+
+// Greedy tokens, RoPE fixed for the final length (dynamic's base depends on it).
+TEST_P(ReferenceGolden, GreedyTokensEqual) {
+  if (GetParam().model.find("gguf/") == 0) GTEST_SKIP() << "this golden has no tokens";
+  const nlohmann::json& greedy = golden_["greedy"];
+  const auto expected = greedy["ids"].get<std::vector<int32_t>>();
+  std::vector<int32_t> ids = golden_.Ids("ids");
+  ids.resize(greedy["prompt_tokens"].get<int64_t>());
+  const int64_t bound = ids.size() + expected.size();
+  double least = INFINITY;
+  std::vector<int32_t> made;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::vector<double> row = LastRow(Logits(ids, bound), model_.config.vocab);
+    const auto best = std::max_element(row.begin(), row.end());
+    made.push_back(int32_t(best - row.begin()));
+    ids.push_back(made.back());
+    std::nth_element(row.begin(), row.begin() + 1, row.end(), std::greater<double>());
+    least = std::min(least, row[0] - row[1]);
+  }
+  EXPECT_EQ(made, expected);
+  EXPECT_NEAR(least, greedy["min_margin"].get<double>(), 1e-9);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceGolden, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) {
+                           std::string name = info.param.model;
+                           for (char& c : name) c = std::isalnum(c) ? c : '_';
+                           return name;
+                         });
+
+// Inside the context the base is the plain one, beyond it follows the length.
+TEST(ReferenceGoldenDynamic, TheBaseFollowsTheLength) {
+  const Golden golden = Golden::Load("llama_dynamic/expected");
+  const ReferenceModel model = OpenReference(GoldenModelPath("llama_dynamic"));
+  std::vector<int32_t> ids = golden.Ids("ids");
+  ids.resize(golden["short_tokens"].get<int64_t>());
+  const std::vector<double> expected = golden.Array("short_logits");
+  const auto distance = [&](int64_t bound) {
+    const auto input = ReferenceInputOf(model.config, ids, bound);
+    return Distance(ReferenceForward(model.config, model.params, input).logits, expected);
+  };
+  EXPECT_LE(distance(40), 2e-7 * Largest(expected));
+  EXPECT_LE(distance(48), 2e-7 * Largest(expected));
+  EXPECT_GT(distance(49), 1e-4);
+}
+
+// Real weights, Q4_1 with permuted Q and K rows.
+TEST(ReferenceGoldenSmolLm2, FirstLayers) {
+  if (SmolLm2Path().empty()) GTEST_SKIP() << "SmolLM2 is not here: deploy/quickstart.sh gets it";
+  const Golden golden = Golden::Load("smollm2/layers");
+  const int64_t layers = golden["layers"].get<int64_t>();
+  const ReferenceModel model = OpenReference(SmolLm2Path(), layers);
+  ReferenceInput input = ReferenceInputOf(model.config, golden.Ids("ids"));
+  input.layers = layers;
+  input.logits = false;
+  const std::vector<double> x = ReferenceForward(model.config, model.params, input).residual;
+  const auto embedding = golden.Array("embedding"), hidden = golden.Array("hidden");
+  const auto norms = golden.Array("norms");
+  const auto rows = golden["rows"].get<std::vector<int64_t>>();
+  const int64_t D = model.config.dim;
+  const auto& table = model.params.at("model.embed_tokens.weight");
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto row = [D](const std::vector<double>& values, int64_t index) {
+      return std::vector<double>(values.begin() + index * D, values.begin() + (index + 1) * D);
+    };
+    EXPECT_EQ(row(table, input.ids[rows[i]]), row(embedding, i));
+    const auto expected = row(hidden, i);
+    EXPECT_LE(Distance(row(x, rows[i]), expected), 1e-10 * Largest(expected)) << rows[i];
+  }
+  for (size_t t = 0; t < norms.size(); ++t) {
+    double squares = 0;
+    for (int64_t i = 0; i < D; ++i) squares += x[t * D + i] * x[t * D + i];
+    EXPECT_NEAR(std::sqrt(squares), norms[t], 1e-10 * norms[t]) << t;
+  }
+}
+
+TEST(ReferenceGoldenSmolLm2Slow, LogProbabilities) {
+  if (SmolLm2Path().empty()) GTEST_SKIP() << "SmolLM2 is not here: deploy/quickstart.sh gets it";
+  const Golden golden = Golden::Load("smollm2/score");
+  const ReferenceModel model = OpenReference(SmolLm2Path());
+  std::vector<int32_t> ids = golden.Ids("ids");
+  ids.resize(129);
+  const auto expected = golden.Array("logprobs_f64");
+  const auto logits =
+      ReferenceForward(model.config, model.params, ReferenceInputOf(model.config, ids)).logits;
+  for (size_t t = 0; t + 1 < ids.size(); ++t) {
+    EXPECT_NEAR(ReferenceLogP(&logits[t * model.config.vocab], model.config.vocab, ids[t + 1]),
+                expected[t], 1e-9)
+        << t;
+  }
+}
+
+}  // namespace
+}  // namespace toroid
