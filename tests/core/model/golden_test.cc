@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -25,7 +28,15 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.model; }
 
-std::vector<Case> Cases() {
+bool IsGguf(const Case& c) { return c.model.find("gguf/") == 0; }
+
+// Weights of another golden, read under another configuration.
+bool IsVariant(const Case& c) {
+  if (IsGguf(c)) return c.model.find("gguf/llama_l") == 0 || c.model == "gguf/llama_yarn.gguf";
+  return std::filesystem::is_symlink(GoldenModelPath(c.model) + "/model.safetensors");
+}
+
+std::vector<Case> Cases(bool (*wanted)(const Case&) = [](const Case&) { return true; }) {
   namespace fs = std::filesystem;
   std::vector<Case> cases;
   for (const auto& entry : fs::directory_iterator(GoldenModelPath("."))) {
@@ -40,6 +51,7 @@ std::vector<Case> Cases() {
       cases.push_back({name + ".gguf", name});
     }
   }
+  std::erase_if(cases, [&](const Case& c) { return !wanted(c); });
   std::sort(cases.begin(), cases.end(),
             [](const Case& a, const Case& b) { return a.model < b.model; });
   return cases;
@@ -105,39 +117,30 @@ TEST_P(ReferenceGolden, EveryParameterCounts) {
 }
 
 // Without the variant the same weights differ by as much as transformers said.
-TEST_P(ReferenceGolden, TheVariantCounts) {
-  const std::vector<double> expected = golden_.Array("logits");
-  const std::vector<int32_t> ids = golden_.Ids("ids");
-  const auto expect_distance = [&](const ModelConfig& plain, double distance) {
-    const auto logits = ReferenceForward(plain, model_.params, ReferenceInputOf(plain, ids)).logits;
-    EXPECT_GT(distance, 0.01);
-    EXPECT_NEAR(Distance(logits, expected), distance, 1e-5 * distance);
-  };
-  bool any = false;
-  if (GetParam().model.find("gguf/") == 0) {
-    if (model_.config.rope.kind == RopeScaling::Kind::kNone) GTEST_SKIP() << "a plain model";
-    ModelConfig plain = model_.config;
+using ReferenceGoldenVariant = ReferenceGolden;
+
+TEST_P(ReferenceGoldenVariant, Counts) {
+  ModelConfig plain = model_.config;
+  double distance = 0;
+  if (IsGguf(GetParam())) {
     plain.rope = {};
-    expect_distance(plain, golden_["distance_from_plain"].get<double>());
-    return;
+    distance = golden_["distance_from_plain"].get<double>();
+  } else {
+    const auto from = golden_["distance_from"].get<std::map<std::string, double>>();
+    ASSERT_EQ(from.size(), 1u);
+    plain = OpenReference(GoldenModelPath(from.begin()->first)).config;
+    distance = from.begin()->second;
   }
-  const nlohmann::json& greedy = golden_["greedy"];
-  ASSERT_TRUE(greedy.contains("ids"));
-  for (const std::string source : {"llama", "mistral", "qwen2", "qwen3"}) {
-    if (GetParam().model == source || GetParam().model.find(source + "_") != 0) continue;
-    if (!std::filesystem::is_symlink(GoldenModelPath(GetParam().model) + "/model.safetensors")) {
-      continue;  // weights of its own
-    }
-    any = true;
-    expect_distance(OpenReference(GoldenModelPath(source)).config,
-                    golden_["distance_from"][source].get<double>());
-  }
-  if (!any) GTEST_SKIP() << "a plain model";
+  EXPECT_GT(distance, 0.01);
+  const auto input = ReferenceInputOf(plain, golden_.Ids("ids"));
+  const auto logits = ReferenceForward(plain, model_.params, input).logits;
+  EXPECT_NEAR(Distance(logits, golden_.Array("logits")), distance, 1e-5 * distance);
 }
 
 // Greedy tokens, RoPE fixed for the final length (dynamic's base depends on it).
-TEST_P(ReferenceGolden, GreedyTokensEqual) {
-  if (GetParam().model.find("gguf/") == 0) GTEST_SKIP() << "this golden has no tokens";
+using ReferenceGoldenGreedy = ReferenceGolden;
+
+TEST_P(ReferenceGoldenGreedy, TokensEqual) {
   const nlohmann::json& greedy = golden_["greedy"];
   const auto expected = greedy["ids"].get<std::vector<int32_t>>();
   std::vector<int32_t> ids = golden_.Ids("ids");
@@ -157,12 +160,18 @@ TEST_P(ReferenceGolden, GreedyTokensEqual) {
   EXPECT_NEAR(least, greedy["min_margin"].get<double>(), 1e-9);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceGolden, ::testing::ValuesIn(Cases()),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
-                           for (char& c : name) c = std::isalnum(c) ? c : '_';
-                           return name;
-                         });
+std::string TestName(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = info.param.model;
+  for (char& c : name) c = std::isalnum(c) ? c : '_';
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceGolden, ::testing::ValuesIn(Cases()), TestName);
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceGoldenVariant, ::testing::ValuesIn(Cases(IsVariant)),
+                         TestName);
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceGoldenGreedy,
+                         ::testing::ValuesIn(Cases([](const Case& c) { return !IsGguf(c); })),
+                         TestName);
 
 // Inside the context the base is the plain one, beyond it follows the length.
 TEST(ReferenceGoldenDynamic, TheBaseFollowsTheLength) {
