@@ -10,6 +10,17 @@ namespace {
 
 using Array = std::vector<double>;
 
+// Four sums side by side: one would wait for each addition, and real models are large.
+double Dot(const double* a, const double* b, int64_t size) {
+  double sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= size; i += 4) {
+    for (int64_t j = 0; j < 4; ++j) sum[j] += a[i + j] * b[i + j];
+  }
+  for (; i < size; ++i) sum[0] += a[i] * b[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 class Forward {
  public:
   Forward(const ModelConfig& config, const ReferenceParams& params) : c_(config), params_(params) {}
@@ -33,9 +44,7 @@ class Forward {
     Array y(rows * outputs);
     for (int64_t t = 0; t < rows; ++t) {
       for (int64_t o = 0; o < outputs; ++o) {
-        double sum = 0;
-        for (int64_t i = 0; i < inputs; ++i) sum += weight[o * inputs + i] * x[t * inputs + i];
-        y[t * outputs + o] = sum;
+        y[t * outputs + o] = Dot(&weight[o * inputs], &x[t * inputs], inputs);
       }
     }
     if (Find(name + ".bias") != nullptr) {
@@ -88,11 +97,7 @@ class Forward {
         const int64_t first = window > 0 ? std::max<int64_t>(0, t - window + 1) : 0;
         Array weight;
         for (int64_t s = first; s <= t; ++s) {
-          double score = 0;
-          for (int64_t i = 0; i < K; ++i) {
-            score += q[(t * H + head) * K + i] * k[(s * G + kv_head) * K + i];
-          }
-          weight.push_back(score * scale);
+          weight.push_back(scale * Dot(&q[(t * H + head) * K], &k[(s * G + kv_head) * K], K));
         }
         const double largest = *std::max_element(weight.begin(), weight.end());
         double sum = 0;
