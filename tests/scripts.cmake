@@ -25,3 +25,9 @@ add_test(NAME StallWatch.NamesAStoppedRank
          COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/mpi/stall_test.sh $<TARGET_FILE:stall_rank>
                  ${TOROID_MPIRUN})
 set_tests_properties(StallWatch.NamesAStoppedRank PROPERTIES TIMEOUT 120 PROCESSORS 2)
+
+# srun without PMIx starts processes that each believe to be alone: every one refuses.
+add_test(NAME MpiWorld.RefusesASingletonUnderSlurm COMMAND parallel_mpi_test)
+set_tests_properties(MpiWorld.RefusesASingletonUnderSlurm PROPERTIES
+  TIMEOUT 60 ENVIRONMENT "SLURM_PROCID=2;SLURM_NTASKS=4;SLURM_LOCALID=2"
+  PASS_REGULAR_EXPRESSION "process 2 is alone: Slurm promised 4 ranks.*srun --mpi=pmix -n 4")
