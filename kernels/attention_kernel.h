@@ -196,7 +196,7 @@ class AttentionStrips {
     const int64_t dim = dim_, stride = dims_;
     for (int64_t d = 0; d < dim; ++d) {
       V x[C];
-      for (int c = 0; c < C; ++c) x[c] = N::Load(q + d * kWidth + c * L);
+      for (int c = 0; c < C; ++c) x[c] = N::LoadOnce(q + d * kWidth + c * L);
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
         const V y = N::Set(k[b * stride + d]);
@@ -219,7 +219,7 @@ class AttentionStrips {
     const T* p = s_;
     for (int64_t j = 0; j < count; ++j) {
       V x[C];
-      for (int c = 0; c < C; ++c) x[c] = N::Load(p + j * kWidth + c * L);
+      for (int c = 0; c < C; ++c) x[c] = N::LoadOnce(p + j * kWidth + c * L);
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
         const V y = N::Set(v[j * stride + b]);

@@ -31,9 +31,17 @@ struct Lanes {
   typedef T U __attribute__((vector_size(sizeof(T) * L), aligned(sizeof(T)), may_alias));
 
   static V Load(const T* x) { return *reinterpret_cast<const U*>(x); }
+  // Load into a register that all uses share: left alone, g++ 12 reads memory again at every use,
+  // and the loads, not the products, bound the loop.
+  static V LoadOnce(const T* x) {
+    V v = Load(x);
+    asm("" : "+x"(v));
+    return v;
+  }
   static void Store(T* x, V v) { *reinterpret_cast<U*>(x) = v; }
-  static V Set(T x) { return V{} + x; }
-  static I SetInt(Int x) { return I{} + x; }
+  // x - 0 is x even for -0, so the compiler is left with a plain broadcast.
+  static V Set(T x) { return x - V{}; }
+  static I SetInt(Int x) { return x - I{}; }
   static V Max(V a, V b) { return a > b ? a : b; }
   static V Min(V a, V b) { return a < b ? a : b; }
   static T Sum(V v) {
