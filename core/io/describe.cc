@@ -1,0 +1,118 @@
+#include "core/io/describe.h"
+
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/model/params.h"
+
+namespace toroid {
+namespace {
+
+std::string RopeText(const RopeScaling& rope) {
+  switch (rope.kind) {
+    case RopeScaling::Kind::kNone:
+      return "none";
+    case RopeScaling::Kind::kLinear:
+      return absl::StrCat("linear, factor ", rope.factor);
+    case RopeScaling::Kind::kLlama3:
+      return absl::StrCat("llama3, factor ", rope.factor, " from ", rope.original_context);
+    case RopeScaling::Kind::kYarn:
+      return absl::StrCat("yarn, factor ", rope.factor, " from ", rope.original_context);
+    case RopeScaling::Kind::kDynamic:
+      return absl::StrCat("dynamic, factor ", rope.factor, " from ", rope.original_context);
+    case RopeScaling::Kind::kDivisors:
+      return "divisors of tensor rope_freqs";
+  }
+  return "";
+}
+
+// "none", one window for all layers, or the window of each.
+std::string WindowText(const ModelConfig& config) {
+  if (config.windows.empty()) return "none";
+  for (const int64_t window : config.windows) {
+    if (window != config.windows[0]) return absl::StrJoin(config.windows, " ");
+  }
+  return config.windows[0] == 0 ? "none" : absl::StrCat(config.windows[0]);
+}
+
+std::string TokenizerText(const TokenizerSource& tokenizer) {
+  switch (tokenizer.kind) {
+    case TokenizerSource::Kind::kBytes:
+      return "bytes";
+    case TokenizerSource::Kind::kHuggingFace:
+      return "tokenizer.json";
+    case TokenizerSource::Kind::kGguf:
+      return absl::StrCat("gguf ", tokenizer.gguf.model);
+    case TokenizerSource::Kind::kNone:
+      return "none";
+  }
+  return "";
+}
+
+std::vector<std::pair<std::string, std::string>> ConfigurationText(const ModelConfig& config) {
+  std::vector<std::string> biases;
+  if (config.qkv_bias) biases.push_back("qkv");
+  if (config.output_bias) biases.push_back("output");
+  if (config.mlp_bias) biases.push_back("mlp");
+  return {{"layers", absl::StrCat(config.layers)},
+          {"dim", absl::StrCat(config.dim)},
+          {"ffn", absl::StrCat(config.ffn)},
+          {"query_heads", absl::StrCat(config.query_heads)},
+          {"kv_heads", absl::StrCat(config.kv_heads)},
+          {"head_dim", absl::StrCat(config.head_dim)},
+          {"vocab", absl::StrCat(config.vocab)},
+          {"context", absl::StrCat(config.context)},
+          {"norm_epsilon", absl::StrCat(config.norm_epsilon)},
+          {"rope_base", absl::StrCat(config.rope_base)},
+          {"rope_scaling", RopeText(config.rope)},
+          {"sliding_window", WindowText(config)},
+          {"biases", biases.empty() ? "none" : absl::StrJoin(biases, " ")},
+          {"qk_norm", config.qk_norm ? "yes" : "no"},
+          {"tied_embeddings", config.tied_embeddings ? "yes" : "no"}};
+}
+
+}  // namespace
+
+ModelDescription Describe(const ModelSource& source) {
+  ModelDescription result;
+  result.path = source.path;
+  result.format = source.format;
+  result.name = source.config.name;
+  result.architecture = source.config.architecture;
+  result.parameters = source.config.ParameterCount();
+  result.fingerprint = source.Fingerprint();
+  result.tokenizer = TokenizerText(source.tokenizer);
+  result.configuration = ConfigurationText(source.config);
+  for (const MappedFile& file : source.files) {
+    result.files.push_back({file.path(), int64_t(file.bytes().size())});
+  }
+  for (const auto& [name, tensor] : source.tensors) {
+    result.tensors.push_back({name, Info(tensor.dtype).name, tensor.shape,
+                              int64_t(tensor.data.size()), tensor.file,
+                              tensor.interleaved_heads > 0});
+  }
+  if (source.random_seed.has_value()) {
+    for (const ParamSpec& spec : ParamTable(source.config)) {
+      if (!spec.alias.empty()) continue;
+      result.tensors.push_back({spec.name,
+                                Info(DType::kF32).name,
+                                {spec.rows, spec.cols},
+                                spec.rows * spec.cols * 4,
+                                -1,
+                                false});
+    }
+  }
+  std::map<std::string, ModelDescription::TypeTotal> types;
+  for (const ModelDescription::Tensor& tensor : result.tensors) {
+    ModelDescription::TypeTotal& total = types[tensor.dtype];
+    total.dtype = tensor.dtype;
+    ++total.tensors;
+    total.bytes += tensor.bytes;
+    result.tensor_bytes += tensor.bytes;
+  }
+  for (const auto& [name, total] : types) result.types.push_back(total);
+  return result;
+}
+
+}  // namespace toroid
