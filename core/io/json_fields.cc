@@ -6,6 +6,16 @@ namespace toroid {
 
 using nlohmann::json;
 
+namespace {
+// An integer that arithmetic of sizes can take. Unsigned numbers are looked at as such: a
+// comparison of json values would take 2^64 - 1 for -1.
+bool IsModestInteger(const json& value) {
+  constexpr uint64_t kLimit = uint64_t{1} << 60;
+  if (value.is_number_unsigned()) return value.get<uint64_t>() <= kLimit;
+  return value.is_number_integer() && value.get<int64_t>() >= -int64_t(kLimit);
+}
+}  // namespace
+
 std::string Shown(const json& value) {
   constexpr size_t kLength = 60;
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
@@ -40,7 +50,7 @@ absl::Status JsonFields::Wrong(const std::string& key, absl::string_view rule) c
 absl::Status JsonFields::Int(const std::string& key, int64_t& out) {
   const json* value = Find(key);
   if (value == nullptr) return Wrong(key, "is missing");
-  if (!value->is_number_integer() || *value > json(int64_t{1} << 60)) {
+  if (!IsModestInteger(*value)) {
     return Wrong(key, "must be an integer");
   }
   out = value->get<int64_t>();
@@ -86,7 +96,7 @@ absl::Status JsonFields::Ints(const std::string& key, std::vector<int64_t>& out)
   if (value == nullptr) return absl::OkStatus();
   const json single = json::array({*value});
   for (const json& item : value->is_array() ? *value : single) {
-    if (!item.is_number_integer() || item > json(int64_t{1} << 60)) {
+    if (!IsModestInteger(item)) {
       return Wrong(key, "must be an integer or a list of integers");
     }
     out.push_back(item.get<int64_t>());

@@ -15,6 +15,8 @@ constexpr int64_t kMaxWidth = int64_t{1} << 20;
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxHeadDim = 8192;
 constexpr int64_t kMaxContext = int64_t{1} << 32;
+constexpr double kMaxFactor =
+    1e6;  // of a RoPE scaling: beyond it factor - (factor - 1) is no longer 1
 
 absl::Status Wrong(absl::string_view field, double value, absl::string_view rule) {
   return absl::InvalidArgumentError(
@@ -46,8 +48,8 @@ absl::Status ValidateRope(const ModelConfig& config) {
     }
     return absl::OkStatus();
   }
-  if (!(std::isfinite(rope.factor) && rope.factor >= 1)) {
-    return Wrong("rope scaling factor", rope.factor, "finite and at least 1");
+  if (!(rope.factor >= 1 && rope.factor <= kMaxFactor)) {
+    return Wrong("rope scaling factor", rope.factor, "between 1 and 1e6");
   }
   if (rope.kind == Kind::kLinear) return absl::OkStatus();
   if (rope.original_context < 1 || rope.original_context > kMaxContext) {
@@ -70,8 +72,8 @@ absl::Status ValidateRope(const ModelConfig& config) {
       return Wrong("beta_fast", rope.beta_fast, "at least beta_slow");
     }
     for (const double scale : {rope.attention_factor, rope.mscale, rope.mscale_all_dim}) {
-      if (!std::isfinite(scale) || scale < 0) {
-        return Wrong("attention_factor or mscale", scale, "finite and not negative");
+      if (!(scale >= 0 && scale <= kMaxFactor)) {
+        return Wrong("attention_factor or mscale", scale, "between 0 and 1e6");
       }
     }
   }

@@ -1,0 +1,95 @@
+"""Seeds of the fuzz targets gguf, safetensors and hugging_face_config: tests/fuzz/corpus/NAME/*."""
+import json
+import pathlib
+import struct
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+
+
+def write(target, name, data):
+    (CORPUS / target).mkdir(parents=True, exist_ok=True)
+    (CORPUS / target / name).write_bytes(data)
+
+
+def text(s):
+    return struct.pack("<Q", len(s)) + s.encode()
+
+
+def u32(v):
+    return struct.pack("<I", v)
+
+
+def gguf(keys, tensors):
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for name, kind, value in keys:
+        out += text(name) + u32(kind) + value
+    data = b""
+    for name, dims, kind, size in tensors:
+        out += text(name) + u32(len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
+        out += u32(kind) + struct.pack("<Q", len(data))
+        data += bytes(size) + bytes(-size % 32)
+    return out + bytes(-len(out) % 32) + data
+
+
+def model_keys(arch):
+    keys = [("general.architecture", 8, text(arch)), ("general.alignment", 4, u32(32))]
+    for name, value in [("block_count", 1), ("embedding_length", 32), ("context_length", 64),
+                        ("feed_forward_length", 32), ("attention.head_count", 4),
+                        ("attention.head_count_kv", 2), ("vocab_size", 3)]:
+        keys.append((f"{arch}.{name}", 4, u32(value)))
+    keys.append((f"{arch}.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)))
+    return keys
+
+
+def tokenizer_keys():
+    strings = lambda items: u32(8) + struct.pack("<Q", len(items)) + b"".join(text(i) for i in items)
+    return [("tokenizer.ggml.model", 8, text("gpt2")), ("tokenizer.ggml.tokens", 9, strings(["a", "b", "ab"])),
+            ("tokenizer.ggml.merges", 9, strings(["a b"])),
+            ("tokenizer.ggml.token_type", 9, u32(5) + struct.pack("<Qiii", 3, 1, 1, 3)),
+            ("tokenizer.ggml.scores", 9, u32(6) + struct.pack("<Qfff", 3, 0, 0, 0)),
+            ("tokenizer.ggml.eos_token_id", 4, u32(2)), ("tokenizer.ggml.add_bos_token", 7, b"\1")]
+
+
+def yarn_keys():
+    return [("llama.rope.scaling.type", 8, text("yarn")), ("llama.rope.scaling.factor", 6, struct.pack("<f", 4)),
+            ("llama.rope.scaling.original_context_length", 4, u32(32))]
+
+
+def main():
+    types = [(0, 32, 128), (1, 32, 64), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34),
+             (12, 256, 144), (13, 256, 176), (14, 256, 210), (30, 32, 64)]
+    write("gguf", "types", gguf([], [(f"t{k}", [n], k, s) for k, n, s in types]))
+    write("gguf", "llama", gguf(model_keys("llama") + tokenizer_keys(), [("token_embd.weight", [32, 3], 8, 102)]))
+    write("gguf", "qwen3", gguf(model_keys("qwen3"), []))
+    write("gguf", "yarn", gguf(model_keys("llama") + yarn_keys(), []))
+    scalars = [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (7, 1), (10, 8), (11, 8), (12, 8)]
+    write("gguf", "scalars", gguf([(f"k{k}", k, bytes(s)) for k, s in scalars], []))
+
+    def safetensors(header, size):
+        head = json.dumps(header).encode()
+        return struct.pack("<Q", len(head)) + head + bytes(size)
+
+    tensor = lambda dtype, shape, begin, end: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    write("safetensors", "empty", safetensors({}, 0))
+    write("safetensors", "two", safetensors({"__metadata__": {"format": "pt"}, "a": tensor("F32", [2, 2], 0, 16),
+                                             "b": tensor("BF16", [3], 16, 22)}, 22))
+    write("safetensors", "scalar", safetensors({"s": tensor("I64", [], 0, 8), "e": tensor("U8", [0], 8, 8)}, 8))
+
+    base = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 100, "eos_token_id": [1, 2]}
+    config = lambda name, **more: write("hugging_face_config", name, json.dumps(base | more).encode())
+    config("llama", model_type="llama", rope_theta=10000.0, architectures=["LlamaForCausalLM"])
+    config("mistral", model_type="mistral", sliding_window=8)
+    config("qwen2", model_type="qwen2", use_sliding_window=True, max_window_layers=1, sliding_window=8)
+    config("qwen3", model_type="qwen3", layer_types=["full_attention", "full_attention"], head_dim=16)
+    config("yarn", model_type="llama", rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6,
+                                                        "original_max_position_embeddings": 512, "mscale": 1.0,
+                                                        "mscale_all_dim": 0.5, "truncate": False})
+    config("llama3", model_type="llama", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                                       "high_freq_factor": 4.0,
+                                                       "original_max_position_embeddings": 512})
+    config("dynamic", model_type="llama", rope_scaling={"type": "dynamic", "factor": 2.0})
+
+
+if __name__ == "__main__":
+    main()
