@@ -122,6 +122,13 @@ void MatVecProduct(ThreadPool& pool, const MatMulArgs<float>& a) {
   });
 }
 
+// A rank that holds no column of a split weight: the sum of nothing, plus the bias.
+template <typename T>
+void EmptyProduct(const MatMulArgs<T>& a) {
+  for (int64_t i = 0; i < a.m; ++i) std::fill_n(a.out + i * a.out_stride, a.n, T(0));
+  AddBias(a, 0, a.m, 0, a.n);
+}
+
 // The pool is our parallelism: OpenBLAS's own threads would compete with it.
 void QuietOpenBlas() {
   static std::once_flag once;
@@ -132,6 +139,7 @@ void QuietOpenBlas() {
 
 void MatMul(ThreadPool& pool, const MatMulArgs<float>& args) {
   if (args.m <= 0 || args.n <= 0) return;
+  if (args.k <= 0) return EmptyProduct(args);
   if (args.m <= kMatVecRows) {
     MatVecProduct(pool, args);
     return;
@@ -142,6 +150,7 @@ void MatMul(ThreadPool& pool, const MatMulArgs<float>& args) {
 
 void MatMul(ThreadPool& pool, const MatMulArgs<double>& args) {
   if (args.m <= 0 || args.n <= 0) return;
+  if (args.k <= 0) return EmptyProduct(args);
   QuietOpenBlas();
   PanelProduct<double>(args).Run(pool);
 }

@@ -13,7 +13,7 @@
 namespace toroid {
 
 // What a board says. Trivially copyable: it travels between ranks as bytes.
-struct Progress {
+struct BoardReading {
   char op[24] = "start";
   int64_t layer = -1, round = -1;  // negative: none
   int64_t sequence = 0;            // places passed; comparable between ranks, which pass the same
@@ -39,8 +39,8 @@ class ProgressBoard {
   // on all ranks.
   void Idle() { busy_.store(false, std::memory_order_relaxed); }
 
-  Progress Read() const {
-    Progress now;
+  BoardReading Read() const {
+    BoardReading now;
     std::memset(now.op, 0, sizeof now.op);
     std::strncpy(now.op, op_.load(std::memory_order_relaxed), sizeof now.op - 1);
     now.layer = layer_.load(std::memory_order_relaxed);

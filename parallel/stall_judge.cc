@@ -31,7 +31,7 @@ StallJudge::Milliseconds StallJudge::Interval() const {
   return std::clamp(timeout_ / 10, Milliseconds(50), Milliseconds(500));
 }
 
-StallBeat StallJudge::Look(const Progress& mine, Time now) {
+StallBeat StallJudge::Look(const BoardReading& mine, Time now) {
   StallBeat& beat = known_[rank_].beat;
   const bool moved = mine.sequence != beat.progress.sequence || mine.ticks != beat.progress.ticks;
   if (now - looked_ > kOwnGap) {
@@ -67,7 +67,7 @@ std::vector<RankProgress> StallJudge::Ranks(Time now) const {
 }
 
 std::string StallJudge::Place(int rank) const {
-  const Progress& at = known_[rank].beat.progress;
+  const BoardReading& at = known_[rank].beat.progress;
   std::string place(at.op, strnlen(at.op, sizeof at.op));
   if (at.layer >= 0) absl::StrAppend(&place, " layer ", at.layer);
   if (at.round >= 0) absl::StrAppend(&place, " round ", at.round);

@@ -20,14 +20,14 @@ namespace toroid {
 
 // What a watch tells the others. Trivially copyable.
 struct StallBeat {
-  Progress progress;
+  BoardReading progress;
   int64_t unmoved_ms = 0;  // for how long, when the beat was sent
   bool leaving = false;    // this watch ends in good order: silence from now on is no fault
 };
 
 // What a rank is known to be doing.
 struct RankProgress {
-  Progress progress;
+  BoardReading progress;
   int64_t unmoved_ms = 0;  // 0 while idle
   int64_t silent_ms = 0;   // since its last beat; 0 for this rank
   bool answers = true;
@@ -52,7 +52,7 @@ class StallJudge {
   Milliseconds Interval() const;
   // This rank's board, read now; returns the beat for the others. A judge that has not looked for
   // a second was stopped itself, with its process: it then forgives everyone the time until now.
-  StallBeat Look(const Progress& mine, Time now);
+  StallBeat Look(const BoardReading& mine, Time now);
   void Hear(int rank, const StallBeat& beat, Time now);
   std::optional<StallVerdict> Judge(Time now) const;
   std::vector<RankProgress> Ranks(Time now) const;

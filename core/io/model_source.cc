@@ -24,8 +24,9 @@ absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed) {
   return S_ISDIR(info.st_mode) ? OpenHuggingFace(path) : OpenGguf(path);
 }
 
-uint64_t ModelSource::Fingerprint() const {
+uint64_t ModelSource::Fingerprint(bool whole) const {
   constexpr size_t kSample = 64 << 10;
+  constexpr size_t kReleased = 4 << 20;  // read, then dropped from memory again
   FingerprintHash hash;
   hash.Number(config.layers);
   hash.Number(config.dim);
@@ -44,9 +45,12 @@ uint64_t ModelSource::Fingerprint() const {
     for (const int64_t dim : tensor.shape) hash.Number(dim);
     hash.Number(tensor.file);
     hash.Number(tensor.data.data() - files[tensor.file].bytes().data());
-    const auto sample = tensor.data.subspan(0, kSample);
-    hash.Bytes(sample);
-    files[tensor.file].Release(sample.data(), int64_t(sample.size()));
+    const size_t most = whole ? tensor.data.size() : std::min(kSample, tensor.data.size());
+    for (size_t begin = 0; begin < most; begin += kReleased) {
+      const auto part = tensor.data.subspan(begin, std::min(kReleased, most - begin));
+      hash.Bytes(part);
+      files[tensor.file].Release(part.data(), int64_t(part.size()));
+    }
   }
   return hash.value();
 }

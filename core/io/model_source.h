@@ -42,7 +42,8 @@ struct ModelSource {
   // 64-bit hash of the configuration and, for each file, its size, its header, its tensor table and
   // the first 64 KiB of each tensor. Equal on two hosts if they hold copies of one model; cheap, no
   // proof.
-  uint64_t Fingerprint() const;
+  // whole: all bytes of each tensor instead.
+  uint64_t Fingerprint(bool whole = false) const;
 };
 
 // Opens `model`: a Hugging Face directory (config.json and *.safetensors), a GGUF file (the first

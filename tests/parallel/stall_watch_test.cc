@@ -48,8 +48,8 @@ class StallJudgeTest : public ::testing::Test {
       }
     }
   }
-  static Progress Busy(const char* op, int64_t layer, int64_t round, int64_t sequence) {
-    Progress p;
+  static BoardReading Busy(const char* op, int64_t layer, int64_t round, int64_t sequence) {
+    BoardReading p;
     std::snprintf(p.op, sizeof p.op, "%s", op);
     p.layer = layer, p.round = round, p.sequence = sequence, p.busy = true;
     return p;
@@ -58,7 +58,7 @@ class StallJudgeTest : public ::testing::Test {
   int rank_ = 0;
   StallJudge::Time now_{};
   std::optional<StallJudge> judge_;
-  std::vector<Progress> at_{kRanks, Busy("attention", 3, 1, 17)};
+  std::vector<BoardReading> at_{kRanks, Busy("attention", 3, 1, 17)};
   std::vector<int64_t> unmoved_ = std::vector<int64_t>(kRanks);
   std::vector<bool> moves_{true, true, true, true}, ticks_{false, false, false, false},
       answers_{true, true, true, true}, leaving_{false, false, false, false};
@@ -125,11 +125,11 @@ TEST_F(StallJudgeTest, ASilentRankIsNoStallWhileOthersMove) {
 TEST_F(StallJudgeTest, AnIdleWorldDoesNotStall) {
   Start(0);
   moves_ = {false, false, false, false};
-  for (Progress& p : at_) p.busy = false;
+  for (BoardReading& p : at_) p.busy = false;
   Pass(milliseconds(60000));
   EXPECT_FALSE(verdict_.has_value());
   // The time spent idle does not count.
-  for (Progress& p : at_) p.busy = true;
+  for (BoardReading& p : at_) p.busy = true;
   Pass(milliseconds(4500));
   EXPECT_FALSE(verdict_.has_value());
   Pass(milliseconds(1000));

@@ -1,0 +1,103 @@
+// Pass: what one pass over tokens is given besides the weights. Prefill, decode and score run the
+// same Block lines with different passes.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+
+#include "core/arena.h"
+#include "core/backend.h"
+#include "core/communicator.h"
+#include "core/model/attention_spec.h"
+
+namespace toroid {
+
+// Named points of a block. Shapes: attention_in, mlp_in [t, D]; query, attention_out [t, h, K];
+// key, value [t, g, K]; mlp_out, residual [u, D] (this rank's rows, padding included).
+enum class Tap { kAttentionIn, kQuery, kKey, kValue, kAttentionOut, kMlpIn, kMlpOut, kResidual };
+const char* TapName(Tap tap);
+
+// Sees a point's tensor once it is enqueued on the pass's stream; may overwrite it.
+using Observer = std::function<void(int64_t layer, Tap tap, Tensor x)>;
+
+// How the residual stream lies over the axis `tensor`. With at least as many tokens as ranks it is
+// split by token (x_uD: rank i holds rows [i u, (i + 1) u) of the t tokens, padded with zeros to u
+// = ceil(t / n)): its norm is local and sums are ReduceScatter. With fewer (decode) it is whole and
+// sums are AllReduce.
+class ResidualLayout {
+ public:
+  ResidualLayout(int64_t tokens, int64_t rank, int64_t ranks)
+      : tokens_(tokens),
+        rank_(rank),
+        whole_(tokens < ranks),
+        share_(whole_ ? tokens : (tokens + ranks - 1) / ranks),
+        ranks_(ranks) {}
+
+  int64_t tokens() const { return tokens_; }  // t
+  int64_t share() const { return share_; }    // u, padding included
+  int64_t padded() const {
+    return whole_ ? tokens_ : share_ * ranks_;
+  }  // rows of a gathered tensor
+  bool whole() const { return whole_; }
+  // Rows of the share that are tokens, the others pad.
+  int64_t valid() const { return std::clamp<int64_t>(tokens_ - begin(), 0, share_); }
+  // First of the t tokens in this rank's share.
+  int64_t begin() const { return whole_ ? 0 : rank_ * share_; }
+  // This rank's rows of a gathered tensor [padded, ..].
+  Tensor Share(Tensor gathered) const { return gathered.Rows(begin(), share_); }
+
+  // Fills `gathered` [padded, ..] from every rank's Share of it.
+  void Gather(Communicator& tensor, Stream s, Tensor gathered) const {
+    if (!whole_) tensor.AllGather(s, Share(gathered), gathered);
+  }
+  // Pays the sum that y [padded, ..] owes; its rows from t on must be zero. Returns this rank's
+  // share, which `share` (rows of y's own memory, or others) receives where the residual is split.
+  Tensor Reduce(Communicator& tensor, Stream s, Partial y, Tensor share) const {
+    return whole_ ? tensor.AllReduce(s, y) : tensor.ReduceScatter(s, y, share);
+  }
+
+ private:
+  int64_t tokens_, rank_;
+  bool whole_;
+  int64_t share_, ranks_;
+};
+
+struct Pass {
+  Pass(Backend& backend, Stream stream, Arena& arena, Communicator& tensor_axis,
+       ResidualLayout layout, Tensor positions, Tensor frequencies)
+      : ops(backend),
+        s(stream),
+        scratch(arena),
+        tensor(tensor_axis),
+        residual(layout),
+        positions_t(positions),
+        inv_freq(frequencies) {}
+
+  Backend& ops;
+  Stream s;
+  Arena& scratch;
+  Communicator& tensor;
+  ResidualLayout residual;
+  Tensor positions_t;  // i32, global position of each token
+  Tensor inv_freq;     // f64 [K/2]
+  double rope_scale = 1.0;
+  DType kv_dtype = DType::kF32;  // in which K and V travel and are cached
+  int64_t kv_capacity = 0;       // tokens that the KV buffer has room for, if more than t
+  int64_t token_block = 512;     // rows of a feed-forward block
+  // Attention of this pass: writes k and v where they belong and attends, o [t, h, K] and lse [t,
+  // h] fresh on entry. k, v: [t, g, K] of kv_dtype, halves of one packed buffer kv [2 t, g, K].
+  std::function<void(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
+                     Tensor o_thK, Tensor lse_th)>
+      attend;
+  const Observer* observer = nullptr;
+
+  void Announce(int64_t layer, Tap tap, Tensor x) const {
+    if (observer != nullptr) (*observer)(layer, tap, x);
+  }
+  // Scratch as long as this rank's tokens (core/arena.h).
+  Tensor Long(const char* name, DType type, std::initializer_list<int64_t> shape) const {
+    return scratch.New(name, type, shape, Arena::Length::kTokens);
+  }
+};
+
+}  // namespace toroid

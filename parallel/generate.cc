@@ -1,0 +1,166 @@
+// Engine::Generate: ring prefill of the prompt, then one token at a time over the sharded cache.
+#include <algorithm>
+#include <chrono>
+
+#include "core/status_macros.h"
+#include "parallel/engine_sequence.h"
+#include "parallel/host_exchange.h"
+#include "parallel/token_source.h"
+
+namespace toroid {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int64_t kRowBlock = 256;  // prompt positions whose log p is made at a time
+
+double Seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+// `count` evenly spaced positions in 1 .. tokens - 1; all of them if there are fewer.
+std::vector<int64_t> EvenlySpaced(int64_t tokens, int64_t count) {
+  const int64_t most = tokens - 1;
+  count = std::min(count, most);
+  std::vector<int64_t> positions(std::max<int64_t>(0, count));
+  for (int64_t i = 0; i < count; ++i) positions[i] = 1 + i * most / count;
+  return positions;
+}
+
+}  // namespace
+
+absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
+                                                const EngineEvents& events) {
+  TOROID_RETURN_IF_ERROR(CheckRequest(request.prompt_ids, request.max_tokens));
+  TOROID_RETURN_IF_ERROR(request.sampling.Validate());
+  const absl::StatusOr<MemoryUse> foreseen = ForeseeGenerate(request);
+  TOROID_RETURN_IF_ERROR(Reserve(foreseen));
+
+  GenerateResult result;
+  result.prompt_tokens = int64_t(request.prompt_ids.size());
+  Sequence sequence(request.prompt_ids, result.prompt_tokens + request.max_tokens, /*keep=*/true,
+                    load_, "prefill", events);
+  const std::vector<CommCounters> before = Counters();
+  absl::Status status;
+  {
+    Arena::Mark mark(*scratch_);
+    status = ShareStatus(mesh_->world(), Begin(sequence));
+    std::vector<CommCounters> prefilled = before;
+    if (status.ok()) status = Run(sequence, request, result, prefilled);
+    if (status.ok()) FillReport(*foreseen, before, prefilled, result.report);
+  }
+  cache_->End();
+  scratch_->Trim();
+  if (!status.ok() && !absl::IsCancelled(status)) return status;
+  if (absl::IsCancelled(status)) result.finish = FinishReason::kCancelled;
+  return result;
+}
+
+absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, GenerateResult& result,
+                         std::vector<CommCounters>& prefilled) {
+  const auto start = Clock::now();
+  std::vector<double> logits;
+  {
+    Arena::Mark mark(*scratch_);
+    TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
+    prefilled = Counters();
+    TOROID_RETURN_IF_ERROR(PromptLogProbs(sequence, x_uD, request.prompt_logprobs, result));
+    logits = LastLogits(sequence, GatherRows(sequence, x_uD, {result.prompt_tokens - 1}));
+  }
+  const auto prefill_end = Clock::now();
+  Timing& timing = result.report.timing;
+  timing.prefill_s = Seconds(start, prefill_end);
+  timing.prefill_tokens_per_s = double(result.prompt_tokens) / timing.prefill_s;
+  TOROID_RETURN_IF_ERROR(DecodeLoop(sequence, request, std::move(logits), result));
+  timing.decode_s = Seconds(prefill_end, Clock::now());
+  if (timing.decode_s > 0) {
+    timing.decode_tokens_per_s = double(result.ids.size()) / timing.decode_s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64_t count,
+                                    GenerateResult& result) {
+  const std::vector<int64_t> positions = EvenlySpaced(int64_t(sequence.ids.size()), count);
+  for (size_t begin = 0; begin < positions.size(); begin += kRowBlock) {
+    const size_t end = std::min(positions.size(), begin + kRowBlock);
+    const int64_t n = int64_t(end - begin);
+    std::vector<int64_t> rows;
+    std::vector<int32_t> labels;
+    for (size_t i = begin; i < end; ++i) {
+      rows.push_back(positions[i] - 1);  // the logits that foretell position i
+      labels.push_back(sequence.ids[positions[i]]);
+    }
+    Arena::Mark mark(*scratch_);
+    const Tensor h_nD = GatherRows(sequence, x_uD, rows);
+    Tensor labels_n = scratch_->New("labels", DType::kI32, {n});
+    Tensor log_p_n = scratch_->New("log p", DType::kF64, {n});
+    Tensor log_z_n = scratch_->New("log Z", DType::kF64, {n});
+    ops_->Upload(s_, labels.data(), labels_n);
+    model_->Head(NewPass(sequence, n, Tensor()), h_nD, labels_n, log_p_n, log_z_n);
+    std::vector<double> log_p(n);
+    ops_->Download(s_, log_p_n, log_p.data());
+    for (int64_t i = 0; i < n; ++i) {
+      result.prompt_logprobs.emplace_back(positions[begin + i], log_p[i]);
+    }
+    TOROID_RETURN_IF_ERROR(StepStatus(sequence.events));
+  }
+  return absl::OkStatus();
+}
+
+// Rank 0 draws each token, decides whether it is the last, and tells the others.
+absl::Status Engine::DecodeLoop(Sequence& sequence, const GenerateRequest& request,
+                                std::vector<double> logits, GenerateResult& result) {
+  enum : int64_t { kGoOn = 0, kStop = 1, kFailed = 2 };
+  TokenSource source(request, tokenizer_.get(), config().vocab, stop_ids_);
+  absl::Status failure;
+  if (mesh_->rank() == 0) failure = source.Start(sequence.ids);
+  for (int64_t made = 0; made < request.max_tokens; ++made) {
+    Arena::Mark mark(*scratch_);
+    int64_t message[2] = {kGoOn, 0};
+    TokenEvent event;
+    if (mesh_->rank() == 0) {
+      if (failure.ok()) failure = source.Next(logits, sequence.length, event, result);
+      message[0] = !failure.ok() ? kFailed : source.stopped() ? kStop : kGoOn;
+      message[1] = event.id;
+    }
+    Tensor told = scratch_->New("token", DType::kI64, {2});
+    ops_->Upload(s_, message, told);
+    mesh_->world().Broadcast(s_, told, 0);
+    ops_->Download(s_, told, message);
+    if (message[0] == kFailed) {
+      return failure.ok() ? absl::AbortedError("rank 0 could not draw a token") : failure;
+    }
+    TOROID_RETURN_IF_ERROR(StepStatus(sequence.events));
+    if (mesh_->rank() == 0) sequence.events.on_token(event);
+    if (message[0] == kStop) break;
+    if (made + 1 < request.max_tokens) {
+      logits = LastLogits(sequence, Decode(sequence, int32_t(message[1])));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MemoryUse> Engine::DryGenerate(const GenerateRequest& request) {
+  const EngineEvents silent;
+  Sequence sequence(request.prompt_ids, int64_t(request.prompt_ids.size()) + request.max_tokens,
+                    /*keep=*/true, load_, "prefill", silent);
+  scratch_->ResetPeak();
+  {
+    Arena::Mark mark(*scratch_);
+    TOROID_RETURN_IF_ERROR(Begin(sequence));
+    {
+      Arena::Mark prefill_mark(*scratch_);
+      TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
+      GenerateResult ignored;
+      TOROID_RETURN_IF_ERROR(PromptLogProbs(sequence, x_uD, request.prompt_logprobs, ignored));
+      LastLogits(sequence, GatherRows(sequence, x_uD, {int64_t(sequence.ids.size()) - 1}));
+    }
+    Arena::Mark decode_mark(*scratch_);
+    scratch_->New("token", DType::kI64, {2});
+    if (request.max_tokens > 1) LastLogits(sequence, Decode(sequence, 0));
+  }
+  cache_->End();
+  return Used();
+}
+
+}  // namespace toroid

@@ -1,0 +1,44 @@
+#include "parallel/host_exchange.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace toroid {
+
+void SumHost(Communicator& world, std::vector<double>& values) {
+  constexpr int64_t kBlock = int64_t{1} << 16;  // values at a time: bounds the reduction's buffers
+  CpuStream queue(/*inline_work=*/true);
+  const Stream s{&queue, nullptr};
+  for (int64_t begin = 0; begin < int64_t(values.size()); begin += kBlock) {
+    const int64_t n = std::min(kBlock, int64_t(values.size()) - begin);
+    world.AllReduce(s, Partial(Tensor(DType::kF64, {n}, values.data() + begin)));
+  }
+}
+
+absl::Status ShareStatus(Communicator& world, const absl::Status& status) {
+  struct Card {
+    int32_t code;
+    char message[1000];
+    char host[64];
+  } own = {int32_t(status.code()), {}, {}};
+  std::strncpy(own.message, std::string(status.message()).c_str(), sizeof(own.message) - 1);
+  gethostname(own.host, sizeof(own.host) - 1);
+  const std::vector<Card> cards = GatherHost(world, own);
+  if (!world.Health().ok()) return world.Health();
+  for (const Card& card : cards) {
+    if (card.code == 0) continue;
+    std::string message = card.message;
+    if (std::strcmp(card.host, cards[0].host) != 0) {
+      message = absl::StrCat("on host ", card.host, ": ", message);
+    }
+    return absl::Status(static_cast<absl::StatusCode>(card.code), message);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace toroid

@@ -1,0 +1,267 @@
+#include "parallel/program.h"
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#include "core/status_macros.h"
+#include "parallel/engine.h"
+#include "parallel/host_exchange.h"
+#include "parallel/launcher_environment.h"
+#include "parallel/progress_board.h"
+#include "parallel/verify.h"
+
+namespace toroid {
+namespace {
+
+// --- bytes of a program: fields in order, little-endian as in memory; both ends are one build
+// -------------
+
+class Writer {
+ public:
+  template <typename T>
+  requires std::is_trivially_copyable_v<T>
+  void Put(const T& value) { bytes_.append(reinterpret_cast<const char*>(&value), sizeof(T)); }
+  void Put(const std::string& text) {
+    Put(int64_t(text.size()));
+    bytes_ += text;
+  }
+  template <typename T>
+  void Put(const std::vector<T>& values) {
+    Put(int64_t(values.size()));
+    for (const T& value : values) Put(value);
+  }
+  std::string Take() { return std::move(bytes_); }
+
+ private:
+  std::string bytes_;
+};
+
+class Reader {
+ public:
+  explicit Reader(absl::string_view bytes) : bytes_(bytes) {}
+  template <typename T>
+  requires std::is_trivially_copyable_v<T>
+  void Get(T& value) {
+    if (bytes_.size() < sizeof(T)) {
+      ok_ = false;
+      return;
+    }
+    std::memcpy(&value, bytes_.data(), sizeof(T));
+    bytes_.remove_prefix(sizeof(T));
+  }
+  void Get(std::string& text) {
+    int64_t size = 0;
+    Get(size);
+    if (!Fits(size, 1)) return;
+    text.assign(bytes_.data(), size);
+    bytes_.remove_prefix(size);
+  }
+  template <typename T>
+  void Get(std::vector<T>& values) {
+    int64_t count = 0;
+    Get(count);
+    if (!Fits(count, std::is_trivially_copyable_v<T> ? sizeof(T) : sizeof(int64_t))) return;
+    values.resize(count);
+    for (T& value : values) Get(value);
+  }
+  bool done() const { return ok_ && bytes_.empty(); }
+
+ private:
+  bool Fits(int64_t count, size_t least_each) {
+    ok_ = ok_ && count >= 0 && uint64_t(count) <= bytes_.size() / least_each;
+    return ok_;
+  }
+  absl::string_view bytes_;
+  bool ok_ = true;
+};
+
+// The one list of a program's fields, for both directions.
+template <typename Stream, typename P>
+void Fields(Stream&& field, P& p) {
+  field(p.number), field(p.kind);
+  field(p.load.model), field(p.load.mesh), field(p.load.layout), field(p.load.compute);
+  field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
+  field(p.load.verify_weights);
+  field(p.generate.prompt_ids), field(p.generate.max_tokens), field(p.generate.sampling);
+  field(p.generate.stop), field(p.generate.stop_ids), field(p.generate.ignore_eos);
+  field(p.generate.logprobs), field(p.generate.prompt_logprobs);
+  field(p.score.ids), field(p.score.top), field(p.score.logprobs);
+  field(p.verify.ids), field(p.verify.layers);
+}
+
+// --- the loop
+// -------------------------------------------------------------------------------------------
+
+// Waits for rank 0's next program. An idle world polls with sleeps: it must not burn the cores of
+// others.
+absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel) {
+  Program program;
+  std::string bytes;
+  int64_t size = 0;
+  if (world.rank() == 0) {
+    program = channel.next();
+    bytes = SerialiseProgram(program);
+    size = int64_t(bytes.size());
+  }
+  CpuStream queue(/*inline_work=*/false);
+  const Stream s{&queue, nullptr};
+  const auto wait = [&] {
+    const auto patient = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+    while (!queue.Drive()) {
+      const bool idle = std::chrono::steady_clock::now() > patient;
+      std::this_thread::sleep_for(std::chrono::microseconds(idle ? 1000 : 50));
+    }
+  };
+  world.Broadcast(s, Tensor(DType::kI64, {1}, &size), 0);
+  wait();
+  bytes.resize(size);
+  world.Broadcast(s, Tensor(DType::kU8, {size}, bytes.data()), 0);
+  wait();
+  TOROID_RETURN_IF_ERROR(world.Health());
+  return ParseProgram(bytes);
+}
+
+// One rank's state between programs: the model that is loaded.
+class Runner {
+ public:
+  Runner(Communicator& world, const ProgramChannel& channel, ProgressBoard* board)
+      : world_(world), channel_(channel), board_(board) {}
+
+  void Run(const Program& program) {
+    const uint64_t number = program.number;
+    const bool speaks = world_.rank() == 0;
+    switch (program.kind) {
+      case ProgramKind::kLoad: {
+        const auto loaded = Load(program);
+        if (speaks) channel_.on_loaded(number, loaded);
+        break;
+      }
+      case ProgramKind::kGenerate: {
+        auto result = WithEngine<GenerateResult>(
+            [&](Engine& engine) { return engine.Generate(program.generate, Events(number)); });
+        if (speaks) channel_.on_generated(number, result);
+        break;
+      }
+      case ProgramKind::kScore: {
+        auto result = WithEngine<ScoreResult>(
+            [&](Engine& engine) { return engine.Score(program.score, Events(number)); });
+        if (speaks) channel_.on_scored(number, result);
+        break;
+      }
+      case ProgramKind::kVerify: {
+        const auto result = WithEngine<VerifyResult>([&](Engine& engine) {
+          return Verify(engine, world_, program.verify, board_, Events(number));
+        });
+        if (speaks) channel_.on_verified(number, result);
+        break;
+      }
+      case ProgramKind::kExit:
+        break;
+    }
+  }
+
+ private:
+  EngineEvents Events(uint64_t number) const {
+    EngineEvents events;
+    if (world_.rank() != 0) return events;
+    events.on_progress = [this, number](const Progress& p) { channel_.on_progress(number, p); };
+    events.on_token = [this, number](const TokenEvent& token) { channel_.on_token(number, token); };
+    events.cancelled = [this, number] { return channel_.cancelled(number); };
+    return events;
+  }
+
+  // Timing.load_s counts once: for the first program after a load.
+  template <typename Result, typename Function>
+  absl::StatusOr<Result> WithEngine(Function run) {
+    if (engine_ == nullptr)
+      return absl::FailedPreconditionError("no model is loaded: load one first");
+    absl::StatusOr<Result> result = run(*engine_);
+    if (result.ok()) result->report.timing.load_s = std::exchange(fresh_load_s_, 0.0);
+    return result;
+  }
+
+  absl::StatusOr<LoadedModel> Load(const Program& program) {
+    double load_s = 0;
+    if (engine_ == nullptr || !(asked_ == program.load)) {
+      engine_.reset();
+      TOROID_RETURN_IF_ERROR(LoadAnew(program));
+      asked_ = program.load;
+      load_s = fresh_load_s_ = engine_->load_seconds();
+    }
+    LoadedModel model;
+    model.name = program.load.model;
+    model.context = engine_->context();
+    model.vocab = engine_->config().vocab;
+    model.load_s = load_s;
+    model.tokenizer = engine_->tokenizer();
+    model.chat_template = engine_->source().tokenizer.chat_template;
+    if (model.chat_template.empty() && model.tokenizer != nullptr) {
+      model.chat_template = model.tokenizer->chat_template();
+    }
+    model.mesh = program.load.mesh;
+    return model;
+  }
+
+  absl::Status LoadAnew(const Program& program) {
+    LoadRequest request = program.load;
+    if (request.mesh.size() != world_.size()) {
+      return absl::InvalidArgumentError("the mesh " + ToString(request.mesh) +
+                                        " is not of the world's " + std::to_string(world_.size()) +
+                                        " ranks");
+    }
+    if (request.threads <= 0) {
+      request.threads = int(ThreadsPerRank(AffinityCores(), HostsOf(world_)));
+    }
+    absl::StatusOr<ModelSource> source = OpenModel(request.model, request.seed);
+    TOROID_RETURN_IF_ERROR(ShareStatus(world_, source.status()));
+    auto engine = Engine::Create(world_.Split([](int) { return 0; }),
+                                 std::make_shared<const ModelSource>(*std::move(source)), request,
+                                 board_, Events(program.number));
+    TOROID_RETURN_IF_ERROR(ShareStatus(world_, engine.status()));
+    engine_ = *std::move(engine);
+    return absl::OkStatus();
+  }
+
+  Communicator& world_;
+  const ProgramChannel& channel_;
+  ProgressBoard* board_;
+  std::unique_ptr<Engine> engine_;
+  LoadRequest asked_;
+  double fresh_load_s_ = 0;
+};
+
+}  // namespace
+
+std::string SerialiseProgram(const Program& program) {
+  Writer writer;
+  Fields([&](const auto& value) { writer.Put(value); }, program);
+  return writer.Take();
+}
+
+absl::StatusOr<Program> ParseProgram(absl::string_view bytes) {
+  Program program;
+  Reader reader(bytes);
+  Fields([&](auto& value) { reader.Get(value); }, program);
+  if (!reader.done() || program.kind > ProgramKind::kExit) {
+    return absl::InvalidArgumentError("not a program: its bytes do not end where its fields do");
+  }
+  return program;
+}
+
+absl::Status RunPrograms(std::unique_ptr<Communicator> world, const ProgramChannel& channel,
+                         ProgressBoard* board) {
+  Runner runner(*world, channel, board);
+  for (;;) {
+    TOROID_ASSIGN_OR_RETURN(const Program program, NextProgram(*world, channel));
+    if (program.kind == ProgramKind::kExit) return absl::OkStatus();
+    if (board != nullptr) board->At("program");
+    runner.Run(program);
+    if (board != nullptr) board->Idle();
+    TOROID_RETURN_IF_ERROR(world->Health());
+  }
+}
+
+}  // namespace toroid

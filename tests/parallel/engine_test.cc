@@ -1,0 +1,268 @@
+// The engine on meshes of threads: the same numbers on every mesh, exact counters, memory foreseen.
+#include "parallel/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/run_on_ranks.h"
+
+namespace toroid {
+namespace {
+
+std::shared_ptr<const ModelSource> Source(const std::string& model) {
+  auto source = OpenModel(model, 7);
+  EXPECT_TRUE(source.ok()) << source.status();
+  return std::make_shared<const ModelSource>(*std::move(source));
+}
+
+std::vector<int32_t> Ids(int64_t count, int64_t vocab) {
+  std::vector<int32_t> ids(count);
+  for (int64_t i = 0; i < count; ++i) ids[i] = int32_t((i * 7919 + i * i * 31 + 5) % vocab);
+  return ids;
+}
+
+struct Case {
+  std::string model = "random:tiny-gqa";
+  MeshShape mesh;
+  LayoutRule layout{LayoutRule::Kind::kStriped, 16};
+  Compute compute = Compute::kF64;
+  int64_t page_tokens = 16;
+  uint64_t shuffle = 0;
+};
+
+LoadRequest RequestOf(const Case& c) {
+  LoadRequest load;
+  load.model = c.model;
+  load.mesh = c.mesh;
+  load.layout = c.layout;
+  load.compute = c.compute;
+  load.page_tokens = c.page_tokens;
+  load.threads = 1;
+  return load;
+}
+
+// Runs `use` with an engine on every rank of the mesh.
+void OnEngines(const Case& c, const std::function<void(Engine&)>& use) {
+  const auto source = Source(c.model);
+  RunOnRanks(int(c.mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    auto engine = Engine::Create(std::move(world), source, RequestOf(c), nullptr);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    (*engine)->ShufflePages(c.shuffle);
+    use(**engine);
+  });
+}
+
+ScoreResult ScoreOn(const Case& c, int64_t tokens) {
+  ScoreResult answer;
+  OnEngines(c, [&](Engine& engine) {
+    const auto result = engine.Score({Ids(tokens, engine.config().vocab), 8, true}, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    if (engine.mesh().rank() == 0) answer = *result;
+  });
+  return answer;
+}
+
+GenerateResult GenerateOn(const Case& c, int64_t prompt, int64_t most, double temperature = 0) {
+  GenerateResult answer;
+  OnEngines(c, [&](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = Ids(prompt, engine.config().vocab);
+    request.max_tokens = most;
+    request.prompt_logprobs = 5;
+    request.logprobs = true;
+    request.sampling.temperature = temperature;
+    request.sampling.seed = 5;
+    const auto result = engine.Generate(request, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    if (engine.mesh().rank() == 0) answer = *result;
+  });
+  return answer;
+}
+
+const LayoutRule kContiguous{LayoutRule::Kind::kContiguous, 1};
+const LayoutRule kZigzag{LayoutRule::Kind::kZigzag, 1};
+const LayoutRule kStriped1{LayoutRule::Kind::kStriped, 1};
+const LayoutRule kPages{LayoutRule::Kind::kStriped, 16};
+
+void ExpectClose(const ScoreResult& a, const ScoreResult& b, double tolerance) {
+  ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
+  for (size_t i = 0; i < a.logprobs.size(); ++i) {
+    ASSERT_NEAR(a.logprobs[i], b.logprobs[i], tolerance) << "position " << i;
+  }
+  EXPECT_NEAR(a.mean_nll, b.mean_nll, tolerance);
+  EXPECT_NEAR(a.last_logsumexp, b.last_logsumexp, tolerance);
+  ASSERT_EQ(a.last_top.size(), b.last_top.size());
+  for (size_t i = 0; i < a.last_top.size(); ++i) {
+    EXPECT_EQ(a.last_top[i].first, b.last_top[i].first);
+    EXPECT_NEAR(a.last_top[i].second, b.last_top[i].second, tolerance);
+  }
+}
+
+TEST(EngineTest, ScoreIsTheSameOnEveryMeshInFloat64) {
+  for (const char* model : {"random:tiny-gqa", "random:tiny-qwen2", "random:tiny-qwen3"}) {
+    const ScoreResult one = ScoreOn({.model = model}, 41);
+    ASSERT_EQ(one.logprobs.size(), 40u);
+    for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{1, 3, 1}, MeshShape{1, 1, 2},
+                                 MeshShape{1, 2, 2}, MeshShape{2, 1, 1}, MeshShape{1, 5, 1}}) {
+      SCOPED_TRACE(std::string(model) + " " + ToString(mesh));
+      ExpectClose(ScoreOn({.model = model, .mesh = mesh}, 41), one, 1e-9);
+    }
+  }
+}
+
+TEST(EngineTest, AnyTensorUpToTheQueryHeads) {
+  const ScoreResult one = ScoreOn({}, 19);
+  for (int64_t tensor : {3, 4, 5, 9}) {
+    SCOPED_TRACE(tensor);
+    ExpectClose(ScoreOn({.mesh = {1, 1, tensor}}, 19), one, 1e-9);
+  }
+}
+
+TEST(EngineTest, AnyLengthOnAnyLayout) {
+  for (int64_t length : {1, 2, 7, 65}) {
+    const ScoreResult one = ScoreOn({}, length);
+    for (const LayoutRule& layout : {kContiguous, kZigzag, kStriped1, kPages}) {
+      SCOPED_TRACE(std::to_string(length) + " " + ToString(layout));
+      ExpectClose(ScoreOn({.mesh = {1, 4, 1}, .layout = layout}, length), one, 1e-9);
+    }
+  }
+}
+
+TEST(EngineTest, AnotherSeedIsSeen) {  // negative control of the comparisons above
+  const ScoreResult one = ScoreOn({}, 19);
+  EXPECT_GT(std::abs(ScoreOn({.model = "random:tiny-mha"}, 19).mean_nll - one.mean_nll), 1e-6);
+}
+
+TEST(EngineTest, DecodeEqualsScoreOfTheWholeText) {
+  // Cached = uncached: the log p of each token made equals its log p when the whole text is scored.
+  for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 2, 2}}) {
+    const GenerateResult made = GenerateOn({.mesh = mesh}, 21, 30);
+    ASSERT_EQ(made.ids.size(), 30u);
+    OnEngines({}, [&](Engine& engine) {
+      std::vector<int32_t> ids = Ids(21, engine.config().vocab);
+      ids.insert(ids.end(), made.ids.begin(), made.ids.end());
+      const auto scored = engine.Score({ids, 0, true}, {});
+      ASSERT_TRUE(scored.ok());
+      for (int i = 0; i < 30; ++i) EXPECT_NEAR(scored->logprobs[20 + i], made.logprobs[i], 1e-9);
+      for (const auto& [position, log_p] : made.prompt_logprobs) {
+        EXPECT_NEAR(scored->logprobs[position - 1], log_p, 1e-9);
+      }
+    });
+  }
+}
+
+TEST(EngineTest, TokensAreEqualOnEveryMesh) {
+  for (double temperature : {0.0, 0.8}) {
+    const Case base{.compute = Compute::kF32};
+    const GenerateResult one = GenerateOn(base, 37, 24, temperature);
+    EXPECT_GT(one.min_margin, 1e-4);
+    for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{1, 4, 1}, MeshShape{1, 1, 3},
+                                 MeshShape{1, 2, 2}, MeshShape{2, 1, 2}}) {
+      SCOPED_TRACE(ToString(mesh));
+      EXPECT_EQ(GenerateOn({.mesh = mesh, .compute = Compute::kF32}, 37, 24, temperature).ids,
+                one.ids);
+    }
+  }
+}
+
+TEST(EngineTest, PagesInAnyOrderAndOfAnySizeGiveTheSameBits) {
+  const GenerateResult one = GenerateOn({.compute = Compute::kF32}, 100, 20);
+  for (int64_t page : {16, 64, 1024}) {
+    Case c{.compute = Compute::kF32, .page_tokens = page, .shuffle = 11};
+    const GenerateResult paged = GenerateOn(c, 100, 20);
+    EXPECT_EQ(paged.ids, one.ids);
+    EXPECT_EQ(paged.logprobs, one.logprobs);  // bit for bit
+  }
+}
+
+TEST(EngineTest, RingSendsEqualTheFormula) {
+  constexpr int64_t kTokens = 53, R = 3;
+  const Case c{.mesh = {1, R, 2}, .compute = Compute::kF32};
+  const GenerateResult made = GenerateOn(c, kTokens, 2);
+  const auto source = Source(c.model);
+  const ModelConfig& config = source->config;
+  const TokenLayout layout(c.layout, {kTokens}, 1, R);
+  const AxisReport* ring = nullptr;
+  for (const AxisReport& axis : made.report.comm) {
+    if (axis.axis == "ring") ring = &axis;
+  }
+  ASSERT_NE(ring, nullptr);
+  for (int64_t rank = 0; rank < R * 2; ++rank) {
+    const int64_t r = rank / 2;
+    const HeadLayout heads(config.query_heads, config.kv_heads, rank % 2, 2);
+    int64_t tokens = 0;
+    for (int64_t j = 0; j < R; ++j) tokens += j == (r + 1) % R ? 0 : layout.count(0, j);
+    EXPECT_EQ(ring->prefill_bytes_sent[rank],
+              config.layers * 2 * tokens * heads.kv_count() * config.head_dim * 4)
+        << "rank " << rank;
+  }
+}
+
+TEST(EngineTest, MemoryIsForeseenAndKvIsSplitByTheRing) {
+  const Case one{.compute = Compute::kF32}, two{.mesh = {1, 2, 1}, .compute = Compute::kF32};
+  const GenerateResult a = GenerateOn(one, 300, 8), b = GenerateOn(two, 300, 8);
+  for (const GenerateResult* result : {&a, &b}) {
+    const MemoryReport& memory = result->report.memory;
+    for (size_t i = 0; i < memory.peak.size(); ++i) {
+      EXPECT_GE(memory.predicted[i], memory.peak[i]);
+      EXPECT_LE(double(memory.predicted[i]), 1.1 * double(memory.peak[i]));
+    }
+  }
+  const auto source = Source(one.model);
+  const int64_t page =
+      2 * source->config.layers * 16 * source->config.kv_heads * source->config.head_dim * 4;
+  EXPECT_LE(std::abs(a.report.memory.kv[0] - 2 * b.report.memory.kv[0]), 2 * page);
+}
+
+TEST(EngineTest, BlockScratchDoesNotGrowWithTheText) {
+  std::vector<double> scratch;
+  for (int64_t tokens = 64; tokens <= 2048; tokens *= 2) {
+    OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+      GenerateRequest request;
+      request.prompt_ids = Ids(tokens, engine.config().vocab);
+      request.max_tokens = 2;
+      const auto use = engine.ForeseeGenerate(request);
+      ASSERT_TRUE(use.ok());
+      if (engine.mesh().rank() == 0) scratch.push_back(double(use->block_scratch));
+    });
+  }
+  // From one whole token block (512 tokens a rank) on it is constant.
+  EXPECT_EQ(scratch[4], scratch[5]);
+}
+
+TEST(EngineTest, BadRequestsAreRefusedByEveryRankAlike) {
+  OnEngines({.mesh = {1, 2, 1}}, [&](Engine& engine) {
+    GenerateRequest request;
+    EXPECT_EQ(engine.Generate(request, {}).status().code(), absl::StatusCode::kInvalidArgument);
+    request.prompt_ids = {int32_t(engine.config().vocab)};
+    EXPECT_EQ(engine.Generate(request, {}).status().code(), absl::StatusCode::kInvalidArgument);
+    request.prompt_ids = {1};
+    request.max_tokens = engine.context();
+    const auto status = engine.Generate(request, {}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+    EXPECT_NE(status.message().find(std::to_string(engine.context())), absl::string_view::npos);
+  });
+}
+
+TEST(EngineTest, CancelStopsAndTheNextRequestRuns) {
+  OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = Ids(20, engine.config().vocab);
+    request.max_tokens = 50;
+    int tokens = 0;
+    EngineEvents events;
+    events.on_token = [&](const TokenEvent&) { ++tokens; };
+    events.cancelled = [&] { return tokens >= 3; };
+    const auto cancelled = engine.Generate(request, events);
+    ASSERT_TRUE(cancelled.ok());
+    EXPECT_EQ(cancelled->finish, FinishReason::kCancelled);
+    request.max_tokens = 2;
+    const auto next = engine.Generate(request, {});
+    ASSERT_TRUE(next.ok());
+    EXPECT_EQ(next->finish, FinishReason::kLength);
+  });
+}
+
+}  // namespace
+}  // namespace toroid
