@@ -1,6 +1,6 @@
 #include "core/io/gguf_config.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
@@ -149,7 +149,7 @@ absl::Status KeyReader::Rope(ModelConfig& config) {
     TOROID_RETURN_IF_ERROR(Must("rope.scaling.attn_factor", 1.0));
     TOROID_RETURN_IF_ERROR(Must("rope.scaling.yarn_log_multiplier", 0.0));
     const double reach = rope.factor * double(rope.original_context);
-    if (std::isfinite(reach) && reach < 0x1p32) {
+    if (reach > 0 && reach < 0x1p32) {  // others are refused by Validate
       config.context = std::max(config.context, int64_t(reach));
     }
   } else if (type != "none") {

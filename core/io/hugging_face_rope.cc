@@ -1,7 +1,6 @@
 #include "core/io/hugging_face_rope.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
@@ -64,7 +63,7 @@ void Lengthen(ModelConfig& config) {
   const bool yarn = rope.kind == Kind::kYarn;
   if (!yarn && rope.kind != Kind::kLinear && rope.kind != Kind::kDynamic) return;
   const double reach = rope.factor * double(yarn ? rope.original_context : config.context);
-  if (std::isfinite(reach) && reach < 0x1p32) {
+  if (reach > 0 && reach < 0x1p32) {  // others are refused by Validate
     config.context = std::max(config.context, int64_t(reach));
   }
 }

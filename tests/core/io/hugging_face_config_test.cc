@@ -138,6 +138,8 @@ TEST(HuggingFaceConfig, WhatIsNotComputedIsRefusedByName) {
       {"llama", R"({"rope_scaling":{"type":"linear","factor":2,"tweak":3}})",
        "config.json: rope_scaling: tweak = 3"},
       {"llama", R"({"rope_scaling":{"type":"default","factor":2}})", "factor = 2"},
+      {"llama", R"({"rope_scaling":{"type":"linear","factor":-1e300}})", "between 1 and 1e6"},
+      {"llama", R"({"rope_scaling":{"type":"dynamic","factor":1e7}})", "between 1 and 1e6"},
       {"llama", R"({"rope_scaling":"linear"})", "must be an object"},
       {"llama", R"({"rope_scaling":{"type":"llama3","factor":2,"low_freq_factor":1}})",
        "high_freq_factor: is missing"},
