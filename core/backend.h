@@ -9,6 +9,7 @@
 // Implementations: cpu_backend (f32, f64), counting_backend (memory accounting only: `plan`).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -84,7 +85,10 @@ class Backend {
 };
 
 // threads: workers of this rank's pool, the caller included, >= 1. type: kF32 or kF64.
-std::unique_ptr<Backend> NewCpuBackend(DType type, int threads);
+// `ticks`, unless null, is raised as long ops go on (the stall watch reads it) and outlives the
+// backend.
+std::unique_ptr<Backend> NewCpuBackend(DType type, int threads,
+                                       std::atomic<int64_t>* ticks = nullptr);
 
 // Does no maths and allocates nothing: addresses are made up, so that the same model code on it
 // says how many bytes it would use. Streams have no queue.

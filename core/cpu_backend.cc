@@ -33,7 +33,7 @@ constexpr DType kTypeOf = sizeof(T) == 8 ? DType::kF64 : DType::kF32;
 template <typename T>
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads) : pool_(threads) {}
+  CpuBackend(int threads, std::atomic<int64_t>* ticks) : pool_(threads, ticks) {}
 
   DType dtype() const override { return kTypeOf<T>; }
 
@@ -219,11 +219,11 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> NewCpuBackend(DType type, int threads) {
+std::unique_ptr<Backend> NewCpuBackend(DType type, int threads, std::atomic<int64_t>* ticks) {
   TOROID_CHECK(type == DType::kF32 || type == DType::kF64);
   TOROID_CHECK_GE(threads, 1);
-  if (type == DType::kF64) return std::make_unique<CpuBackend<double>>(threads);
-  return std::make_unique<CpuBackend<float>>(threads);
+  if (type == DType::kF64) return std::make_unique<CpuBackend<double>>(threads, ticks);
+  return std::make_unique<CpuBackend<float>>(threads, ticks);
 }
 
 }  // namespace toroid

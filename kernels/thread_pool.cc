@@ -30,7 +30,8 @@ bool SpinUntil(Done done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(std::max(threads, 1)) {
+ThreadPool::ThreadPool(int threads, std::atomic<int64_t>* ticks)
+    : threads_(std::max(threads, 1)), ticks_(ticks) {
   void* memory = mmap(nullptr, (threads_ + 1) * kScratchBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
@@ -56,6 +57,7 @@ void ThreadPool::Run(int64_t count, int64_t grain, Body body, void* context) {
   if (threads_ == 1 || count <= grain) {
     for (int64_t begin = 0; begin < count; begin += grain) {
       body(context, begin, std::min(begin + grain, count), 0);
+      Tick();
     }
     return;
   }
@@ -79,6 +81,7 @@ void ThreadPool::RunChunks(int worker) {
     const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
     if (begin >= count_) return;
     body_(context_, begin, std::min(begin + grain_, count_), worker);
+    Tick();
   }
 }
 

@@ -24,8 +24,9 @@ class ThreadPool {
   // written.
   static constexpr int64_t kScratchBytes = int64_t{2} << 20;
 
-  // threads >= 1, the caller included.
-  explicit ThreadPool(int threads);
+  // threads >= 1, the caller included. `ticks`, unless null, is raised after each chunk: a sign of
+  // life from inside long kernels; it outlives the pool.
+  explicit ThreadPool(int threads, std::atomic<int64_t>* ticks = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -54,10 +55,14 @@ class ThreadPool {
   using Body = void (*)(void*, int64_t, int64_t, int);
 
   void Run(int64_t count, int64_t grain, Body body, void* context);
+  void Tick() {
+    if (ticks_ != nullptr) ticks_->fetch_add(1, std::memory_order_relaxed);
+  }
   void RunChunks(int worker);
   void WorkerLoop(int worker);
 
   const int threads_;
+  std::atomic<int64_t>* const ticks_;
   char* scratch_ = nullptr;
 
   // The job, written while the gate is shut and nobody is inside.

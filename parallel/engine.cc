@@ -76,7 +76,9 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
                            const EngineEvents& events) {
   const int rank = world->rank(), size = world->size();
   const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
-  ops_ = counting ? NewCountingBackend(type) : NewCpuBackend(type, std::max(1, load_.threads));
+  ops_ = counting ? NewCountingBackend(type)
+                  : NewCpuBackend(type, std::max(1, load_.threads),
+                                  board_ != nullptr ? board_->ticks() : nullptr);
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
   mesh_ = std::make_unique<Mesh>(std::move(world), load_.mesh);

@@ -35,6 +35,8 @@ class ProgressBoard {
   // A life sign from inside a long op, from any of its threads: a block of attention or of a
   // product is done. An op that may take longer than --stall-timeout must give them.
   void Tick() { ticks_.fetch_add(1, std::memory_order_relaxed); }
+  // What Tick raises, for a backend.
+  std::atomic<int64_t>* ticks() { return &ticks_; }
   // The rank has nothing to do until it is given a program. Not progress: places passed stay equal
   // on all ranks.
   void Idle() { busy_.store(false, std::memory_order_relaxed); }
