@@ -80,7 +80,7 @@ std::unique_ptr<Client> NewClient(const ClientOptions& options);
 // nearest known name.
 absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
                                      const std::vector<std::string>& settings);
-// Every field of a job's spec with its default, as protobuf text with comments: `config schema`.
+// Every field of a job's spec with its type, in the layout of the text format: `config schema`.
 std::string JobSpecSchema();
 
 }  // namespace toroid

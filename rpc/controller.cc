@@ -224,7 +224,6 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
     job->unconfirmed_pod.clear();
     job->not_before = std::min(job->not_before, Now() + times_.backoff);
   }
-  ScheduleWork();
   return pod->session;
 }
 

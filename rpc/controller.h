@@ -56,7 +56,8 @@ class Controller {
   void Tick();
 
   // --- agents -----------------------------------------------------------------------------------
-  // A session. AlreadyExists: a live agent has the name; FailedPrecondition: another version.
+  // A session; it gets no launch before the next Tick. AlreadyExists: a live agent has the name;
+  // FailedPrecondition: another version.
   absl::StatusOr<uint64_t> AgentConnected(const PodRegistration& pod, AgentLink link);
   void AgentHeartbeat(uint64_t session);
   void AgentGone(uint64_t session);

@@ -1,0 +1,173 @@
+// Job specs as people write them: ParseJobSpec and JobSpecSchema of rpc/client.h.
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "core/status_macros.h"
+#include "rpc/client.h"
+#include "rpc/convert.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+
+// Levenshtein's distance.
+size_t Distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+absl::Status UnknownField(const Descriptor& message, const std::string& name) {
+  std::string nearest;
+  for (int i = 0; i < message.field_count(); ++i) {
+    const std::string& known = message.field(i)->name();
+    if (nearest.empty() || Distance(name, known) < Distance(name, nearest)) nearest = known;
+  }
+  std::string hint;
+  if (!nearest.empty() && Distance(name, nearest) <= 3) {
+    hint = absl::StrCat(": did you mean ", nearest, "?");
+  }
+  return BadField(name, absl::StrCat("unknown field of ", message.name(), hint));
+}
+
+// Keeps the first error, with its line.
+class FirstError final : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, int column, const std::string& message) override {
+    if (!text_.empty()) return;
+    text_ = absl::StrCat("line ", line + 1, ", column ", column + 1, ": ", message);
+    message_ = message;
+  }
+  // 'Message type "toroid.v1.JobSpec" has no field named "modle".' gets a hint.
+  absl::Status ToStatus() const {
+    const std::vector<std::string> parts = absl::StrSplit(message_, '"');
+    if (parts.size() >= 4 && absl::StrContains(message_, "has no field named")) {
+      const Descriptor* type =
+          v1::JobSpec::descriptor()->file()->pool()->FindMessageTypeByName(parts[1]);
+      if (type != nullptr) {
+        const absl::Status hint = UnknownField(*type, parts[3]);
+        return BadField("job", absl::StrCat(text_.substr(0, text_.find(": ")), ": ",
+                                            std::string(hint.message())));
+      }
+    }
+    return BadField("job", text_);
+  }
+
+ private:
+  std::string text_, message_;
+};
+
+absl::Status MergeText(const std::string& text, v1::JobSpec* spec) {
+  FirstError error;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  if (!parser.MergeFromString(text, spec)) return error.ToStatus();
+  return absl::OkStatus();
+}
+
+// "a.b.c=value" as the text "a { b { c: value } }".
+absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec) {
+  const size_t equals = setting.find('=');
+  if (equals == std::string::npos) {
+    return BadField("set", absl::StrCat("'", setting, "' has no '=': write a.b.c=value"));
+  }
+  const std::vector<std::string> path = absl::StrSplit(setting.substr(0, equals), '.');
+  std::string value = setting.substr(equals + 1);
+  const Descriptor* message = v1::JobSpec::descriptor();
+  std::string text, closing;
+  for (size_t i = 0; i < path.size(); ++i) {
+    const FieldDescriptor* field = message->FindFieldByName(path[i]);
+    if (field == nullptr) return UnknownField(*message, path[i]);
+    const bool leaf = i + 1 == path.size();
+    if (leaf != (field->type() != FieldDescriptor::TYPE_MESSAGE)) {
+      return BadField(setting.substr(0, equals),
+                      leaf ? "is a message: name one of its fields" : "is no message");
+    }
+    if (leaf) {
+      if (field->type() == FieldDescriptor::TYPE_STRING && (value.empty() || value[0] != '"')) {
+        value = absl::StrCat("\"", absl::CEscape(value), "\"");
+      }
+      absl::StrAppend(&text, path[i], ": ", value, closing);
+    } else {
+      absl::StrAppend(&text, path[i], " { ");
+      closing += " }";
+      message = field->message_type();
+    }
+  }
+  const absl::Status merged = MergeText(text, spec);
+  if (merged.ok()) return merged;
+  return BadField(setting.substr(0, equals), absl::StrCat("unreadable value '", value, "'"));
+}
+
+void Describe(const Descriptor& message, int depth, std::string& out) {
+  for (int i = 0; i < message.field_count(); ++i) {
+    const FieldDescriptor& field = *message.field(i);
+    out.append(2 * depth, ' ');
+    absl::StrAppend(&out, field.name());
+    if (field.type() == FieldDescriptor::TYPE_MESSAGE) {
+      absl::StrAppend(&out, " {\n");
+      Describe(*field.message_type(), depth + 1, out);
+      out.append(2 * depth, ' ');
+      absl::StrAppend(&out, "}");
+    } else if (field.type() == FieldDescriptor::TYPE_ENUM) {
+      std::vector<std::string> names;
+      for (int k = 1; k < field.enum_type()->value_count(); ++k) {
+        names.push_back(field.enum_type()->value(k)->name());
+      }
+      absl::StrAppend(&out, ": ", absl::StrJoin(names, " | "));
+    } else {
+      absl::StrAppend(&out, ": ", field.type_name());
+    }
+    if (field.is_repeated()) absl::StrAppend(&out, "  # repeated");
+    if (field.real_containing_oneof() != nullptr) {
+      absl::StrAppend(&out, "  # one of ", field.real_containing_oneof()->name());
+    }
+    out += '\n';
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
+                                     const std::vector<std::string>& settings) {
+  v1::JobSpec spec;
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && text[first] == '{') {
+    const auto parsed = google::protobuf::util::JsonStringToMessage(text, &spec);
+    if (!parsed.ok())
+      return BadField("job", std::string(parsed.message().data(), parsed.message().size()));
+  } else {
+    TOROID_RETURN_IF_ERROR(MergeText(text, &spec));
+  }
+  for (const std::string& setting : settings) {
+    TOROID_RETURN_IF_ERROR(ApplySetting(setting, &spec));
+  }
+  return FromProto(spec);
+}
+
+std::string JobSpecSchema() {
+  std::string out;
+  Describe(*v1::JobSpec::descriptor(), 0, out);
+  return out;
+}
+
+}  // namespace toroid

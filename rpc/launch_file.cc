@@ -1,0 +1,117 @@
+// The file that tells a world's ranks who they are, and the records of ranks beside it.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "rpc/rank_record.h"
+#include "rpc/worker_process.h"
+
+namespace toroid {
+namespace {
+
+using nlohmann::json;
+
+std::string HostName() {
+  char name[256] = "";
+  (void)gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+absl::Status WriteAll(int fd, const std::string& text, const std::string& path) {
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = write(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot write ", path, ": ", strerror(errno), ": check the disk"));
+    }
+    done += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options) {
+  json roots = json::array();
+  for (const Root& root : options.roots) roots.push_back({{"name", root.name}, {"dir", root.dir}});
+  const json file = {{"controller", options.controller},
+                     {"job", options.job},
+                     {"epoch", options.epoch},
+                     {"view", options.view},
+                     {"pod", options.pod},
+                     {"credential", options.credential},
+                     {"scratch", options.scratch_dir},
+                     {"roots", roots}};
+  (void)unlink(path.c_str());
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) {
+    return absl::PermissionDeniedError(absl::StrCat("cannot make ", path, ": ", strerror(errno)));
+  }
+  const absl::Status written =
+      WriteAll(fd, file.dump(-1, ' ', false, json::error_handler_t::replace), path);
+  close(fd);
+  return written;
+}
+
+absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat("launch file not readable: ", path, ": toroid worker is started by agents"));
+  }
+  if ((info.st_mode & 077) != 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("launch file is open to others: ", path, ": its mode must be 0600"));
+  }
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  try {
+    const json file = json::parse(text.str());
+    WorkerOptions options;
+    options.controller = file.at("controller");
+    options.job = file.at("job");
+    options.epoch = file.at("epoch");
+    options.view = file.at("view");
+    options.pod = file.at("pod");
+    options.credential = file.at("credential");
+    options.scratch_dir = file.at("scratch");
+    for (const json& root : file.at("roots")) {
+      options.roots.push_back({root.at("name"), root.at("dir")});
+    }
+    return options;
+  } catch (const std::exception& error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unreadable launch file: ", path, ": ", error.what()));
+  }
+}
+
+void RecordRank(const WorkerOptions& options, int rank) {
+  const std::string path = absl::StrCat(options.scratch_dir, "/rank-", rank);
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) return;  // another host, which does not see the agent's directory
+  (void)WriteAll(fd, absl::StrCat(getpid(), " ", HostName(), "\n"), path);
+  close(fd);
+}
+
+std::vector<RankRecord> ReadRankRecords(const std::string& scratch_dir, int ranks) {
+  std::vector<RankRecord> out;
+  for (int rank = 0; rank < ranks; ++rank) {
+    std::ifstream in(absl::StrCat(scratch_dir, "/rank-", rank));
+    RankRecord record;
+    record.rank = rank;
+    if (in >> record.pid >> record.host) out.push_back(record);
+  }
+  return out;
+}
+
+}  // namespace toroid

@@ -1,0 +1,60 @@
+#include "rpc/prompt.h"
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "core/text/chat_template.h"
+#include "core/text/tokenizer.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+absl::StatusOr<std::vector<int32_t>> Encode(const PromptSpec& prompt, const std::string& text,
+                                            const LoadedModel& model) {
+  if (model.tokenizer == nullptr) {
+    if (prompt.chat) return BadField("prompt.chat", "the model has no tokenizer: give plain text");
+    std::vector<int32_t> ids;
+    for (const char byte : text) ids.push_back(static_cast<unsigned char>(byte));
+    return ids;
+  }
+  if (!prompt.chat) return model.tokenizer->Encode(text, {prompt.add_special, true});
+  TOROID_ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::For(*model.tokenizer, ""));
+  std::vector<ChatMessage> messages;
+  if (!prompt.system.empty()) messages.push_back({"system", prompt.system});
+  messages.push_back({"user", text});
+  TOROID_ASSIGN_OR_RETURN(const std::string rendered, chat.Render(messages));
+  TOROID_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                          model.tokenizer->Encode(rendered, {prompt.add_special, true}));
+  // A template that writes BOS itself: the one that the tokenizer adds is one too many.
+  const int32_t bos = model.tokenizer->bos_id();
+  if (bos >= 0 && ids.size() >= 2 && ids[0] == bos && ids[1] == bos) ids.erase(ids.begin());
+  return ids;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const std::string& text,
+                                               const LoadedModel& model) {
+  std::vector<int32_t> ids = prompt.ids;
+  if (prompt.kind != PromptSpec::Kind::kIds) {
+    TOROID_ASSIGN_OR_RETURN(ids, Encode(prompt, text, model));
+  }
+  if (ids.empty()) return BadField("prompt", "empty: at least one token is needed");
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < model.vocab) continue;
+    return BadField("prompt", absl::StrCat("token id ", ids[i], " at position ", i,
+                                           " is out of range: the vocabulary has ", model.vocab));
+  }
+  const auto length = static_cast<int64_t>(ids.size());
+  if (model.context > 0 && length > model.context) {
+    return MakeError(
+        absl::StatusCode::kInvalidArgument,
+        absl::StrCat("prompt is too long: ", length, " tokens, the context holds ", model.context),
+        {"PROMPT_TOO_LONG",
+         {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
+         {}});
+  }
+  return ids;
+}
+
+}  // namespace toroid

@@ -1,0 +1,20 @@
+// A prompt as asked for -> token ids, with the model's own tokenizer and chat template.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/program.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+// `text`: of the prompt, or what its file holds; ignored for ids. A model without a tokenizer
+// (random:) takes bytes as ids. InvalidArgument: not UTF-8, an id out of range, no ids at all,
+// no chat template, or PROMPT_TOO_LONG naming the prompt's length and the context's.
+absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const std::string& text,
+                                               const LoadedModel& model);
+
+}  // namespace toroid

@@ -1,0 +1,111 @@
+#include "rpc/roots.h"
+
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "rpc/agent_process.h"
+#include "rpc/error_info.h"
+
+namespace toroid {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string RootNames(const std::vector<Root>& roots) {
+  if (roots.empty()) return "no roots are declared: start the agent with --root NAME=DIR";
+  std::string out = "the roots are ";
+  for (const Root& root : roots) {
+    absl::StrAppend(&out, &root == &roots.front() ? "" : ", ", root.name, "=", root.dir);
+  }
+  return out;
+}
+
+absl::Status Outside(const std::string& path, const std::vector<Root>& roots) {
+  return MakeError(absl::StatusCode::kPermissionDenied,
+                   absl::StrCat("path is outside the pod's roots: ", path, ": ", RootNames(roots)),
+                   {"OUTSIDE_ROOTS", {{"path", path}}, {}});
+}
+
+// Whether `path` is `dir` or below it, by whole components. Both canonical.
+bool IsUnder(const fs::path& path, const fs::path& dir) {
+  auto p = path.begin();
+  for (const fs::path& part : dir) {
+    if (part.empty()) continue;  // a trailing slash
+    if (p == path.end() || *p != part) return false;
+    ++p;
+  }
+  return true;
+}
+
+absl::StatusOr<fs::path> Candidate(const std::string& path, const std::vector<Root>& roots) {
+  if (path.size() > 4096 || path.find('\0') != std::string::npos) {
+    return BadField("path", "longer than 4096 bytes, or with a zero byte in it");
+  }
+  if (!path.empty() && path[0] == '/') return fs::path(path);
+  const std::string first = path.substr(0, path.find('/'));
+  for (const Root& root : roots) {
+    if (root.name != first) continue;
+    return first.size() == path.size() ? fs::path(root.dir)
+                                       : fs::path(root.dir) / path.substr(first.size() + 1);
+  }
+  return MakeError(absl::StatusCode::kNotFound,
+                   absl::StrCat("no such path: ", path,
+                                ": write it absolute, or from a root's name: ", RootNames(roots)),
+                   {"NO_SUCH_PATH", {{"path", path}}, {}});
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ResolvePath(const std::string& path, const std::vector<Root>& roots) {
+  if (absl::StartsWith(path, "random:")) return path;
+  TOROID_ASSIGN_OR_RETURN(const fs::path candidate, Candidate(path, roots));
+  std::error_code error;
+  const fs::path canonical = fs::canonical(candidate, error);
+  // What lies outside is not told apart from what does not exist, save under the roots.
+  const fs::path known = fs::weakly_canonical(candidate, error);
+  bool under = false;
+  for (const Root& root : roots) under |= IsUnder(known, fs::path(root.dir));
+  if (!under) return Outside(path, roots);
+  if (canonical.empty()) {
+    return MakeError(absl::StatusCode::kNotFound, absl::StrCat("no such file: ", path),
+                     {"NO_SUCH_PATH", {{"path", path}}, {}});
+  }
+  return canonical.string();
+}
+
+absl::StatusOr<std::string> MakeOutputDirectory(const std::string& path,
+                                                const std::vector<Root>& roots) {
+  TOROID_ASSIGN_OR_RETURN(const fs::path candidate, Candidate(path, roots));
+  std::error_code error;
+  const fs::path known = fs::weakly_canonical(candidate, error);
+  bool under = false;
+  for (const Root& root : roots) under |= IsUnder(known, fs::path(root.dir));
+  if (error || !under) return Outside(path, roots);
+  fs::create_directories(known, error);
+  if (error) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("output directory cannot be made: ", path, ": ", error.message()));
+  }
+  return known.string();
+}
+
+absl::StatusOr<Root> ParseRoot(absl::string_view text) {
+  const size_t equals = text.find('=');
+  if (equals == absl::string_view::npos || equals == 0 ||
+      text.substr(0, equals).find('/') != absl::string_view::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unreadable root: '", text, "': write --root models=/data/models"));
+  }
+  const std::string dir(text.substr(equals + 1));
+  std::error_code error;
+  const fs::path canonical = fs::canonical(dir, error);
+  if (error || !fs::is_directory(canonical, error)) {
+    return absl::NotFoundError(absl::StrCat("root is no directory: ", text, ": make ", dir));
+  }
+  return Root{std::string(text.substr(0, equals)), canonical.string()};
+}
+
+}  // namespace toroid

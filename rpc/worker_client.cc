@@ -1,0 +1,302 @@
+// Rank 0's stream to the controller, as a ProgramChannel.
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <unistd.h>
+
+#include <deque>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "core/text/tokenizer.h"
+#include "rpc/convert.h"
+#include "rpc/dialled_stream.h"
+#include "rpc/error_info.h"
+#include "rpc/prompt.h"
+#include "rpc/roots.h"
+#include "rpc/worker_process.h"
+#include "toroid/internal/v1/worker.grpc.pb.h"
+
+namespace toroid {
+namespace {
+
+using internal::v1::WorkerMessage;
+using internal::v1::WorldMessage;
+
+constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
+constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
+constexpr int64_t kMaxPromptFile = int64_t{256} << 20;
+
+// What the controller has not taken yet is told together.
+bool Merge(WorkerMessage& last, const WorkerMessage& next) {
+  if (last.number() != next.number()) return false;
+  if (last.has_tokens() && next.has_tokens()) {
+    last.mutable_tokens()->MergeFrom(next.tokens());
+    return true;
+  }
+  if (last.has_progress() && next.has_progress()) {
+    *last.mutable_progress() = next.progress();
+    return true;
+  }
+  return false;
+}
+
+absl::StatusOr<std::string> ReadPromptFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return absl::NotFoundError(absl::StrCat("file not readable: ", path));
+  const std::streamoff size = file.tellg();
+  if (size < 0 || size > kMaxPromptFile) {
+    return absl::InvalidArgumentError(absl::StrCat("file is too large: ", path, ": ", size,
+                                                   " bytes, the most is ", kMaxPromptFile));
+  }
+  std::string text(static_cast<size_t>(size), '\0');
+  file.seekg(0);
+  file.read(text.data(), size);
+  if (!file) return absl::NotFoundError(absl::StrCat("file not readable: ", path));
+  return text;
+}
+
+class Connection final : public WorkerConnection {
+ public:
+  explicit Connection(const WorkerOptions& options)
+      : options_(options),
+        world_{options.job, options.epoch, options.view},
+        stub_(internal::v1::Workers::NewStub(grpc::CreateCustomChannel(
+            options.controller, grpc::InsecureChannelCredentials(), ClientChannelArguments()))),
+        stream_([this](const WorldMessage& message) { Receive(message); },
+                [this](const absl::Status& status) { Closed(status); }, Merge) {}
+
+  ~Connection() override { stream_.Cancel(); }
+
+  // Until the first program or a refusal.
+  absl::Status Attach() {
+    stream_.context()->set_wait_for_ready(true);
+    stub_->async()->Attach(stream_.context(), &stream_);
+    stream_.Begin();
+    WorkerMessage message;
+    *message.mutable_world() = ToProto(world_);
+    internal::v1::Attach& attach = *message.mutable_attach();
+    attach.set_pod(options_.pod);
+    attach.set_credential(options_.credential);
+    attach.set_pid(getpid());
+    char host[256] = "";
+    (void)gethostname(host, sizeof(host) - 1);
+    attach.set_host(host);
+    stream_.Push(std::move(message));
+    std::unique_lock<std::mutex> lock(mutex_);
+    const bool heard = changed_.wait_for(lock, absl::ToChronoMilliseconds(kAttachTimeout),
+                                         [this] { return lost_ || !inbox_.empty(); });
+    if (!heard) {
+      return absl::UnavailableError(
+          absl::StrCat("controller is not reachable: ", options_.controller));
+    }
+    return inbox_.empty() ? (close_status_.ok() ? absl::UnavailableError("the stream was closed")
+                                                : close_status_)
+                          : absl::OkStatus();
+  }
+
+  ProgramChannel channel() override {
+    ProgramChannel channel;
+    channel.next = [this] { return Next(); };
+    channel.cancelled = [this](uint64_t number) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      return lost_ || cancelled_.count(number) > 0;
+    };
+    channel.on_progress = [this](uint64_t number, const Progress& progress) {
+      Tell(number, ProgressAnswer{progress.phase, progress.done, progress.total});
+    };
+    channel.on_token = [this](uint64_t number, const TokenEvent& token) {
+      Tell(number, std::vector<TokenEvent>{token});
+    };
+    channel.on_loaded = [this](uint64_t number, const absl::StatusOr<LoadedModel>& model) {
+      if (!model.ok()) return Tell(number, model.status());
+      model_ = *model;
+      ModelStatus status;
+      status.name = model->name;
+      status.context = model->context;
+      status.vocab = model->vocab;
+      status.mesh = model->mesh;
+      status.pod = options_.pod;
+      status.has_chat_template = !model->chat_template.empty();
+      Tell(number, LoadAnswer{status, model->load_s});
+    };
+    channel.on_generated = [this](uint64_t number, const absl::StatusOr<GenerateResult>& result) {
+      Answer(number, result);
+    };
+    channel.on_scored = [this](uint64_t number, const absl::StatusOr<ScoreResult>& result) {
+      Answer(number, result);
+    };
+    return channel;
+  }
+
+  void Finish(const absl::Status& status) override {
+    Tell(0, WorldEnding{status});
+    stream_.End();
+    if (!stream_.WaitClosed(kFinishTimeout)) stream_.Cancel();
+  }
+
+ private:
+  void Receive(const WorldMessage& message) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!(FromProto(message.world()) == world_)) return;  // not of this epoch
+    if (message.has_cancel()) {
+      cancelled_.insert(message.number());
+    } else {
+      inbox_.push_back(message);
+    }
+    changed_.notify_all();
+  }
+
+  void Closed(const absl::Status& status) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    lost_ = true;
+    close_status_ = status;
+    changed_.notify_all();
+  }
+
+  template <typename Body>
+  void Tell(uint64_t number, Body body) {
+    stream_.Push(ToProto(world_, WorldAnswer{number, std::move(body)}));
+  }
+
+  // The next program for the ranks; what needs no ranks is answered on the way.
+  Program Next() {
+    while (true) {
+      WorldMessage message;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [this] { return lost_ || !inbox_.empty(); });
+        if (lost_) return Program();  // kExit
+        message = std::move(inbox_.front());
+        inbox_.pop_front();
+        if (cancelled_.count(message.number()) > 0) {
+          Tell(message.number(), absl::Status(absl::CancelledError("cancelled")));
+          continue;
+        }
+      }
+      Program program;
+      program.number = message.number();
+      const absl::StatusOr<bool> runs = Prepare(message, program);
+      if (runs.ok() && *runs) return program;
+      if (!runs.ok()) Tell(message.number(), runs.status());
+    }
+  }
+
+  // Fills `program`. False: it has been answered.
+  absl::StatusOr<bool> Prepare(const WorldMessage& message, Program& program) {
+    TOROID_ASSIGN_OR_RETURN(const WorldProgram task, FromProto(message));
+    output_dir_.clear();
+    if (!task.output_dir.empty()) {
+      TOROID_ASSIGN_OR_RETURN(output_dir_, MakeOutputDirectory(task.output_dir, options_.roots));
+    }
+    if (const auto* load = std::get_if<LoadTask>(&task.task)) {
+      program.kind = ProgramKind::kLoad;
+      program.load = load->load;
+      TOROID_ASSIGN_OR_RETURN(program.load.model, ResolvePath(load->load.model, options_.roots));
+    } else if (const auto* generate = std::get_if<GenerateTask>(&task.task)) {
+      program.kind = ProgramKind::kGenerate;
+      program.generate = generate->request;
+      TOROID_ASSIGN_OR_RETURN(program.generate.prompt_ids, Ids(generate->prompt));
+    } else if (const auto* score = std::get_if<ScoreTask>(&task.task)) {
+      program.kind = ProgramKind::kScore;
+      program.score = score->request;
+      PromptSpec text = score->text;
+      TOROID_ASSIGN_OR_RETURN(program.score.ids, Ids(text, score->limit));
+    } else if (const auto* tokenize = std::get_if<TokenizeTask>(&task.task)) {
+      TOROID_ASSIGN_OR_RETURN(TokenizeResult result, Tokenize(*tokenize));
+      Tell(message.number(), std::move(result));
+      return false;
+    } else if (const auto* detokenize = std::get_if<DetokenizeTask>(&task.task)) {
+      Tell(message.number(), DetokenizeAnswer{Detokenize(*detokenize)});
+      return false;
+    } else {
+      program.kind = ProgramKind::kExit;
+    }
+    return true;
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Ids(const PromptSpec& prompt, int64_t limit = 0) {
+    std::string text = prompt.text;
+    if (prompt.kind == PromptSpec::Kind::kFile) {
+      TOROID_ASSIGN_OR_RETURN(const std::string path, ResolvePath(prompt.file, options_.roots));
+      TOROID_ASSIGN_OR_RETURN(text, ReadPromptFile(path));
+    }
+    LoadedModel model = model_;
+    if (limit > 0) model.context = 0;  // of a longer text only the first tokens are wanted
+    TOROID_ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(prompt, text, model));
+    if (limit > 0 && static_cast<int64_t>(ids.size()) > limit) ids.resize(limit);
+    return ids;
+  }
+
+  absl::StatusOr<TokenizeResult> Tokenize(const TokenizeTask& task) {
+    TokenizeResult result;
+    if (model_.tokenizer == nullptr) {
+      for (const char byte : task.text) result.ids.push_back(static_cast<unsigned char>(byte));
+      return result;
+    }
+    TOROID_ASSIGN_OR_RETURN(result.ids, model_.tokenizer->Encode(task.text, {false, task.special}));
+    for (int32_t id : result.ids) result.pieces.emplace_back(model_.tokenizer->Piece(id));
+    return result;
+  }
+
+  std::string Detokenize(const DetokenizeTask& task) {
+    if (model_.tokenizer != nullptr) return model_.tokenizer->Decode(task.ids, false);
+    std::string bytes;
+    for (int32_t id : task.ids) {
+      if (id >= 0 && id < 256) bytes += static_cast<char>(id);
+    }
+    return bytes;
+  }
+
+  template <typename Result>
+  void Answer(uint64_t number, const absl::StatusOr<Result>& result) {
+    if (!result.ok()) return Tell(number, result.status());
+    if (!output_dir_.empty()) {
+      const absl::Status written = WriteResult(ToProto(*result));
+      if (!written.ok()) return Tell(number, written);
+    }
+    Tell(number, *result);
+  }
+
+  absl::Status WriteResult(const google::protobuf::Message& message) {
+    std::string text;
+    google::protobuf::util::JsonPrintOptions print;
+    print.add_whitespace = true;
+    print.preserve_proto_field_names = true;
+    (void)google::protobuf::util::MessageToJsonString(message, &text, print);
+    const std::string path = output_dir_ + "/result.json";
+    std::ofstream file(path + ".new", std::ios::trunc);
+    file << text;
+    file.close();
+    if (!file || rename((path + ".new").c_str(), path.c_str()) != 0) {
+      return absl::UnavailableError(absl::StrCat("cannot write ", path, ": check the disk"));
+    }
+    return absl::OkStatus();
+  }
+
+  const WorkerOptions options_;
+  const WorldId world_;
+  const std::unique_ptr<internal::v1::Workers::Stub> stub_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<WorldMessage> inbox_;
+  std::set<uint64_t> cancelled_;
+  bool lost_ = false;
+  absl::Status close_status_;
+  LoadedModel model_;       // of the loop's thread
+  std::string output_dir_;  // of the program that runs; of the loop's thread
+  DialledStream<WorkerMessage, WorldMessage> stream_;  // last: its end waits for its reactions
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options) {
+  auto connection = std::make_unique<Connection>(options);
+  TOROID_RETURN_IF_ERROR(connection->Attach());
+  return std::unique_ptr<WorkerConnection>(std::move(connection));
+}
+
+}  // namespace toroid

@@ -1,0 +1,527 @@
+// The controller's logic with a fake clock, fake agents and fake worlds: no gRPC, no processes.
+#include "rpc/controller.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "rpc/convert.h"
+#include "rpc/error_info.h"
+#include "rpc/version.h"
+
+namespace toroid {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+struct FakeAgent {
+  std::string pod;
+  uint64_t session = 0;
+  std::vector<LaunchOrder> launches;
+  std::vector<WorldId> stops;
+  const LaunchOrder& last() const { return launches.back(); }
+};
+
+struct FakeWorld {
+  WorldId id;
+  uint64_t session = 0;
+  std::vector<WorldProgram> programs;
+  std::vector<uint64_t> cancels;
+  uint64_t number() const { return programs.back().number; }
+  template <typename Task>
+  bool Runs() const {
+    return !programs.empty() && std::holds_alternative<Task>(programs.back().task);
+  }
+};
+
+struct FakeClient {
+  uint64_t id = 0;
+  std::vector<Accepted> accepted;
+  std::vector<int32_t> tokens;
+  std::vector<absl::StatusOr<RequestResult>> done;
+};
+
+class ControllerTest : public ::testing::Test {
+ protected:
+  ControllerTest() {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    dir_ = absl::StrCat(::testing::TempDir(), "/controller-", info->name(), "-", getpid());
+    std::filesystem::create_directories(dir_);
+    Start();
+  }
+  ~ControllerTest() override { std::filesystem::remove_all(dir_); }
+
+  void Start() {
+    controller_.reset();
+    store_.reset();
+    auto store = JobStore::Open(dir_ + "/jobs.sqlite");
+    TOROID_ASSERT(store.ok());
+    store_ = *std::move(store);
+    logs_ = std::make_unique<LogStore>(dir_);
+    controller_ = std::make_unique<Controller>(store_.get(), logs_.get(), ProtoJobCodec(),
+                                               ControllerTimes(), [this] { return now_; });
+  }
+  static void TOROID_ASSERT(bool ok) { ASSERT_TRUE(ok); }
+
+  std::shared_ptr<FakeAgent> Connect(const std::string& pod, int slots = 2,
+                                     std::vector<WorldId> running = {}) {
+    auto agent = std::make_shared<FakeAgent>();
+    agent->pod = pod;
+    AgentLink link;
+    link.launch = [agent](const LaunchOrder& order) { agent->launches.push_back(order); };
+    link.stop = [agent](const WorldId& id, const std::string&) { agent->stops.push_back(id); };
+    const auto session =
+        controller_->AgentConnected({pod, "host-" + pod, slots, kVersion, 1, running}, link);
+    EXPECT_TRUE(session.ok()) << session.status();
+    agent->session = session.value_or(0);
+    controller_->Tick();
+    return agent;
+  }
+
+  std::shared_ptr<FakeWorld> Attach(const FakeAgent& agent) {
+    auto world = std::make_shared<FakeWorld>();
+    world->id = agent.last().world;
+    WorldLink link;
+    link.run = [world](const WorldProgram& program) { world->programs.push_back(program); };
+    link.cancel = [world](uint64_t number) { world->cancels.push_back(number); };
+    const auto session = controller_->WorkerAttached(
+        {world->id, agent.pod, agent.last().credential, "host", 1}, link);
+    EXPECT_TRUE(session.ok()) << session.status();
+    world->session = session.value_or(0);
+    return world;
+  }
+  template <typename Body>
+  void Tell(const FakeWorld& world, Body body) {
+    controller_->WorkerAnswered(world.session, world.id, {world.number(), std::move(body)});
+  }
+  std::shared_ptr<FakeWorld> AttachAndLoad(const FakeAgent& agent) {
+    auto world = Attach(agent);
+    EXPECT_TRUE(world->Runs<LoadTask>());
+    Tell(*world, LoadAnswer{ModelStatus(), 1.5});
+    return world;
+  }
+  void EndWorld(const FakeAgent& agent, const WorldId& id, WorldExit exit = {0, 0, -1, "", ""}) {
+    controller_->WorldEnded(agent.session, id, exit);
+  }
+
+  RequestSpec Request(const std::string& model) {
+    RequestSpec spec;
+    spec.placement.load.model = model;
+    GenerateTask task;
+    task.prompt.text = "hello";
+    spec.task = task;
+    return spec;
+  }
+  std::shared_ptr<FakeClient> Ask(const RequestSpec& spec) {
+    auto client = std::make_shared<FakeClient>();
+    RequestSink sink;
+    sink.accepted = [client](const Accepted& accepted) { client->accepted.push_back(accepted); };
+    sink.tokens = [client](const std::vector<TokenEvent>& tokens) {
+      for (const TokenEvent& token : tokens) client->tokens.push_back(token.id);
+    };
+    sink.done = [client](const absl::StatusOr<RequestResult>& result) {
+      client->done.push_back(result);
+    };
+    client->id = controller_->StartRequest(spec, sink);
+    return client;
+  }
+  JobSpec Job(const std::string& name) {
+    JobSpec spec;
+    spec.name = name;
+    spec.placement.load.model = "m";
+    GenerateTask task;
+    task.prompt.text = "hello";
+    spec.task = task;
+    return spec;
+  }
+  JobStatus Submit(const JobSpec& spec, const std::string& request_id = "") {
+    const auto job = controller_->SubmitJob(spec, request_id);
+    EXPECT_TRUE(job.ok()) << job.status();
+    return job.value_or(JobStatus());
+  }
+  JobStatus Get(const std::string& id) {
+    const auto job = controller_->GetJob(id);
+    EXPECT_TRUE(job.ok()) << job.status();
+    return job.value_or(JobStatus());
+  }
+  void Advance(absl::Duration duration) {
+    now_ += duration;
+    controller_->Tick();
+  }
+
+  std::string dir_;
+  absl::Time now_ = absl::FromUnixSeconds(1700000000);
+  std::unique_ptr<JobStore> store_;
+  std::unique_ptr<LogStore> logs_;
+  std::unique_ptr<Controller> controller_;
+};
+
+TEST_F(ControllerTest, SecondRequestFindsTheModelLoaded) {
+  auto agent = Connect("a");
+  auto first = Ask(Request("m"));
+  ASSERT_EQ(agent->launches.size(), 1u);
+  EXPECT_EQ(agent->last().ranks, 2);  // ring over all slots
+  auto world = AttachAndLoad(*agent);
+  ASSERT_TRUE(world->Runs<GenerateTask>());
+  Tell(*world, std::vector<TokenEvent>{{7, "x", 0}});
+  EXPECT_THAT(first->tokens, ElementsAre(7));
+  EXPECT_TRUE(first->done.empty());
+  Tell(*world, GenerateResult());
+  ASSERT_EQ(first->done.size(), 1u);
+  EXPECT_EQ(std::get<GenerateResult>(*first->done[0]).report.timing.load_s, 1.5);
+
+  auto second = Ask(Request("m"));
+  EXPECT_TRUE(second->accepted.at(0).kept);
+  EXPECT_EQ(agent->launches.size(), 1u);
+  Tell(*world, GenerateResult());
+  EXPECT_EQ(std::get<GenerateResult>(*second->done.at(0)).report.timing.load_s, 0);
+
+  auto other = Ask(Request("other"));  // negative control: another model is another world
+  EXPECT_TRUE(other->accepted.empty());
+}
+
+TEST_F(ControllerTest, KeptWorldEndsAfterKeepAlive) {
+  auto agent = Connect("a");
+  RequestSpec spec = Request("m");
+  spec.keep_alive = absl::Seconds(30);
+  auto client = Ask(spec);
+  auto world = AttachAndLoad(*agent);
+  Tell(*world, GenerateResult());
+  controller_->AgentHeartbeat(agent->session);
+  now_ += absl::Seconds(10);
+  controller_->AgentHeartbeat(agent->session);
+  now_ += absl::Seconds(10);
+  controller_->AgentHeartbeat(agent->session);
+  Advance(absl::Seconds(9));
+  EXPECT_FALSE(world->Runs<ExitTask>());
+  controller_->AgentHeartbeat(agent->session);
+  Advance(absl::Seconds(2));
+  EXPECT_TRUE(world->Runs<ExitTask>());
+  EndWorld(*agent, world->id);
+  EXPECT_EQ(controller_->ListPods()[0].state, "READY");
+}
+
+TEST_F(ControllerTest, IdleKeptWorldYieldsToAJob) {
+  auto agent = Connect("a");
+  auto client = Ask(Request("m"));
+  auto world = AttachAndLoad(*agent);
+  const JobStatus job = Submit(Job("book"));
+  EXPECT_FALSE(world->Runs<ExitTask>());  // busy: the job waits
+  Tell(*world, GenerateResult());
+  EXPECT_TRUE(world->Runs<ExitTask>());
+  EXPECT_EQ(Get(job.id).state, JobState::kQueued);
+  EndWorld(*agent, world->id);
+  EXPECT_EQ(agent->last().world.job, job.id);
+  EXPECT_EQ(Get(job.id).state, JobState::kStarting);
+}
+
+TEST_F(ControllerTest, JobRunsToItsResult) {
+  const JobStatus job = Submit(Job("book"));
+  auto agent = Connect("a");
+  EXPECT_EQ(Get(job.id).state, JobState::kStarting);
+  auto world = AttachAndLoad(*agent);
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  GenerateResult result;
+  result.text = "done";
+  Tell(*world, result);
+  const JobStatus ended = Get(job.id);
+  EXPECT_EQ(ended.state, JobState::kSucceeded);
+  EXPECT_EQ(std::get<GenerateResult>(ended.result).text, "done");
+  EXPECT_TRUE(world->Runs<ExitTask>());
+
+  std::vector<JobState> states;
+  JobSink sink;
+  sink.event = [&](const JobEvent& event) {
+    EXPECT_EQ(event.sequence, states.size() + 1);
+    states.push_back(event.status.state);
+  };
+  bool end = false;
+  sink.end = [&](const absl::Status&) { end = true; };
+  ASSERT_TRUE(controller_->WatchJob(job.id, 1, sink).ok());
+  EXPECT_THAT(states, ElementsAre(JobState::kQueued, JobState::kStarting, JobState::kRunning,
+                                  JobState::kSucceeded));
+  EXPECT_TRUE(end);
+}
+
+TEST_F(ControllerTest, SubmitIsIdempotent) {
+  const JobStatus first = Submit(Job("book"), "r1");
+  EXPECT_EQ(Submit(Job("book"), "r1").id, first.id);
+  EXPECT_EQ(controller_->SubmitJob(Job("other"), "r1").status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_NE(Submit(Job("book"), "r2").id, first.id);
+  Start();  // the key outlives the controller
+  EXPECT_EQ(Submit(Job("book"), "r1").id, first.id);
+}
+
+TEST_F(ControllerTest, DeadRankFailsTheJobAndIsNamed) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Job("book"));
+  auto world = AttachAndLoad(*agent);
+  controller_->WorkerGone(world->session);
+  EndWorld(*agent, world->id, {137, 9, 1, "h2", "rank 1 on host h2 was ended by signal 9"});
+  const JobStatus ended = Get(job.id);
+  EXPECT_EQ(ended.state, JobState::kFailed);
+  EXPECT_EQ(ended.reason, "RankFailed");
+  EXPECT_EQ(ended.exit.rank, 1);
+  EXPECT_EQ(ended.exit.host, "h2");
+  EXPECT_EQ(ended.exit.signal, 9);
+  EXPECT_THAT(ended.message, HasSubstr("rank 1 on host h2"));
+}
+
+TEST_F(ControllerTest, DeadRankFailsTheRequestWithErrorInfo) {
+  auto agent = Connect("a");
+  auto client = Ask(Request("m"));
+  auto world = AttachAndLoad(*agent);
+  EndWorld(*agent, world->id, {3, 0, 0, "h1", "rank 0 on host h1 exited with code 3"});
+  ASSERT_EQ(client->done.size(), 1u);
+  EXPECT_EQ(client->done[0].status().code(), absl::StatusCode::kUnavailable);
+  const ErrorInfo info = GetErrorInfo(client->done[0].status());
+  EXPECT_EQ(info.reason, "RANK_FAILED");
+  EXPECT_EQ(info.metadata.at("rank"), "0");
+  EXPECT_EQ(info.metadata.at("exit_code"), "3");
+}
+
+TEST_F(ControllerTest, RestartsBackOffAndBumpTheEpoch) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  auto world = AttachAndLoad(*agent);
+  EXPECT_EQ(world->id.epoch, 1u);
+  EndWorld(*agent, world->id, {137, 9, 1, "h", "died"});
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  EXPECT_EQ(agent->launches.size(), 1u);  // not before the back-off
+  Advance(absl::Milliseconds(1100));
+  ASSERT_EQ(agent->launches.size(), 2u);
+  EXPECT_EQ(agent->last().world.epoch, 2u);
+  // The old epoch's words are dropped and counted.
+  const uint64_t dropped = controller_->stale_dropped();
+  EndWorld(*agent, world->id, {0, 0, -1, "", ""});
+  EXPECT_EQ(controller_->stale_dropped(), dropped + 1);
+  EXPECT_EQ(Get(job.id).state, JobState::kStarting);
+  world = AttachAndLoad(*agent);
+  EndWorld(*agent, world->id, {137, 9, 1, "h", "died again"});
+  EXPECT_EQ(Get(job.id).state, JobState::kFailed);
+}
+
+TEST_F(ControllerTest, OnlyThePresentLaunchMayAttach) {
+  auto agent = Connect("a");
+  auto client = Ask(Request("m"));
+  WorldLink link;
+  link.run = [](const WorldProgram&) {};
+  WorkerAttachment attachment{agent->last().world, "a", "wrong", "h", 1};
+  EXPECT_EQ(controller_->WorkerAttached(attachment, link).status().code(),
+            absl::StatusCode::kPermissionDenied);
+  attachment.credential = agent->last().credential;
+  attachment.world.epoch += 1;
+  EXPECT_EQ(controller_->WorkerAttached(attachment, link).status().code(),
+            absl::StatusCode::kPermissionDenied);
+  attachment.world.epoch -= 1;
+  EXPECT_TRUE(controller_->WorkerAttached(attachment, link).ok());
+}
+
+TEST_F(ControllerTest, CancelStopsTheProgramOrTheWorld) {
+  auto agent = Connect("a");
+  auto client = Ask(Request("m"));
+  auto world = AttachAndLoad(*agent);
+  controller_->CancelRequest(client->id);
+  ASSERT_EQ(client->done.size(), 1u);
+  EXPECT_EQ(client->done[0].status().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(world->cancels, ElementsAre(world->number()));
+  GenerateResult cancelled;
+  cancelled.finish = FinishReason::kCancelled;
+  Tell(*world, cancelled);
+  auto next = Ask(Request("m"));  // the world takes the next request
+  EXPECT_TRUE(world->Runs<GenerateTask>());
+  controller_->CancelRequest(next->id);
+  Advance(absl::Milliseconds(2100));  // no answer this time
+  EXPECT_EQ(agent->stops.size(), 1u);
+}
+
+TEST_F(ControllerTest, CancelledJobs) {
+  const JobStatus queued = Submit(Job("queued"));
+  ASSERT_TRUE(controller_->CancelJob(queued.id).ok());
+  EXPECT_EQ(Get(queued.id).state, JobState::kCancelled);
+  auto agent = Connect("a");
+  const JobStatus running = Submit(Job("running"));
+  auto world = AttachAndLoad(*agent);
+  EXPECT_EQ(controller_->CancelJob(running.id)->state, JobState::kRunning);
+  EXPECT_EQ(world->cancels.size(), 1u);
+  GenerateResult cancelled;
+  cancelled.finish = FinishReason::kCancelled;
+  Tell(*world, cancelled);
+  EXPECT_EQ(Get(running.id).state, JobState::kCancelled);
+  ASSERT_TRUE(controller_->CancelJob(running.id).ok());  // ended: nothing changes
+  EXPECT_EQ(Get(running.id).state, JobState::kCancelled);
+  EXPECT_TRUE(controller_->DeleteJob(running.id).ok());
+  EXPECT_EQ(controller_->GetJob(running.id).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControllerTest, LostAgentIsReplacedOnlyAfterTheLease) {
+  auto a = Connect("a");
+  auto b = Connect("b");
+  JobSpec spec = Job("book");
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  ASSERT_EQ(a->launches.size(), 1u);
+  auto world = AttachAndLoad(*a);
+  controller_->AgentGone(a->session);
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);  // the world's own stream still lives
+  controller_->WorkerGone(world->session);
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(job.id).reason, "AgentLost");
+  for (int second = 0; second < 19; ++second) {
+    controller_->AgentHeartbeat(b->session);
+    Advance(absl::Seconds(1));
+    EXPECT_TRUE(b->launches.empty()) << second;
+  }
+  controller_->AgentHeartbeat(b->session);
+  Advance(absl::Seconds(2));
+  ASSERT_EQ(b->launches.size(), 1u);
+  EXPECT_EQ(b->last().world.job, job.id);
+}
+
+TEST_F(ControllerTest, ReturningAgentConfirmsTheEnd) {
+  auto a = Connect("a");
+  JobSpec spec = Job("book");
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  controller_->AgentGone(a->session);
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  a = Connect("a");  // without the world
+  Advance(absl::Milliseconds(1100));
+  EXPECT_EQ(a->launches.size(), 1u);
+}
+
+TEST_F(ControllerTest, LeaseExpiryLosesThePod) {
+  auto agent = Connect("a");
+  auto client = Ask(Request("m"));
+  auto world = AttachAndLoad(*agent);
+  const uint64_t view = controller_->view();
+  Advance(absl::Seconds(16));
+  ASSERT_EQ(client->done.size(), 1u);
+  EXPECT_EQ(GetErrorInfo(client->done[0].status()).reason, "AGENT_LOST");
+  EXPECT_EQ(controller_->ListPods()[0].state, "LOST");
+  EXPECT_GT(controller_->view(), view);
+}
+
+TEST_F(ControllerTest, ControllerRestartReconcilesBeforeItActs) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Job("book"));
+  const WorldId old = agent->last().world;
+  Start();
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(job.id).reason, "ControllerRestarted");
+  agent = Connect("a", 2, {old});  // its world still runs: it is ended first
+  EXPECT_THAT(agent->stops, ElementsAre(old));
+  Advance(absl::Milliseconds(1100));
+  EXPECT_TRUE(agent->launches.empty());
+  EndWorld(*agent, old);
+  ASSERT_EQ(agent->launches.size(), 1u);
+  EXPECT_GT(agent->last().world.epoch, old.epoch);
+}
+
+TEST_F(ControllerTest, RefusalsNameWhatIsMissing) {
+  auto client = Ask(Request("m"));
+  EXPECT_EQ(client->done.at(0).status().code(), absl::StatusCode::kFailedPrecondition);
+  auto agent = Connect("a", 4);
+  RequestSpec spec = Request("m");
+  spec.placement.mesh = {0, 8, 0};
+  client = Ask(spec);
+  EXPECT_EQ(client->done.at(0).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(client->done[0].status().ToString(), HasSubstr("mesh needs 8, pod has 4"));
+  spec = Request("m");
+  spec.placement.pod = "z";
+  client = Ask(spec);
+  EXPECT_EQ(client->done.at(0).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(
+      controller_->AgentConnected({"a", "h", 1, kVersion, 2, {}}, AgentLink()).status().code(),
+      absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(controller_->AgentConnected({"b", "h", 1, "0.0.0", 2, {}}, AgentLink()).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ControllerTest, UnknownModelIsNotRetried) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  spec.max_restarts = 3;
+  const JobStatus job = Submit(spec);
+  controller_->LaunchRefused(
+      agent->session, agent->last().world,
+      MakeError(absl::StatusCode::kNotFound, "no such file: m", {"NO_SUCH_PATH", {}, {}}));
+  EXPECT_EQ(Get(job.id).state, JobState::kFailed);
+  EXPECT_EQ(Get(job.id).reason, "NoSuchPath");
+  auto client = Ask(Request("m"));
+  controller_->LaunchRefused(agent->session, agent->last().world, absl::NotFoundError("no file"));
+  EXPECT_EQ(client->done.at(0).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControllerTest, DeadlinesOfJobsRequestsAndStarts) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  spec.active_deadline = absl::Seconds(5);
+  const JobStatus job = Submit(spec);
+  auto world = AttachAndLoad(*agent);
+  Advance(absl::Seconds(6));
+  EXPECT_EQ(world->cancels.size(), 1u);
+  Tell(*world, GenerateResult());
+  EXPECT_EQ(Get(job.id).state, JobState::kFailed);
+  EXPECT_EQ(Get(job.id).reason, "DeadlineExceeded");
+  EndWorld(*agent, world->id);
+
+  RequestSpec request = Request("m");
+  request.timeout = absl::Seconds(1);
+  auto client = Ask(request);
+  controller_->AgentHeartbeat(agent->session);
+  Advance(absl::Seconds(2));
+  EXPECT_EQ(client->done.at(0).status().code(), absl::StatusCode::kDeadlineExceeded);
+  for (int i = 0; i < 61; ++i) {  // that world never attaches
+    controller_->AgentHeartbeat(agent->session);
+    Advance(absl::Seconds(1));
+  }
+  EXPECT_EQ(agent->stops.size(), 1u);
+}
+
+TEST_F(ControllerTest, DrainedPodTakesNothingNew) {
+  auto agent = Connect("a");
+  ASSERT_TRUE(controller_->DrainPod("a", true).ok());
+  const JobStatus job = Submit(Job("book"));
+  EXPECT_TRUE(agent->launches.empty());
+  EXPECT_EQ(controller_->DrainPod("a", false)->state, "BUSY");
+  EXPECT_EQ(agent->launches.size(), 1u);
+  EXPECT_EQ(controller_->DrainPod("z", true).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControllerTest, ListsByPagesAndStates) {
+  for (int i = 0; i < 5; ++i) Submit(Job(absl::StrCat("j", i)));
+  auto page = controller_->ListJobs({}, 2, "");
+  ASSERT_TRUE(page.ok());
+  EXPECT_EQ(page->jobs[0].name, "j4");  // newest first
+  std::vector<std::string> names;
+  std::string token;
+  do {
+    page = controller_->ListJobs({JobState::kQueued}, 2, token);
+    ASSERT_TRUE(page.ok());
+    for (const JobStatus& job : page->jobs) names.push_back(job.name);
+    token = page->next_page_token;
+  } while (!token.empty());
+  EXPECT_THAT(names, ElementsAre("j4", "j3", "j2", "j1", "j0"));
+  EXPECT_TRUE(controller_->ListJobs({JobState::kFailed}, 0, "")->jobs.empty());
+  EXPECT_FALSE(controller_->ListJobs({}, 0, "x").ok());
+}
+
+TEST_F(ControllerTest, HigherPriorityGoesFirst) {
+  JobSpec low = Job("low"), high = Job("high");
+  high.priority = 5;
+  Submit(low);
+  const JobStatus first = Submit(high);
+  auto agent = Connect("a");
+  EXPECT_EQ(agent->last().world.job, first.id);
+}
+
+}  // namespace
+}  // namespace toroid
