@@ -8,10 +8,13 @@
 namespace toroid {
 
 inline constexpr int64_t kKeyBlock = 64;
+// Few rows: up to so many to a KV head, and up to so many KV heads in one block.
+inline constexpr int64_t kNarrowRows = 8, kNarrowRuns = 16;
 
-// All query heads [head_begin, +head_count), which read one KV head, of tokens [token_begin,
-// +token_count) against keys [key_begin, key_end). The rows of a block are its (token, head) pairs,
-// token by token.
+// The query heads [head_begin, +head_count) of tokens [token_begin, +token_count) against keys
+// [key_begin, key_end). They are one or several runs of heads that read one KV head; several only
+// if each has at most kNarrowRows (token, head) pairs, and at most kNarrowRuns of them. The rows of
+// a run are its (token, head) pairs, token by token.
 template <typename T>
 struct AttentionBlock {
   int64_t head_begin, head_count, token_begin, token_count;

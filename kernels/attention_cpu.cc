@@ -86,10 +86,25 @@ class AttendOp {
     return b;
   }
 
+  // How many KV heads an item of decode takes: so many that it reads 1 KiB of each key in one
+  // piece.
+  int64_t GroupRuns() const {
+    if (a_.q_count * longest_run_ > kNarrowRows) return 1;
+    return std::clamp<int64_t>(1024 / RowBytes(a_.kv_type, a_.head_dim), 1, kNarrowRuns);
+  }
+
+  AttentionBlock<T> GroupAt(int64_t group) const {
+    const int64_t first = group * GroupRuns(), last = std::min(first + GroupRuns(), run_count_);
+    AttentionBlock<T> b = BlockAt(first, 0);
+    const AttentionBlock<T> end = BlockAt(last - 1, 0);
+    b.head_count = end.head_begin + end.head_count - b.head_begin;
+    return b;
+  }
+
   // Into how many key ranges the work of few queries (decode) is cut: by shape alone. Each part
   // has at least 256 keys and all partial results fit the pool's shared scratch.
   int64_t Parts() const {
-    if (a_.q_count * longest_run_ > kernel_.lanes) return 1;
+    if (a_.q_count * longest_run_ > std::max(kernel_.lanes, kNarrowRows)) return 1;
     const int64_t part_bytes =
         a_.q_count * a_.heads * (a_.head_dim + 1) * static_cast<int64_t>(sizeof(T));
     return std::min({a_.k_count / 256, int64_t{32}, ThreadPool::kScratchBytes / part_bytes});
@@ -102,9 +117,10 @@ class AttendOp {
     const int64_t per_part =
         ((a_.k_count + parts - 1) / parts + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
     const int64_t k_end = a_.k_begin + a_.k_count;
-    pool_.ParallelFor(run_count_ * parts, 1, [&](int64_t item, int64_t, int worker) {
-      const int64_t part = item / run_count_;
-      AttentionBlock<T> b = BlockAt(item % run_count_, 0);
+    const int64_t groups = (run_count_ + GroupRuns() - 1) / GroupRuns();
+    pool_.ParallelFor(groups * parts, 1, [&](int64_t item, int64_t, int worker) {
+      const int64_t part = item / groups;
+      AttentionBlock<T> b = GroupAt(item % groups);
       b.key_begin = std::min(k_end, a_.k_begin + part * per_part);
       b.key_end = std::min(k_end, b.key_begin + per_part);
       b.o = o_parts + part * o_size + b.head_begin * a_.head_dim;

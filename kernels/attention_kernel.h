@@ -11,7 +11,8 @@
 // strips, that is by all query heads of its KV head.
 #pragma once
 
-#include "kernels/attention_block.h"
+#include "kernels/attention_narrow.h"
+#include "kernels/attention_visible.h"
 #include "kernels/vector.h"
 
 namespace toroid {
@@ -79,20 +80,6 @@ class AttentionStrips {
     return taken;
   }
 
-  // First key in [b_.key_begin, b_.key_end) whose position is > bound.
-  int64_t UpperBound(int64_t bound) const {
-    int64_t low = b_.key_begin, high = b_.key_end;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (a_.k_positions[middle] > bound) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
-  }
-
   // The visible keys [low_, high_) of each row; of a padding row none.
   void FindRanges(int64_t* low, int64_t* high) {
     for (int64_t row = 0; row < strips_ * kWidth; ++row) {
@@ -104,13 +91,11 @@ class AttentionStrips {
         low_[row] = low_[row - 1], high_[row] = high_[row - 1];
         continue;
       }
-      const int64_t position = a_.q_positions[b_.token_begin + row / b_.head_count];
-      const int64_t begin = a_.window > 0 ? UpperBound(position - a_.window) : b_.key_begin;
-      const int64_t end = a_.causal ? UpperBound(position) : b_.key_end;
-      low_[row] = Int(begin), high_[row] = Int(end);
-      if (begin < end) {
-        if (begin < *low) *low = begin;
-        if (end > *high) *high = end;
+      const KeyRange seen = VisibleKeys(a_, b_, row / b_.head_count);
+      low_[row] = Int(seen.begin), high_[row] = Int(seen.end);
+      if (seen.begin < seen.end) {
+        if (seen.begin < *low) *low = seen.begin;
+        if (seen.end > *high) *high = seen.end;
       }
     }
   }
@@ -137,17 +122,12 @@ class AttentionStrips {
     }
   }
 
-  int64_t PhysicalRow(int64_t key) const {
-    if (a_.page_table == nullptr) return key;
-    return int64_t{a_.page_table[key / a_.page_tokens]} * a_.page_tokens + key % a_.page_tokens;
-  }
-
   // Keys [begin, +count) of this block's KV head, widened, rows padded to dims_; the key rows up to
   // a multiple of B are zeroed: their scores are computed and thrown away.
   void CopyKeys(int64_t begin, int64_t count) {
     const int64_t head = int64_t{a_.kv_index[b_.head_begin]} * dim_;
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t row = PhysicalRow(begin + j);
+      const int64_t row = PhysicalRow(a_, begin + j);
       CopyRow(a_.k, row * a_.k_stride + head, k_ + j * dims_);
       CopyRow(a_.v, row * a_.v_stride + head, v_ + j * dims_);
     }
@@ -297,10 +277,21 @@ class AttentionStrips {
 
 template <typename T, int L>
 void AttendBlock(const AttentionArgs<T>& args, const AttentionBlock<T>& block, void* scratch) {
-  if (block.token_count * block.head_count <= L) {
-    AttentionStrips<T, L, 1, 8>(args, block, scratch).Run();
-  } else {
-    AttentionStrips<T, L, 3, 4>(args, block, scratch).Run();
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (AttendNarrow<L>(args, block, scratch)) return;
+  }
+  for (int64_t head = 0; head < block.head_count;) {
+    AttentionBlock<T> run = block;
+    run.head_begin += head;
+    run.head_count = RunHeads(args, block, head);
+    run.o += head * args.head_dim;
+    run.lse += head;
+    if (run.token_count * run.head_count <= L) {
+      AttentionStrips<T, L, 1, 8>(args, run, scratch).Run();
+    } else {
+      AttentionStrips<T, L, 3, 4>(args, run, scratch).Run();
+    }
+    head += run.head_count;
   }
 }
 

@@ -143,6 +143,21 @@ TEST(Attention, MatchesReferenceForFewQueriesAndManyKeys) {
   });
 }
 
+// Decode reads several KV heads in one go, but not heads of unequal need in one.
+TEST(Attention, MatchesReferenceForFewQueriesAndManyHeads) {
+  ForEachIsa([](Isa) {
+    ExpectMatches<float>(RandomInput(1, 600, 20, 20, 16), 600);
+    ExpectMatches<float>(RandomInput(1, 600, 40, 5, 32), 600);
+    ExpectMatches<float>(RandomInput(2, 600, 6, 2, 24), 600);  // no whole vectors of 16
+    AttentionInput in = RandomInput(1, 600, 16, 4, 48);
+    in.kv_index = {2, 3, 3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1};
+    ExpectMatches<float>(in, 600);
+    in.kv_index = {2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 1};  // 13 rows on one KV head
+    ExpectMatches<float>(in, 600);
+    ExpectMatches<double>(in, 600);
+  });
+}
+
 // Positions with gaps, on both sides, are as general as a mask by position can be.
 TEST(Attention, MatchesReferenceForScatteredPositions) {
   ForEachIsa([](Isa) {
@@ -258,7 +273,7 @@ TEST(Attention, PagedEqualsContiguousBitForBit) {
 
 TEST(Attention, ReadsBf16) {
   ForEachIsa([](Isa) {
-    for (int64_t t : {1, 100}) {
+    for (int64_t t : {1, 3, 100}) {
       AttentionInput in = RandomInput(t, 700, 4, 2, 48);
       std::vector<uint16_t> k, v;
       for (double& x : in.k_ngK) k.push_back(ToBf16(float(x))), x = FromBf16(k.back());

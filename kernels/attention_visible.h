@@ -1,0 +1,60 @@
+// Which keys a query of attention sees and where they lie. Included by kernel files alone.
+#pragma once
+
+#include "kernels/attention_block.h"
+
+namespace toroid {
+namespace {
+
+struct KeyRange {
+  int64_t begin, end;
+};
+
+// First key in [begin, end) whose position is > bound.
+inline int64_t UpperBound(const int32_t* positions, int64_t begin, int64_t end, int64_t bound) {
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (positions[middle] > bound) {
+      end = middle;
+    } else {
+      begin = middle + 1;
+    }
+  }
+  return begin;
+}
+
+// The keys of `block` that its token `token` (counted in the block) sees.
+template <typename T>
+inline KeyRange VisibleKeys(const AttentionArgs<T>& args, const AttentionBlock<T>& block,
+                            int64_t token) {
+  const int64_t position = args.q_positions[block.token_begin + token];
+  KeyRange seen = {block.key_begin, block.key_end};
+  if (args.window > 0) {
+    seen.begin =
+        UpperBound(args.k_positions, block.key_begin, block.key_end, position - args.window);
+  }
+  if (args.causal) {
+    seen.end = UpperBound(args.k_positions, block.key_begin, block.key_end, position);
+  }
+  return seen;
+}
+
+// How many of the block's query heads from `head` on (counted in the block) read its KV head.
+template <typename T>
+inline int64_t RunHeads(const AttentionArgs<T>& args, const AttentionBlock<T>& block,
+                        int64_t head) {
+  const int32_t* kv_index = args.kv_index + block.head_begin;
+  int64_t end = head + 1;
+  while (end < block.head_count && kv_index[end] == kv_index[head]) ++end;
+  return end - head;
+}
+
+template <typename T>
+inline int64_t PhysicalRow(const AttentionArgs<T>& args, int64_t key) {
+  if (args.page_table == nullptr) return key;
+  return int64_t{args.page_table[key / args.page_tokens]} * args.page_tokens +
+         key % args.page_tokens;
+}
+
+}  // namespace
+}  // namespace toroid
