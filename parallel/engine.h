@@ -61,7 +61,7 @@ class Engine {
   absl::StatusOr<ScoreResult> Score(const ScoreRequest& request, const EngineEvents& events);
 
   // Runs `ids` through the layers with an observer at every tap and then hands `logits` (f64 [V])
-  // of each position, in ascending order, to rank 0. For verify and tests.
+  // of each position, in ascending order, to rank 0; null: none are made. For verify and tests.
   absl::Status Observe(
       const std::vector<int32_t>& ids, const Observer& observer,
       const std::function<void(int64_t position, const std::vector<double>&)>& logits);
@@ -84,6 +84,9 @@ class Engine {
   double load_seconds() const { return load_seconds_; }
   // Deals cache pages in a random physical order from now on (tests): results must not change.
   void ShufflePages(uint64_t seed) { shuffle_seed_ = seed; }
+  // Zeroes keys and values of a physical page of this rank's cache after each prefill from now on
+  // (negative control of tests): results must change. Negative: none.
+  void LosePage(int64_t page) { lost_page_ = page; }
 
  private:
   // A request's text as this rank holds it, for as long as the request runs.
@@ -139,6 +142,7 @@ class Engine {
   std::unique_ptr<Engine> shadow_;  // on the counting backend, of the same rank
   std::vector<int64_t> stop_ids_;   // the model's end-of-sequence ids
   uint64_t shuffle_seed_ = 0;
+  int64_t lost_page_ = -1;
   double load_seconds_ = 0;
 };
 

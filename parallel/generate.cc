@@ -66,6 +66,13 @@ absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, Gen
     TOROID_RETURN_IF_ERROR(PromptLogProbs(sequence, x_uD, request.prompt_logprobs, result));
     logits = LastLogits(sequence, GatherRows(sequence, x_uD, {result.prompt_tokens - 1}));
   }
+  if (lost_page_ >= 0) {
+    for (int64_t layer = 0; layer < model_->layers(); ++layer) {
+      const int64_t row = lost_page_ * load_.page_tokens;
+      ops_->Fill(s_, cache_->keys(layer).Rows(row, load_.page_tokens), 0.0);
+      ops_->Fill(s_, cache_->values(layer).Rows(row, load_.page_tokens), 0.0);
+    }
+  }
   const auto prefill_end = Clock::now();
   Timing& timing = result.report.timing;
   timing.prefill_s = Seconds(start, prefill_end);

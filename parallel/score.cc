@@ -139,7 +139,7 @@ absl::Status Engine::Observe(
   Arena::Mark mark(*scratch_);
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), Begin(sequence)));
   TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
-  for (int64_t position = 0; position < total; ++position) {
+  for (int64_t position = 0; logits != nullptr && position < total; ++position) {
     Arena::Mark row_mark(*scratch_);
     const std::vector<double> row = LastLogits(sequence, GatherRows(sequence, x_uD, {position}));
     if (mesh_->rank() == 0) logits(position, row);

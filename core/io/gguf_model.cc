@@ -132,9 +132,11 @@ absl::StatusOr<ModelSource> OpenGguf(const std::string& path) {
   source.files.push_back(std::move(mapped));
   TOROID_ASSIGN_OR_RETURN(source.config, GgufModelConfig(first));
   source.config.name = path.substr(path.rfind('/') + 1);
-  source.tokenizer.kind = TokenizerSource::Kind::kGguf;
   TOROID_ASSIGN_OR_RETURN(source.tokenizer.gguf, GgufTokenizer(first));
   const GgufVocabulary& vocabulary = source.tokenizer.gguf;
+  const bool has_tokenizer = first.Has("tokenizer.ggml.model") || !vocabulary.tokens.empty();
+  source.tokenizer.kind =
+      has_tokenizer ? TokenizerSource::Kind::kGguf : TokenizerSource::Kind::kNone;
   source.generation.bos_id = vocabulary.bos_id;
   if (vocabulary.eos_id.has_value()) source.generation.eos_ids.push_back(*vocabulary.eos_id);
   // The end of a turn, where it differs from the end of the text.

@@ -28,7 +28,7 @@ struct TokenizerSource {
     kBytes,        // random models: token = byte value, other ids have no text
     kHuggingFace,  // the texts below
     kGguf,         // `gguf`
-    kNone          // a directory without tokenizer.json: token ids only
+    kNone          // a directory without tokenizer.json, a GGUF file without tokens: ids only
   };
   Kind kind = Kind::kNone;
   std::string tokenizer_json;         // the file's text

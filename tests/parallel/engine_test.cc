@@ -5,142 +5,69 @@
 
 #include <cmath>
 
-#include "tests/support/run_on_ranks.h"
+#include "tests/support/engine_on_mesh.h"
 
 namespace toroid {
 namespace {
 
-std::shared_ptr<const ModelSource> Source(const std::string& model) {
-  auto source = OpenModel(model, 7);
-  EXPECT_TRUE(source.ok()) << source.status();
-  return std::make_shared<const ModelSource>(*std::move(source));
+ScoreResult ScoreText(const EngineCase& c, int64_t tokens) {
+  return ScoreOn(c, {MixedIds(tokens, TestSource(c.model)->config.vocab), 8, true});
 }
 
-std::vector<int32_t> Ids(int64_t count, int64_t vocab) {
-  std::vector<int32_t> ids(count);
-  for (int64_t i = 0; i < count; ++i) ids[i] = int32_t((i * 7919 + i * i * 31 + 5) % vocab);
-  return ids;
-}
-
-struct Case {
-  std::string model = "random:tiny-gqa";
-  MeshShape mesh;
-  LayoutRule layout{LayoutRule::Kind::kStriped, 16};
-  Compute compute = Compute::kF64;
-  int64_t page_tokens = 16;
-  uint64_t shuffle = 0;
-};
-
-LoadRequest RequestOf(const Case& c) {
-  LoadRequest load;
-  load.model = c.model;
-  load.mesh = c.mesh;
-  load.layout = c.layout;
-  load.compute = c.compute;
-  load.page_tokens = c.page_tokens;
-  load.threads = 1;
-  return load;
-}
-
-// Runs `use` with an engine on every rank of the mesh.
-void OnEngines(const Case& c, const std::function<void(Engine&)>& use) {
-  const auto source = Source(c.model);
-  RunOnRanks(int(c.mesh.size()), [&](std::unique_ptr<Communicator> world) {
-    auto engine = Engine::Create(std::move(world), source, RequestOf(c), nullptr);
-    ASSERT_TRUE(engine.ok()) << engine.status();
-    (*engine)->ShufflePages(c.shuffle);
-    use(**engine);
-  });
-}
-
-ScoreResult ScoreOn(const Case& c, int64_t tokens) {
-  ScoreResult answer;
-  OnEngines(c, [&](Engine& engine) {
-    const auto result = engine.Score({Ids(tokens, engine.config().vocab), 8, true}, {});
-    ASSERT_TRUE(result.ok()) << result.status();
-    if (engine.mesh().rank() == 0) answer = *result;
-  });
-  return answer;
-}
-
-GenerateResult GenerateOn(const Case& c, int64_t prompt, int64_t most, double temperature = 0) {
-  GenerateResult answer;
-  OnEngines(c, [&](Engine& engine) {
-    GenerateRequest request;
-    request.prompt_ids = Ids(prompt, engine.config().vocab);
-    request.max_tokens = most;
-    request.prompt_logprobs = 5;
-    request.logprobs = true;
-    request.sampling.temperature = temperature;
-    request.sampling.seed = 5;
-    const auto result = engine.Generate(request, {});
-    ASSERT_TRUE(result.ok()) << result.status();
-    if (engine.mesh().rank() == 0) answer = *result;
-  });
-  return answer;
-}
-
-const LayoutRule kContiguous{LayoutRule::Kind::kContiguous, 1};
-const LayoutRule kZigzag{LayoutRule::Kind::kZigzag, 1};
-const LayoutRule kStriped1{LayoutRule::Kind::kStriped, 1};
-const LayoutRule kPages{LayoutRule::Kind::kStriped, 16};
-
-void ExpectClose(const ScoreResult& a, const ScoreResult& b, double tolerance) {
-  ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
-  for (size_t i = 0; i < a.logprobs.size(); ++i) {
-    ASSERT_NEAR(a.logprobs[i], b.logprobs[i], tolerance) << "position " << i;
-  }
-  EXPECT_NEAR(a.mean_nll, b.mean_nll, tolerance);
-  EXPECT_NEAR(a.last_logsumexp, b.last_logsumexp, tolerance);
-  ASSERT_EQ(a.last_top.size(), b.last_top.size());
-  for (size_t i = 0; i < a.last_top.size(); ++i) {
-    EXPECT_EQ(a.last_top[i].first, b.last_top[i].first);
-    EXPECT_NEAR(a.last_top[i].second, b.last_top[i].second, tolerance);
-  }
+GenerateResult GenerateText(const EngineCase& c, int64_t prompt, int64_t most,
+                            double temperature = 0) {
+  GenerateRequest request;
+  request.prompt_ids = MixedIds(prompt, TestSource(c.model)->config.vocab);
+  request.max_tokens = most;
+  request.prompt_logprobs = 5;
+  request.logprobs = true;
+  request.sampling.temperature = temperature;
+  request.sampling.seed = 5;
+  return GenerateOn(c, request);
 }
 
 TEST(EngineTest, ScoreIsTheSameOnEveryMeshInFloat64) {
   for (const char* model : {"random:tiny-gqa", "random:tiny-qwen2", "random:tiny-qwen3"}) {
-    const ScoreResult one = ScoreOn({.model = model}, 41);
+    const ScoreResult one = ScoreText({.model = model}, 41);
     ASSERT_EQ(one.logprobs.size(), 40u);
     for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{1, 3, 1}, MeshShape{1, 1, 2},
                                  MeshShape{1, 2, 2}, MeshShape{2, 1, 1}, MeshShape{1, 5, 1}}) {
       SCOPED_TRACE(std::string(model) + " " + ToString(mesh));
-      ExpectClose(ScoreOn({.model = model, .mesh = mesh}, 41), one, 1e-9);
+      ExpectClose(ScoreText({.model = model, .mesh = mesh}, 41), one, 1e-9);
     }
   }
 }
 
 TEST(EngineTest, AnyTensorUpToTheQueryHeads) {
-  const ScoreResult one = ScoreOn({}, 19);
+  const ScoreResult one = ScoreText({}, 19);
   for (int64_t tensor : {3, 4, 5, 9}) {
     SCOPED_TRACE(tensor);
-    ExpectClose(ScoreOn({.mesh = {1, 1, tensor}}, 19), one, 1e-9);
+    ExpectClose(ScoreText({.mesh = {1, 1, tensor}}, 19), one, 1e-9);
   }
 }
 
 TEST(EngineTest, AnyLengthOnAnyLayout) {
   for (int64_t length : {1, 2, 7, 65}) {
-    const ScoreResult one = ScoreOn({}, length);
+    const ScoreResult one = ScoreText({}, length);
     for (const LayoutRule& layout : {kContiguous, kZigzag, kStriped1, kPages}) {
       SCOPED_TRACE(std::to_string(length) + " " + ToString(layout));
-      ExpectClose(ScoreOn({.mesh = {1, 4, 1}, .layout = layout}, length), one, 1e-9);
+      ExpectClose(ScoreText({.mesh = {1, 4, 1}, .layout = layout}, length), one, 1e-9);
     }
   }
 }
 
 TEST(EngineTest, AnotherSeedIsSeen) {  // negative control of the comparisons above
-  const ScoreResult one = ScoreOn({}, 19);
-  EXPECT_GT(std::abs(ScoreOn({.model = "random:tiny-mha"}, 19).mean_nll - one.mean_nll), 1e-6);
+  const ScoreResult one = ScoreText({}, 19);
+  EXPECT_GT(std::abs(ScoreText({.model = "random:tiny-mha"}, 19).mean_nll - one.mean_nll), 1e-6);
 }
 
 TEST(EngineTest, DecodeEqualsScoreOfTheWholeText) {
   // Cached = uncached: the log p of each token made equals its log p when the whole text is scored.
   for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 2, 2}}) {
-    const GenerateResult made = GenerateOn({.mesh = mesh}, 21, 30);
+    const GenerateResult made = GenerateText({.mesh = mesh}, 21, 30);
     ASSERT_EQ(made.ids.size(), 30u);
     OnEngines({}, [&](Engine& engine) {
-      std::vector<int32_t> ids = Ids(21, engine.config().vocab);
+      std::vector<int32_t> ids = MixedIds(21, engine.config().vocab);
       ids.insert(ids.end(), made.ids.begin(), made.ids.end());
       const auto scored = engine.Score({ids, 0, true}, {});
       ASSERT_TRUE(scored.ok());
@@ -154,23 +81,23 @@ TEST(EngineTest, DecodeEqualsScoreOfTheWholeText) {
 
 TEST(EngineTest, TokensAreEqualOnEveryMesh) {
   for (double temperature : {0.0, 0.8}) {
-    const Case base{.compute = Compute::kF32};
-    const GenerateResult one = GenerateOn(base, 37, 24, temperature);
+    const EngineCase base{.compute = Compute::kF32};
+    const GenerateResult one = GenerateText(base, 37, 24, temperature);
     EXPECT_GT(one.min_margin, 1e-4);
     for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{1, 4, 1}, MeshShape{1, 1, 3},
                                  MeshShape{1, 2, 2}, MeshShape{2, 1, 2}}) {
       SCOPED_TRACE(ToString(mesh));
-      EXPECT_EQ(GenerateOn({.mesh = mesh, .compute = Compute::kF32}, 37, 24, temperature).ids,
+      EXPECT_EQ(GenerateText({.mesh = mesh, .compute = Compute::kF32}, 37, 24, temperature).ids,
                 one.ids);
     }
   }
 }
 
 TEST(EngineTest, PagesInAnyOrderAndOfAnySizeGiveTheSameBits) {
-  const GenerateResult one = GenerateOn({.compute = Compute::kF32}, 100, 20);
+  const GenerateResult one = GenerateText({.compute = Compute::kF32}, 100, 20);
   for (int64_t page : {16, 64, 1024}) {
-    Case c{.compute = Compute::kF32, .page_tokens = page, .shuffle = 11};
-    const GenerateResult paged = GenerateOn(c, 100, 20);
+    EngineCase c{.compute = Compute::kF32, .page_tokens = page, .shuffle = 11};
+    const GenerateResult paged = GenerateText(c, 100, 20);
     EXPECT_EQ(paged.ids, one.ids);
     EXPECT_EQ(paged.logprobs, one.logprobs);  // bit for bit
   }
@@ -178,9 +105,9 @@ TEST(EngineTest, PagesInAnyOrderAndOfAnySizeGiveTheSameBits) {
 
 TEST(EngineTest, RingSendsEqualTheFormula) {
   constexpr int64_t kTokens = 53, R = 3;
-  const Case c{.mesh = {1, R, 2}, .compute = Compute::kF32};
-  const GenerateResult made = GenerateOn(c, kTokens, 2);
-  const auto source = Source(c.model);
+  const EngineCase c{.mesh = {1, R, 2}, .compute = Compute::kF32};
+  const GenerateResult made = GenerateText(c, kTokens, 2);
+  const auto source = TestSource(c.model);
   const ModelConfig& config = source->config;
   const TokenLayout layout(c.layout, {kTokens}, 1, R);
   const AxisReport* ring = nullptr;
@@ -200,8 +127,8 @@ TEST(EngineTest, RingSendsEqualTheFormula) {
 }
 
 TEST(EngineTest, MemoryIsForeseenAndKvIsSplitByTheRing) {
-  const Case one{.compute = Compute::kF32}, two{.mesh = {1, 2, 1}, .compute = Compute::kF32};
-  const GenerateResult a = GenerateOn(one, 300, 8), b = GenerateOn(two, 300, 8);
+  const EngineCase one{.compute = Compute::kF32}, two{.mesh = {1, 2, 1}, .compute = Compute::kF32};
+  const GenerateResult a = GenerateText(one, 300, 8), b = GenerateText(two, 300, 8);
   for (const GenerateResult* result : {&a, &b}) {
     const MemoryReport& memory = result->report.memory;
     for (size_t i = 0; i < memory.peak.size(); ++i) {
@@ -209,7 +136,7 @@ TEST(EngineTest, MemoryIsForeseenAndKvIsSplitByTheRing) {
       EXPECT_LE(double(memory.predicted[i]), 1.1 * double(memory.peak[i]));
     }
   }
-  const auto source = Source(one.model);
+  const auto source = TestSource(one.model);
   const int64_t page =
       2 * source->config.layers * 16 * source->config.kv_heads * source->config.head_dim * 4;
   EXPECT_LE(std::abs(a.report.memory.kv[0] - 2 * b.report.memory.kv[0]), 2 * page);
@@ -220,7 +147,7 @@ TEST(EngineTest, BlockScratchDoesNotGrowWithTheText) {
   for (int64_t tokens = 64; tokens <= 2048; tokens *= 2) {
     OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
       GenerateRequest request;
-      request.prompt_ids = Ids(tokens, engine.config().vocab);
+      request.prompt_ids = MixedIds(tokens, engine.config().vocab);
       request.max_tokens = 2;
       const auto use = engine.ForeseeGenerate(request);
       ASSERT_TRUE(use.ok());
@@ -248,7 +175,7 @@ TEST(EngineTest, BadRequestsAreRefusedByEveryRankAlike) {
 TEST(EngineTest, CancelStopsAndTheNextRequestRuns) {
   OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
     GenerateRequest request;
-    request.prompt_ids = Ids(20, engine.config().vocab);
+    request.prompt_ids = MixedIds(20, engine.config().vocab);
     request.max_tokens = 50;
     int tokens = 0;
     EngineEvents events;

@@ -1,7 +1,10 @@
 #include "tests/support/golden.h"
 
+#include <algorithm>
 #include <bit>
+#include <cctype>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -70,6 +73,40 @@ std::vector<double> Golden::Array(const std::string& name) const {
                    path_ + ".bin: ends before array " + name);
   const char* bytes = bytes_.data() + offset;
   return is_double ? Widen<double>(bytes, count) : Widen<float>(bytes, count);
+}
+
+bool GoldenModel::variant() const {
+  if (gguf()) return model.find("gguf/llama_l") == 0 || model == "gguf/llama_yarn.gguf";
+  return std::filesystem::is_symlink(GoldenModelPath(model) + "/model.safetensors");
+}
+
+std::string GoldenModel::TestName() const {
+  std::string name = model;
+  for (char& c : name) c = std::isalnum(c) ? c : '_';
+  return name;
+}
+
+void PrintTo(const GoldenModel& model, std::ostream* out) { *out << model.model; }
+
+std::vector<GoldenModel> GoldenModels(bool (*wanted)(const GoldenModel&)) {
+  namespace fs = std::filesystem;
+  std::vector<GoldenModel> models;
+  for (const auto& entry : fs::directory_iterator(GoldenModelPath("."))) {
+    const std::string name = entry.path().filename().string();
+    if (fs::exists(entry.path() / "expected.json")) models.push_back({name, name + "/expected"});
+  }
+  for (const auto& entry : fs::directory_iterator(GoldenModelPath("gguf"))) {
+    const std::string name = "gguf/" + entry.path().stem().string();
+    fs::path golden = entry.path();
+    golden.replace_extension(".json");
+    if (entry.path().extension() == ".gguf" && fs::exists(golden)) {
+      models.push_back({name + ".gguf", name});
+    }
+  }
+  if (wanted != nullptr) std::erase_if(models, [&](const GoldenModel& m) { return !wanted(m); });
+  std::sort(models.begin(), models.end(),
+            [](const GoldenModel& a, const GoldenModel& b) { return a.model < b.model; });
+  return models;
 }
 
 }  // namespace toroid

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -36,5 +37,20 @@ class Golden {
 
 // tests/golden/models/NAME: a model directory or file of the goldens.
 std::string GoldenModelPath(const std::string& name);
+
+// A model, and the golden that holds its ids and logits.
+struct GoldenModel {
+  std::string model, golden;
+  bool gguf() const { return model.find("gguf/") == 0; }
+  // Weights of another golden, read under another configuration.
+  bool variant() const;
+  // The model as the name of a test.
+  std::string TestName() const;
+};
+
+void PrintTo(const GoldenModel& model, std::ostream* out);
+
+// Every random model that has logits and that `wanted` takes, by name.
+std::vector<GoldenModel> GoldenModels(bool (*wanted)(const GoldenModel&) = nullptr);
 
 }  // namespace toroid

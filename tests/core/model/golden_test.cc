@@ -4,12 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
-#include <filesystem>
 #include <functional>
 #include <map>
-#include <ostream>
 #include <string>
 #include <vector>
 
@@ -20,42 +17,6 @@
 
 namespace toroid {
 namespace {
-
-// A model, and the golden that holds its ids and logits.
-struct Case {
-  std::string model, golden;
-};
-
-void PrintTo(const Case& c, std::ostream* out) { *out << c.model; }
-
-bool IsGguf(const Case& c) { return c.model.find("gguf/") == 0; }
-
-// Weights of another golden, read under another configuration.
-bool IsVariant(const Case& c) {
-  if (IsGguf(c)) return c.model.find("gguf/llama_l") == 0 || c.model == "gguf/llama_yarn.gguf";
-  return std::filesystem::is_symlink(GoldenModelPath(c.model) + "/model.safetensors");
-}
-
-std::vector<Case> Cases(bool (*wanted)(const Case&) = [](const Case&) { return true; }) {
-  namespace fs = std::filesystem;
-  std::vector<Case> cases;
-  for (const auto& entry : fs::directory_iterator(GoldenModelPath("."))) {
-    const std::string name = entry.path().filename().string();
-    if (fs::exists(entry.path() / "expected.json")) cases.push_back({name, name + "/expected"});
-  }
-  for (const auto& entry : fs::directory_iterator(GoldenModelPath("gguf"))) {
-    const std::string name = "gguf/" + entry.path().stem().string();
-    fs::path golden = entry.path();
-    golden.replace_extension(".json");
-    if (entry.path().extension() == ".gguf" && fs::exists(golden)) {
-      cases.push_back({name + ".gguf", name});
-    }
-  }
-  std::erase_if(cases, [&](const Case& c) { return !wanted(c); });
-  std::sort(cases.begin(), cases.end(),
-            [](const Case& a, const Case& b) { return a.model < b.model; });
-  return cases;
-}
 
 // Largest difference; of different sizes, infinity.
 double Distance(const std::vector<double>& a, const std::vector<double>& b) {
@@ -73,10 +34,12 @@ std::vector<double> LastRow(const std::vector<double>& x, int64_t cols) {
 
 // Stored logits are rounded to float32, the last row is not. rope_freqs.weight of a GGUF file is
 // float32, and transformers did not see its rounding.
-double Tolerance(const Case& c) { return c.model == "gguf/llama_llama3.gguf" ? 1e-5 : 1e-11; }
+double Tolerance(const GoldenModel& c) {
+  return c.model == "gguf/llama_llama3.gguf" ? 1e-5 : 1e-11;
+}
 constexpr double kFloatRounding = 1e-7;
 
-class ReferenceGolden : public ::testing::TestWithParam<Case> {
+class ReferenceGolden : public ::testing::TestWithParam<GoldenModel> {
  protected:
   const Golden golden_ = Golden::Load(GetParam().golden);
   ReferenceModel model_ = OpenReference(GoldenModelPath(GetParam().model));
@@ -122,7 +85,7 @@ using ReferenceGoldenVariant = ReferenceGolden;
 TEST_P(ReferenceGoldenVariant, Counts) {
   ModelConfig plain = model_.config;
   double distance = 0;
-  if (IsGguf(GetParam())) {
+  if (GetParam().gguf()) {
     plain.rope = {};
     distance = golden_["distance_from_plain"].get<double>();
   } else {
@@ -160,18 +123,17 @@ TEST_P(ReferenceGoldenGreedy, TokensEqual) {
   EXPECT_NEAR(least, greedy["min_margin"].get<double>(), 1e-9);
 }
 
-std::string TestName(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.model;
-  for (char& c : name) c = std::isalnum(c) ? c : '_';
-  return name;
+std::string TestName(const ::testing::TestParamInfo<GoldenModel>& info) {
+  return info.param.TestName();
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceGolden, ::testing::ValuesIn(Cases()), TestName);
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceGoldenVariant, ::testing::ValuesIn(Cases(IsVariant)),
-                         TestName);
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceGoldenGreedy,
-                         ::testing::ValuesIn(Cases([](const Case& c) { return !IsGguf(c); })),
-                         TestName);
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceGolden, ::testing::ValuesIn(GoldenModels()), TestName);
+INSTANTIATE_TEST_SUITE_P(
+    Models, ReferenceGoldenVariant,
+    ::testing::ValuesIn(GoldenModels([](const GoldenModel& m) { return m.variant(); })), TestName);
+INSTANTIATE_TEST_SUITE_P(
+    Models, ReferenceGoldenGreedy,
+    ::testing::ValuesIn(GoldenModels([](const GoldenModel& m) { return !m.gguf(); })), TestName);
 
 // Inside the context the base is the plain one, beyond it follows the length.
 TEST(ReferenceGoldenDynamic, TheBaseFollowsTheLength) {
