@@ -31,3 +31,13 @@ add_test(NAME MpiWorld.RefusesASingletonUnderSlurm COMMAND parallel_mpi_test)
 set_tests_properties(MpiWorld.RefusesASingletonUnderSlurm PROPERTIES
   TIMEOUT 60 ENVIRONMENT "SLURM_PROCID=2;SLURM_NTASKS=4;SLURM_LOCALID=2"
   PASS_REGULAR_EXPRESSION "process 2 is alone: Slurm promised 4 ranks.*srun --mpi=pmix -n 4")
+
+# The real binary: python3 e2e/NAME.py BINARY runs every test of the file.
+if(TOROID_SERVICES)
+  find_program(TOROID_PYTHON python3 REQUIRED)
+  foreach(name command_line generate cluster)
+    add_test(NAME EndToEnd.${name} COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py
+                                           $<TARGET_FILE:toroid>)
+    set_tests_properties(EndToEnd.${name} PROPERTIES TIMEOUT 300 PROCESSORS 2)
+  endforeach()
+endif()

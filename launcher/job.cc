@@ -1,0 +1,283 @@
+// toroid job ...: jobs of a controller.
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "launcher/client.h"
+#include "launcher/exit_code.h"
+#include "launcher/interrupt.h"
+#include "launcher/job_spec.h"
+#include "launcher/json_output.h"
+#include "launcher/options.h"
+#include "launcher/quantity.h"
+#include "launcher/suggest.h"
+#include "launcher/terminal.h"
+#include "launcher/verbs.h"
+
+namespace toroid {
+namespace {
+
+bool Json(const Arguments& arguments) { return arguments.Text("--format") == "json"; }
+
+// "RUNNING on pod a (mesh data=1,ring=2,tensor=1): sentence"
+std::string StateLine(const JobStatus& job) {
+  std::string line = absl::StrCat(job.id, "  ", ToString(job.state));
+  if (!job.reason.empty()) absl::StrAppend(&line, " (", job.reason, ")");
+  if (!job.pod.empty()) absl::StrAppend(&line, "  pod ", job.pod);
+  if (job.epoch > 0) absl::StrAppend(&line, "  mesh ", ToString(job.mesh), "  epoch ", job.epoch);
+  if (!job.message.empty()) absl::StrAppend(&line, "  ", job.message);
+  return line;
+}
+
+std::string Since(absl::Time time) {
+  if (time == absl::InfinitePast()) return "-";
+  return FormatSeconds(absl::ToDoubleSeconds(absl::Now() - time));
+}
+
+// The exit code of a job that has ended: 5 if it failed, naming the rank.
+absl::Status Verdict(const JobStatus& job) {
+  if (job.state == JobState::kFailed || job.state == JobState::kCancelled) {
+    std::string why = job.message.empty() ? job.exit.message : job.message;
+    if (job.exit.rank >= 0) {
+      absl::StrAppend(&why, " (rank ", job.exit.rank, " on host ", job.exit.host, ")");
+    }
+    return WithExitCode(
+        absl::UnknownError(absl::StrCat(
+            job.state == JobState::kFailed ? "the job failed: " : "the job was cancelled: ", job.id,
+            ": ", why.empty() ? absl::StrCat("see toroid job logs ", job.id) : why)),
+        kExitJobFailed);
+  }
+  return absl::OkStatus();
+}
+
+void PrintResult(const JobStatus& job) {
+  if (const auto* generate = std::get_if<GenerateResult>(&job.result)) {
+    WriteStdout(absl::StrCat(generate->text, "\n"));
+  } else if (const auto* score = std::get_if<ScoreResult>(&job.result)) {
+    WriteStdout(absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n"));
+  }
+}
+
+// Follows a job to its end, printing each change; the last status.
+absl::StatusOr<JobStatus> Follow(Client& client, const std::string& id, uint64_t from,
+                                 const std::function<void(const JobEvent&)>& print) {
+  JobStatus last;
+  const absl::Status status = client.WatchJob(id, from, [&](const JobEvent& event) {
+    last = event.status;
+    print(event);
+    return !Interrupt::Cancelled();
+  });
+  if (Interrupt::Cancelled()) return Interrupt::Reason();
+  TOROID_RETURN_IF_ERROR(status);
+  return last;
+}
+
+absl::Status RunSubmit(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec,
+                          ReadJobSpec(arguments.Text("FILE"), arguments.Texts("--set")));
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, arguments.Text("--request-id")));
+  if (!arguments.Flag("--wait")) {
+    WriteStdout(absl::StrCat(Json(arguments) ? JobJson(job) : job.id, "\n"));
+    return absl::OkStatus();
+  }
+  const bool talk = !arguments.Flag("--quiet");
+  TOROID_ASSIGN_OR_RETURN(job, Follow(*client, job.id, 0, [&](const JobEvent& event) {
+                            if (talk) Talk(StateLine(event.status));
+                          }));
+  if (Json(arguments)) {
+    WriteStdout(absl::StrCat(JobJson(job), "\n"));
+  } else {
+    PrintResult(job);
+  }
+  return Verdict(job);
+}
+
+absl::Status RunList(const Arguments& arguments) {
+  std::vector<JobState> states;
+  std::vector<std::string> names;
+  for (int i = 0; i <= static_cast<int>(JobState::kCancelled); ++i) {
+    names.emplace_back(ToString(static_cast<JobState>(i)));
+  }
+  for (const std::string& text : arguments.Texts("--state")) {
+    const auto found = std::find(names.begin(), names.end(), absl::AsciiStrToUpper(text));
+    if (found == names.end()) {
+      return UsageError(
+          absl::StrCat("not a state: ", text, DidYouMean(text, names, "give QUEUED, RUNNING, ..")));
+    }
+    states.push_back(static_cast<JobState>(found - names.begin()));
+  }
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(const JobPage page,
+                          client->ListJobs(states, static_cast<int>(arguments.Count("--limit")),
+                                           arguments.Text("--page-token")));
+  if (Json(arguments)) {
+    WriteStdout(absl::StrCat(JobListJson(page), "\n"));
+    return absl::OkStatus();
+  }
+  std::vector<std::vector<std::string>> rows = {{"id", "name", "state", "pod", "age", "message"}};
+  for (const JobStatus& job : page.jobs) {
+    rows.push_back({job.id, job.name, ToString(job.state), job.pod.empty() ? "-" : job.pod,
+                    Since(job.created), job.message});
+  }
+  WriteStdout(Table(rows, ColourStdout()));
+  if (!page.next_page_token.empty()) {
+    Talk(absl::StrCat("more: --page-token ", page.next_page_token));
+  }
+  return absl::OkStatus();
+}
+
+void PrintJob(const Arguments& arguments, const JobStatus& job) {
+  WriteStdout(absl::StrCat(Json(arguments) ? JobJson(job) : StateLine(job), "\n"));
+}
+
+absl::Status RunGet(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(const JobStatus job, client->GetJob(arguments.Text("ID")));
+  PrintJob(arguments, job);
+  if (!Json(arguments)) PrintResult(job);
+  return absl::OkStatus();
+}
+
+absl::Status RunWatch(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  const uint64_t from = static_cast<uint64_t>(arguments.Count("--from-sequence"));
+  TOROID_ASSIGN_OR_RETURN(
+      const JobStatus job, Follow(*client, arguments.Text("ID"), from, [&](const JobEvent& event) {
+        WriteStdout(
+            absl::StrCat(Json(arguments) ? JobEventJson(event) : StateLine(event.status), "\n"));
+      }));
+  return Verdict(job);
+}
+
+absl::Status RunLogs(const Arguments& arguments) {
+  LogQuery query;
+  query.job = arguments.Text("ID");
+  query.from_offset = static_cast<uint64_t>(arguments.Count("--from-offset"));
+  query.follow = arguments.Flag("--follow");
+  for (const std::string& text : arguments.Texts("--rank")) {
+    int rank;
+    if (!absl::SimpleAtoi(text, &rank) || rank < 0) {
+      return UsageError(absl::StrCat("bad value of --rank: ", text, ": give a rank's number"));
+    }
+    query.ranks.push_back(rank);
+  }
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  const bool json = Json(arguments), plain = arguments.Flag("--no-prefix");
+  const absl::Status status = client->StreamLogs(query, [&](const LogLine& line) {
+    const std::string from = line.rank < 0 ? "mpirun" : absl::StrCat("rank ", line.rank);
+    WriteStdout(json    ? absl::StrCat(LogLineJson(line), "\n")
+                : plain ? absl::StrCat(line.text, "\n")
+                        : absl::StrCat("[", from, line.error ? " err] " : "] ", line.text, "\n"));
+    return !Interrupt::Cancelled();
+  });
+  return Interrupt::Cancelled() ? Interrupt::Reason() : status;
+}
+
+absl::Status RunCancel(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(const JobStatus job, client->CancelJob(arguments.Text("ID")));
+  PrintJob(arguments, job);
+  return absl::OkStatus();
+}
+
+absl::Status RunDelete(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  return client->DeleteJob(arguments.Text("ID"));
+}
+
+const OptionTable kSubmitOptions = {
+    "submission",
+    {
+        {"--set", ValueKind::kText, "a.b.c=V", "", "a field that beats the file (repeat for more)",
+         false, true},
+        {"--request-id", ValueKind::kText, "ID", "",
+         "a repeat with the same id submits nothing new"},
+        {"--wait", ValueKind::kFlag, "", "", "follow the job to its end; exit 5 if it fails"},
+    }};
+const OptionTable kListOptions = {
+    "list",
+    {
+        {"--state", ValueKind::kText, "S", "", "only jobs in this state (repeat for more)", false,
+         true},
+        {"--limit", ValueKind::kCount, "N", "100", "at most so many, newest first"},
+        {"--page-token", ValueKind::kText, "T", "", "where the last list ended"},
+    }};
+const OptionTable kWatchOptions = {
+    "watch", {{"--from-sequence", ValueKind::kCount, "N", "0", "every event from this one on"}}};
+const OptionTable kLogsOptions = {
+    "logs",
+    {
+        {"--follow", ValueKind::kFlag, "", "", "until the job ends"},
+        {"--rank", ValueKind::kText, "R", "", "only this rank (repeat for more)", false, true},
+        {"--from-offset", ValueKind::kCount, "N", "0", "bytes of the log to leave out"},
+        {"--no-prefix", ValueKind::kFlag, "", "", "the lines alone, without [rank N]"},
+    }};
+
+const Positional kId = {"ID", true, "a job's id, as submit printed it"};
+
+}  // namespace
+
+const Verb kJobSubmitVerb = {
+    .name = "job submit",
+    .summary = "hand a job to the controller (also: submit)",
+    .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
+    .tables = {&kSubmitOptions, &kClientOptions, &kOutputOptions},
+    .examples =
+        "toroid job submit deploy/jobs/generate.textproto --wait\n"
+        "toroid job submit job.yaml --set generate.max_tokens=64 --set "
+        "mesh.ring=2",
+    .run = RunSubmit,
+};
+const Verb kJobListVerb = {
+    .name = "job list",
+    .summary = "jobs of the controller, newest first (also: jobs)",
+    .positionals = {},
+    .tables = {&kListOptions, &kClientOptions, &kOutputOptions},
+    .examples = "toroid job list --state RUNNING\ntoroid job list -o json",
+    .run = RunList,
+};
+const Verb kJobGetVerb = {
+    .name = "job get",
+    .summary = "the present state of a job, and its result",
+    .positionals = {kId},
+    .tables = {&kClientOptions, &kOutputOptions},
+    .examples = "toroid job get ID\ntoroid job get ID -o json",
+    .run = RunGet,
+};
+const Verb kJobWatchVerb = {
+    .name = "job watch",
+    .summary = "follow a job's states to its end; exit 5 if it fails",
+    .positionals = {kId},
+    .tables = {&kWatchOptions, &kClientOptions, &kOutputOptions},
+    .examples = "toroid job watch ID",
+    .run = RunWatch,
+};
+const Verb kJobLogsVerb = {
+    .name = "job logs",
+    .summary = "what a job's ranks wrote",
+    .positionals = {kId},
+    .tables = {&kLogsOptions, &kClientOptions, &kOutputOptions},
+    .examples = "toroid job logs ID --follow --rank 0",
+    .run = RunLogs,
+};
+const Verb kJobCancelVerb = {
+    .name = "job cancel",
+    .summary = "ask a job to end",
+    .positionals = {kId},
+    .tables = {&kClientOptions, &kOutputOptions},
+    .examples = "toroid job cancel ID",
+    .run = RunCancel,
+};
+const Verb kJobDeleteVerb = {
+    .name = "job delete",
+    .summary = "forget an ended job and its log",
+    .positionals = {kId},
+    .tables = {&kClientOptions},
+    .examples = "toroid job delete ID",
+    .run = RunDelete,
+};
+
+}  // namespace toroid

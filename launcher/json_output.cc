@@ -1,0 +1,241 @@
+#include "launcher/json_output.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace toroid {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json Object() { return Json{{"schema", kJsonSchema}}; }
+
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Json MeshJson(const MeshShape& mesh) {
+  return {{"pods", 1}, {"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}};
+}
+
+void AddReport(const RunReport& report, Json* json) {
+  (*json)["timing"] = {{"load_s", report.timing.load_s},
+                       {"prefill_s", report.timing.prefill_s},
+                       {"decode_s", report.timing.decode_s},
+                       {"prefill_tokens_per_s", report.timing.prefill_tokens_per_s},
+                       {"decode_tokens_per_s", report.timing.decode_tokens_per_s}};
+  const MemoryReport& memory = report.memory;
+  (*json)["memory"] = {
+      {"peak_bytes", memory.peak},        {"predicted_bytes", memory.predicted},
+      {"weights_bytes", memory.weights},  {"kv_bytes", memory.kv},
+      {"scratch_bytes", memory.scratch},  {"block_scratch_bytes", memory.block_scratch},
+      {"resident_bytes", memory.resident}};
+  Json axes = Json::object();
+  for (const AxisReport& axis : report.comm) {
+    axes[axis.axis] = {{"bytes_sent", axis.bytes_sent},
+                       {"prefill_bytes_sent", axis.prefill_bytes_sent},
+                       {"calls", axis.calls}};
+  }
+  (*json)["comm"] = {{"by_axis", std::move(axes)}};
+}
+
+Json Generate(absl::string_view model, const GenerateResult& result) {
+  Json json = Object();
+  json["model"] = std::string(model);
+  json["mesh"] = MeshJson(result.report.mesh);
+  json["prompt_tokens"] = result.prompt_tokens;
+  json["ids"] = result.ids;
+  json["text"] = result.text;
+  json["finish_reason"] = FinishReasonName(result.finish);
+  if (!result.logprobs.empty()) json["logprobs"] = result.logprobs;
+  if (!result.prompt_logprobs.empty()) json["prompt_logprobs"] = result.prompt_logprobs;
+  json["min_margin"] = result.min_margin;
+  AddReport(result.report, &json);
+  return json;
+}
+
+Json Score(absl::string_view model, const ScoreResult& result) {
+  Json json = Object();
+  json["model"] = std::string(model);
+  json["mesh"] = MeshJson(result.report.mesh);
+  json["tokens"] = result.tokens;
+  json["mean_nll"] = result.mean_nll;
+  json["perplexity"] = result.perplexity;
+  if (!result.logprobs.empty()) json["logprobs"] = result.logprobs;
+  json["last"] = {{"logsumexp", result.last_logsumexp}, {"top", result.last_top}};
+  AddReport(result.report, &json);
+  return json;
+}
+
+// RFC 3339, or null for a time that has not come.
+Json TimeJson(absl::Time time) {
+  if (time == absl::InfinitePast() || time == absl::InfiniteFuture()) return nullptr;
+  return absl::FormatTime(absl::RFC3339_full, time, absl::UTCTimeZone());
+}
+
+Json Job(const JobStatus& status) {
+  Json json = Object();
+  json["id"] = status.id;
+  json["name"] = status.name;
+  json["state"] = ToString(status.state);
+  json["reason"] = status.reason;
+  json["message"] = status.message;
+  json["pod"] = status.pod;
+  json["mesh"] = MeshJson(status.mesh);
+  json["epoch"] = status.epoch;
+  json["restarts"] = status.restarts;
+  json["priority"] = status.priority;
+  json["created"] = TimeJson(status.created);
+  json["started"] = TimeJson(status.started);
+  json["ended"] = TimeJson(status.ended);
+  json["exit"] = {{"exit_code", status.exit.exit_code},
+                  {"signal", status.exit.signal},
+                  {"rank", status.exit.rank},
+                  {"host", status.exit.host},
+                  {"message", status.exit.message}};
+  if (const auto* generate = std::get_if<GenerateResult>(&status.result)) {
+    json["result"] = Generate("", *generate);
+    json["result"].erase("model");
+  } else if (const auto* score = std::get_if<ScoreResult>(&status.result)) {
+    json["result"] = Score("", *score);
+    json["result"].erase("model");
+  }
+  return json;
+}
+
+Json Pod(const PodStatus& pod) {
+  Json json = Object();
+  json["name"] = pod.name;
+  json["host"] = pod.host;
+  json["slots"] = pod.slots;
+  json["state"] = pod.state;
+  json["job"] = pod.job;
+  json["model"] = pod.model;
+  json["epoch"] = pod.epoch;
+  json["last_seen"] = TimeJson(pod.last_seen);
+  return json;
+}
+
+Json Row(const JsonRow& row, Json json) {
+  for (const JsonField& field : row) {
+    if (!field.is_number) {
+      json[field.name] = field.text;
+    } else if (field.number == std::floor(field.number) && std::abs(field.number) < 0x1p53) {
+      json[field.name] = static_cast<int64_t>(field.number);
+    } else {
+      json[field.name] = field.number;
+    }
+  }
+  return json;
+}
+
+}  // namespace
+
+const char* FinishReasonName(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+std::string GenerateJson(absl::string_view model, const GenerateResult& result) {
+  return Dump(Generate(model, result));
+}
+
+std::string ScoreJson(absl::string_view model, const ScoreResult& result) {
+  return Dump(Score(model, result));
+}
+
+std::string VerifyJson(absl::string_view model, const VerifyResult& result) {
+  Json json = Object();
+  json["model"] = std::string(model);
+  json["mesh"] = MeshJson(result.report.mesh);
+  json["pass"] = result.pass;
+  json["worst"] = {{"tensor", result.worst.tensor},
+                   {"layer", result.worst.layer},
+                   {"error", result.worst.error},
+                   {"bound", result.worst.bound}};
+  json["tensors"] = Json::array();
+  for (const TensorError& tensor : result.tensors) {
+    json["tensors"].push_back({{"tensor", tensor.tensor},
+                               {"layer", tensor.layer},
+                               {"error", tensor.error},
+                               {"bound", tensor.bound}});
+  }
+  AddReport(result.report, &json);
+  return Dump(json);
+}
+
+std::string TokenizeJson(const TokenizeResult& result, bool pieces) {
+  Json json = Object();
+  json["count"] = result.ids.size();
+  json["ids"] = result.ids;
+  if (pieces) json["pieces"] = result.pieces;
+  return Dump(json);
+}
+
+std::string JobJson(const JobStatus& status) { return Dump(Job(status)); }
+
+std::string JobListJson(const JobPage& page) {
+  Json json = Object();
+  json["jobs"] = Json::array();
+  for (const JobStatus& status : page.jobs) json["jobs"].push_back(Job(status));
+  json["next_page_token"] = page.next_page_token;
+  return Dump(json);
+}
+
+std::string JobEventJson(const JobEvent& event) {
+  Json json = Object();
+  json["sequence"] = event.sequence;
+  json["time"] = TimeJson(event.time);
+  json["job"] = Job(event.status);
+  return Dump(json);
+}
+
+std::string PodJson(const PodStatus& pod) { return Dump(Pod(pod)); }
+
+std::string PodListJson(const std::vector<PodStatus>& pods) {
+  Json json = Object();
+  json["pods"] = Json::array();
+  for (const PodStatus& pod : pods) json["pods"].push_back(Pod(pod));
+  return Dump(json);
+}
+
+std::string ModelListJson(const std::vector<ModelStatus>& models) {
+  Json json = Object();
+  json["models"] = Json::array();
+  for (const ModelStatus& model : models) {
+    json["models"].push_back({{"name", model.name},
+                              {"context", model.context},
+                              {"vocab", model.vocab},
+                              {"mesh", MeshJson(model.mesh)},
+                              {"pod", model.pod},
+                              {"has_chat_template", model.has_chat_template}});
+  }
+  return Dump(json);
+}
+
+std::string LogLineJson(const LogLine& line) {
+  Json json = Object();
+  json["rank"] = line.rank;
+  json["stream"] = line.error ? "stderr" : "stdout";
+  json["text"] = line.text;
+  json["next_offset"] = line.next_offset;
+  return Dump(json);
+}
+
+std::string FactsJson(const JsonRow& facts, const std::vector<JsonRow>* rows) {
+  Json json = Row(facts, Object());
+  if (rows != nullptr) {
+    json["rows"] = Json::array();
+    for (const JsonRow& row : *rows) json["rows"].push_back(Row(row, Json::object()));
+  }
+  return Dump(json);
+}
+
+}  // namespace toroid

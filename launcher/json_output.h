@@ -1,0 +1,45 @@
+// The JSON that tools read: one object, one line, every object with "schema":1. Fields are only
+// ever added. Numbers that are not finite become null; text that is not UTF-8 gets U+FFFD.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "parallel/request.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+inline constexpr int kJsonSchema = 1;
+
+std::string GenerateJson(absl::string_view model, const GenerateResult& result);
+std::string ScoreJson(absl::string_view model, const ScoreResult& result);
+std::string VerifyJson(absl::string_view model, const VerifyResult& result);
+std::string TokenizeJson(const TokenizeResult& result, bool pieces);
+std::string JobJson(const JobStatus& status);
+std::string JobListJson(const JobPage& page);
+std::string JobEventJson(const JobEvent& event);
+std::string PodJson(const PodStatus& pod);
+std::string PodListJson(const std::vector<PodStatus>& pods);
+std::string ModelListJson(const std::vector<ModelStatus>& models);
+std::string LogLineJson(const LogLine& line);
+
+// Rows of a benchmark or a table of facts: names in order, values as text or numbers.
+struct JsonField {
+  std::string name;
+  std::string text;
+  double number = 0;
+  bool is_number = false;
+  JsonField(std::string n, std::string t) : name(std::move(n)), text(std::move(t)) {}
+  JsonField(std::string n, const char* t) : name(std::move(n)), text(t) {}
+  JsonField(std::string n, double x) : name(std::move(n)), number(x), is_number(true) {}
+};
+using JsonRow = std::vector<JsonField>;
+// {"schema":1, facts.., "rows":[{..},..]}; without rows if `rows` is null.
+std::string FactsJson(const JsonRow& facts, const std::vector<JsonRow>* rows = nullptr);
+
+// "stop", "length", "cancelled".
+const char* FinishReasonName(FinishReason reason);
+
+}  // namespace toroid

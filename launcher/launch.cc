@@ -1,0 +1,182 @@
+// toroid launch: prints and runs the mpirun or srun line that works here, and says in one line what
+// Open MPI says in ten.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "launcher/exit_code.h"
+#include "launcher/mpirun_filter.h"
+#include "launcher/options.h"
+#include "launcher/services.h"
+#include "launcher/terminal.h"
+#include "launcher/verbs.h"
+#include "parallel/launcher_environment.h"
+#include "rpc/mpirun_line.h"
+
+namespace toroid {
+namespace {
+
+volatile sig_atomic_t child = 0;        // mpirun's pid, for the signal handler
+volatile sig_atomic_t interrupted = 0;  // a signal asked us to stop
+
+// A terminal's Ctrl-C reaches mpirun by itself, being in the same process group; what was sent to
+// us alone is passed on.
+void PassOn(int signal, siginfo_t* info, void*) {
+  if (signal == SIGINT || signal == SIGTERM) interrupted = 1;
+  if (info->si_code != SI_KERNEL && child > 0) kill(static_cast<pid_t>(child), signal);
+}
+
+void PassSignalsOn() {
+  struct sigaction action {};
+  action.sa_sigaction = PassOn;
+  action.sa_flags = SA_SIGINFO;  // no SA_RESTART: waits end and look again
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) sigaction(signal, &action, nullptr);
+}
+
+// Starts argv with its stderr in a pipe, whose reading end is returned in *reader.
+absl::StatusOr<pid_t> Start(const std::vector<std::string>& argv, int* reader) {
+  std::array<int, 2> ends;
+  if (pipe2(ends.data(), O_CLOEXEC) != 0) {
+    return absl::InternalError(absl::StrCat("cannot make a pipe: ", std::strerror(errno)));
+  }
+  std::vector<char*> words;
+  for (const std::string& word : argv) words.push_back(const_cast<char*>(word.c_str()));
+  words.push_back(nullptr);
+  const pid_t parent = getpid();
+  const pid_t pid = fork();
+  if (pid < 0) return absl::InternalError(absl::StrCat("cannot fork: ", std::strerror(errno)));
+  if (pid == 0) {
+    // mpirun ends its ranks on SIGTERM, so nothing outlives us.
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(kExitFailure);
+    dup2(ends[1], STDERR_FILENO);
+    execv(words[0], words.data());
+    _exit(127);
+  }
+  close(ends[1]);
+  *reader = ends[0];
+  return pid;
+}
+
+// Shows the ranks' stderr until mpirun has ended; its wait status.
+int Supervise(pid_t pid, int reader, MpirunFilter* filter) {
+  std::array<char, 4096> block;
+  while (true) {
+    const ssize_t n = read(reader, block.data(), block.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    const std::string shown = filter->Feed({block.data(), static_cast<size_t>(n)});
+    if (!shown.empty() && write(STDERR_FILENO, shown.data(), shown.size()) < 0) break;
+  }
+  close(reader);
+  const std::string rest = filter->Finish();
+  if (!rest.empty() && write(STDERR_FILENO, rest.data(), rest.size()) < 0) return kExitFailure;
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return status;
+}
+
+absl::Status RunLaunch(const Arguments& arguments) {
+  // Slurm's variables alone do not tell: a batch script has them too, and launch belongs there.
+  const Launcher launcher = ThisLauncherEnvironment().launcher;
+  if (launcher == Launcher::kOpenMpi || launcher == Launcher::kPmix) {
+    return UsageError("launch under mpirun: the ranks are already here: drop `launch -n N`");
+  }
+  const std::vector<std::string>& words = arguments.rest();
+  if (words.empty()) {
+    return UsageError("no verb: nothing to launch: write toroid launch -n 4 generate ...");
+  }
+  TOROID_ASSIGN_OR_RETURN(const VerbCall call, FindVerb(words));
+  const std::string verb = call.verb->name;
+  if (verb != "generate" && verb != "score" && verb != "verify" && verb != "bench") {
+    return UsageError(
+        absl::StrCat("not for ranks: ", verb, ": launch runs generate, score, verify and bench"));
+  }
+  if (AsksForHelp(*call.verb, call.words)) {
+    WriteStdout(HelpText(*call.verb));
+    return absl::OkStatus();
+  }
+  // A mistake in the verb's own words is said once, before any rank starts.
+  TOROID_ASSIGN_OR_RETURN(const Arguments inner, ParseArguments(*call.verb, call.words));
+  const bool has_client_mode = verb == "generate" || verb == "score";
+  if (has_client_mode && inner.OriginOf("--controller") == Origin::kFlag) {
+    return UsageError("--controller with launch: the ranks are here: drop one of the two");
+  }
+
+  MpirunRequest request;
+  if (arguments.Count("--ranks") < 1 || arguments.Count("--ranks") > 1 << 20) {
+    return UsageError("bad value of --ranks: give at least 1");
+  }
+  request.ranks = static_cast<int>(arguments.Count("--ranks"));
+  request.hosts = arguments.Text("--hosts");
+  request.hostfile = arguments.Text("--hostfile");
+  request.quiet = false;  // Open MPI's words say which rank died; MpirunFilter shortens them
+  request.extra = arguments.Texts("--mpirun-arg");
+  TOROID_ASSIGN_OR_RETURN(const std::string self, OwnPath());
+  request.command = {self};
+  request.command.insert(request.command.end(), words.begin(), words.end());
+  if (StderrIsTerminal()) setenv("TOROID_PROGRESS", "bar", /*overwrite=*/0);
+  TOROID_ASSIGN_OR_RETURN(const std::vector<std::string> line, MpirunLine(request));
+  if (arguments.Flag("--dry-run")) {
+    WriteStdout(absl::StrCat(ShellQuoted(line), "\n"));
+    return absl::OkStatus();
+  }
+  if (!arguments.Flag("--quiet")) Talk(absl::StrCat("+ ", ShellQuoted(line)));
+
+  PassSignalsOn();
+  int reader = -1;
+  TOROID_ASSIGN_OR_RETURN(const pid_t pid, Start(line, &reader));
+  child = pid;
+  MpirunFilter filter;
+  const int status = Supervise(pid, reader, &filter);
+  child = 0;
+  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  if (interrupted) return SilentExit(kExitInterrupted);
+  if (code == 0) return absl::OkStatus();
+  const std::string failure = filter.Failure();
+  if (failure.empty()) return SilentExit(code);
+  return WithExitCode(absl::UnknownError(failure), code);
+}
+
+const OptionTable kLaunchOptions = {
+    "launching",
+    {
+        {"-n,--ranks", ValueKind::kCount, "N", "1", "ranks of the world"},
+        {"--hosts", ValueKind::kText, "a:4,b:4", "", "hosts and how many ranks each takes"},
+        {"--hostfile", ValueKind::kText, "F", "", "lines `name slots=4`"},
+        {"--dry-run", ValueKind::kFlag, "", "", "print the line on stdout and run nothing"},
+        {"--mpirun-arg", ValueKind::kText, "ARG", "", "passed to mpirun as it is (repeat for more)",
+         false, true},
+        {"-q,--quiet", ValueKind::kFlag, "", "", "do not print the line"},
+    }};
+
+}  // namespace
+
+const Verb kLaunchVerb = {
+    .name = "launch",
+    .summary = "run generate, score, verify or bench on N ranks: prints and runs the mpirun line",
+    .positionals = {},
+    .tables = {&kLaunchOptions},
+    .examples =
+        "toroid launch -n 4 generate random:tiny-gqa --mesh ring=2,tensor=2 --prompt Hello\n"
+        "toroid launch -n 8 --hosts node1:4,node2:4 score /models/llama --file book.txt\n"
+        "toroid launch -n 4 --dry-run bench ring",
+    .run = RunLaunch,
+    .takes_rest = true,
+    .details =
+        "Under Slurm the line is srun's. A rank that is killed is named with its host; the exit "
+        "code\n"
+        "is that of the rank that failed.",
+};
+
+}  // namespace toroid

@@ -1,0 +1,42 @@
+// Option tables that verbs share, and the structs they become.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "launcher/command_line.h"
+#include "launcher/progress.h"
+#include "parallel/request.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+extern const OptionTable kMeshOptions;        // --mesh --layout --threads --compute --context ..
+extern const OptionTable kSamplingOptions;    // --max-tokens --temperature ..
+extern const OptionTable kPromptOptions;      // --prompt --prompt-file --prompt-ids --chat ..
+extern const OptionTable kRunOptions;         // --timeout --stall-timeout
+extern const OptionTable kOutputOptions;      // -o --progress -q -v
+extern const OptionTable kControllerOptions;  // --controller --pod --keep-alive
+extern const OptionTable kModelOptions;       // --model, --seed
+
+// The mesh as text: --mesh, or what -tp, -cp, -dp say; both is a usage error. Empty: nothing said.
+absl::StatusOr<std::string> MeshText(const Arguments& arguments);
+
+// All but the mesh, which needs the world's size. default_layout: "striped:16" or "zigzag". --seed
+// is read for the weights of random: models.
+absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
+                                        absl::string_view default_layout);
+
+// Sampling and limits, without prompt_ids. Usage errors name the flag and its range.
+absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments);
+
+// Exactly one of --prompt, --prompt-file (--file), --prompt-ids; texts are read here, ids parsed.
+// Under a controller --prompt-file stays a path (`keep_files`): the world reads it.
+absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files);
+
+ProgressMode ProgressOption(const Arguments& arguments);
+
+// Where --controller points, empty in direct mode. Under mpirun or srun TOROID_CONTROLLER is
+// ignored and the flag is a usage error.
+absl::StatusOr<std::string> ControllerOption(const Arguments& arguments);
+
+}  // namespace toroid

@@ -1,0 +1,114 @@
+#include "launcher/progress.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "launcher/quantity.h"
+#include "launcher/terminal.h"
+
+namespace toroid {
+namespace {
+
+constexpr double kBarInterval = 0.1, kLineInterval = 2.0;  // seconds
+constexpr int kBarColumns = 24;
+
+double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void WriteStderr(absl::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+ProgressMode ChooseProgress(absl::string_view mode, bool quiet, bool stderr_is_terminal) {
+  if (quiet || mode == "none") return ProgressMode::kNone;
+  if (mode == "bar") return ProgressMode::kBar;
+  if (mode == "lines") return ProgressMode::kLines;
+  return stderr_is_terminal ? ProgressMode::kBar : ProgressMode::kNone;
+}
+
+ProgressMeter::ProgressMeter(ProgressMode mode, int width,
+                             std::function<void(absl::string_view)> write,
+                             std::function<double()> now)
+    : mode_(mode), width_(width), write_(std::move(write)), now_(std::move(now)) {}
+
+ProgressMeter::ProgressMeter(ProgressMode mode)
+    : ProgressMeter(mode, TerminalWidth(), WriteStderr, Seconds) {}
+
+void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
+                           absl::string_view unit) {
+  if (mode_ == ProgressMode::kNone) return;
+  const double now = now_();
+  if (phase != phase_) {
+    Clear();
+    phase_ = std::string(phase);
+    unit_ = std::string(unit);
+    begin_ = now;
+    drawn_ = mode_ == ProgressMode::kBar ? now - kBarInterval : now;
+    first_ = done;
+    finished_ = false;
+  }
+  done_ = done;
+  total_ = total;
+  const bool complete = total > 0 && done >= total;
+  const double interval = mode_ == ProgressMode::kBar ? kBarInterval : kLineInterval;
+  if (finished_ || (now - drawn_ < interval && !complete)) return;
+  finished_ = complete;
+  // A short phase writes no line to a log.
+  if (mode_ == ProgressMode::kLines && complete && now - begin_ < kLineInterval) return;
+  drawn_ = now;
+  const std::string line = Line(now - begin_);
+  if (mode_ == ProgressMode::kLines) {
+    write_(absl::StrCat(line, "\n"));
+  } else {
+    write_(absl::StrCat("\r", line.substr(0, static_cast<size_t>(std::max(10, width_ - 1))),
+                        "\033[K"));
+    on_screen_ = true;
+  }
+}
+
+void ProgressMeter::Clear() {
+  if (on_screen_) write_("\r\033[K");
+  on_screen_ = false;
+}
+
+// "prefill  [#########---------------]  38%  1536/4012 tokens  512.3 tokens/s  5s left"
+std::string ProgressMeter::Line(double seconds) const {
+  const bool bytes = unit_ == "bytes";
+  const auto amount = [&](double n) { return bytes ? FormatBytes(n) : FormatCount(n); };
+  std::string line =
+      absl::StrCat(phase_, std::string(phase_.size() < 8 ? 8 - phase_.size() : 0, ' '));
+  const double fraction =
+      total_ > 0 ? std::clamp(static_cast<double>(done_) / static_cast<double>(total_), 0.0, 1.0)
+                 : 0;
+  if (total_ > 0) {
+    if (mode_ == ProgressMode::kBar) {
+      const int filled = static_cast<int>(fraction * kBarColumns);
+      absl::StrAppend(&line, " [", std::string(static_cast<size_t>(filled), '#'),
+                      std::string(static_cast<size_t>(kBarColumns - filled), '-'), "]");
+    }
+    absl::StrAppend(&line, " ", static_cast<int>(fraction * 100), "%  ",
+                    bytes ? amount(static_cast<double>(done_)) : absl::StrCat(done_), "/",
+                    bytes ? amount(static_cast<double>(total_)) : absl::StrCat(total_));
+  } else {
+    absl::StrAppend(&line, " ", amount(static_cast<double>(done_)));
+  }
+  if (!bytes) absl::StrAppend(&line, " ", unit_);
+  const double made = static_cast<double>(done_ - first_);
+  if (seconds > 0.05 && made > 0) {
+    absl::StrAppend(&line, "  ", amount(made / seconds), bytes ? "" : absl::StrCat(" ", unit_),
+                    "/s");
+    if (total_ > done_) {
+      absl::StrAppend(&line, "  ",
+                      FormatSeconds(static_cast<double>(total_ - done_) * seconds / made), " left");
+    }
+  }
+  return line;
+}
+
+}  // namespace toroid

@@ -1,0 +1,74 @@
+#include "launcher/services.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "launcher/exit_code.h"
+#include "launcher/interrupt.h"
+
+namespace toroid {
+
+const OptionTable kServiceOptions = {"process",
+                                     {{"--end-with-parent", ValueKind::kFlag, "", "",
+                                       "stop when the process that started this does"}}};
+
+const OptionTable kControllerOptionsTable = {
+    "controller",
+    {
+        {"--listen", ValueKind::kText, "HOST:PORT", "127.0.0.1:7070",
+         "loopback only; port 0: any free one", true},
+        {"--state", ValueKind::kText, "DIR", "", "jobs and logs; default ~/.local/state/toroid",
+         true},
+        {"--lease", ValueKind::kSeconds, "T", "15s", "an agent unheard of for so long is lost",
+         true},
+        {"--no-reflection", ValueKind::kFlag, "", "", "do not describe the services to grpcurl",
+         true},
+    }};
+
+const OptionTable kAgentOptionsTable = {
+    "worlds",
+    {
+        {"--root", ValueKind::kText, "NAME=DIR", "",
+         "directory whose models and files jobs may name (repeat for more)", false, true},
+        {"--stall-timeout", ValueKind::kSeconds, "T", "60s",
+         "a world without progress for so long is ended, naming the rank", true},
+        {"--mpirun-arg", ValueKind::kText, "ARG", "", "passed to mpirun as it is (repeat for more)",
+         false, true},
+    }};
+
+void EndWithParent(const Arguments& arguments) {
+  if (!arguments.Flag("--end-with-parent")) return;
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+}
+
+absl::StatusOr<std::string> StateDir(const Arguments& arguments) {
+  const std::string given = arguments.Text("--state");
+  if (!given.empty()) return given;
+  const char* xdg = std::getenv("XDG_STATE_HOME");
+  if (xdg != nullptr && *xdg != '\0') return absl::StrCat(xdg, "/toroid");
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && *home != '\0') return absl::StrCat(home, "/.local/state/toroid");
+  return UsageError("no state directory: HOME is not set: give --state DIR");
+}
+
+void WaitForStop() {
+  while (!Interrupt::Cancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+}
+
+absl::StatusOr<std::string> OwnPath() {
+  std::array<char, 4096> path;
+  const ssize_t n = readlink("/proc/self/exe", path.data(), path.size());
+  if (n <= 0 || n == static_cast<ssize_t>(path.size())) {
+    return absl::InternalError("cannot find the toroid binary: /proc/self/exe: mount /proc");
+  }
+  return std::string(path.data(), static_cast<size_t>(n));
+}
+
+}  // namespace toroid

@@ -1,0 +1,29 @@
+// What the three services (controller, agent, up) share.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "launcher/command_line.h"
+
+namespace toroid {
+
+extern const OptionTable kServiceOptions;          // of all three
+extern const OptionTable kControllerOptionsTable;  // --listen --state --lease --no-reflection
+extern const OptionTable kAgentOptionsTable;       // --root --stall-timeout --mpirun-arg
+
+// --end-with-parent: SIGTERM to this process when the thread that forked it
+// ends. `up` says so to its children, and it must be asked again after exec of
+// a program with other rights.
+void EndWithParent(const Arguments& arguments);
+
+// --state, or $XDG_STATE_HOME/toroid, or ~/.local/state/toroid.
+absl::StatusOr<std::string> StateDir(const Arguments& arguments);
+
+// Until a signal asks this process to stop (Interrupt).
+void WaitForStop();
+
+// The path of the running binary.
+absl::StatusOr<std::string> OwnPath();
+
+}  // namespace toroid

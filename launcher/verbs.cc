@@ -1,0 +1,125 @@
+#include "launcher/verbs.h"
+
+#include <csignal>
+#include <map>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "launcher/exit_code.h"
+#include "launcher/suggest.h"
+#include "launcher/terminal.h"
+
+namespace toroid {
+namespace {
+
+constexpr char kSeeHelp[] = "see toroid --help";
+
+// Other words for a verb.
+const std::map<std::string, std::vector<std::string>>& Aliases() {
+  static const auto& aliases = *new std::map<std::string, std::vector<std::string>>{
+      {"submit", {"job", "submit"}},
+      {"jobs", {"job", "list"}},
+      {"pods", {"pod", "list"}},
+      {"--version", {"version"}},
+  };
+  return aliases;
+}
+
+// Planned, and promised to be refused in one clear line until they are built.
+bool IsPlanned(const std::string& word) {
+  for (const char* planned :
+       {"train", "serve", "plan", "doctor", "convert", "manifest", "completion", "pki"}) {
+    if (word == planned) return true;
+  }
+  return false;
+}
+
+std::string Overview() {
+  std::string text =
+      "toroid: long-context transformers on a ring of machines\n\nusage: toroid VERB [options]; "
+      "toroid VERB --help says more and has examples\n\n";
+  for (const Verb* verb : Verbs()) {
+    if (verb->hidden) continue;
+    const std::string name = verb->name;
+    absl::StrAppend(&text, "  ", name, std::string(name.size() < 16 ? 16 - name.size() : 1, ' '),
+                    verb->summary, "\n");
+  }
+  absl::StrAppend(&text,
+                  "\nexit codes: 0 ok, 1 failure, 2 usage, 3 bad input or configuration, 4 service "
+                  "not reachable,\n  5 the job failed, 124 deadline, 130 interrupted\n");
+  return text;
+}
+
+absl::Status Run(const std::vector<std::string>& words) {
+  if (words.empty()) return UsageError(absl::StrCat("no verb: nothing to do: ", kSeeHelp));
+  if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+    WriteStdout(Overview());
+    return absl::OkStatus();
+  }
+  TOROID_ASSIGN_OR_RETURN(const VerbCall call, FindVerb(words));
+  if (AsksForHelp(*call.verb, call.words)) {
+    WriteStdout(HelpText(*call.verb));
+    return absl::OkStatus();
+  }
+  TOROID_ASSIGN_OR_RETURN(const Arguments arguments, ParseArguments(*call.verb, call.words));
+  return call.verb->run(arguments);
+}
+
+}  // namespace
+
+const std::vector<const Verb*>& Verbs() {
+  static const auto& verbs = *new std::vector<const Verb*>{
+      &kGenerateVerb,     &kScoreVerb,      &kVerifyVerb,   &kBenchVerb,     &kLaunchVerb,
+      &kUpVerb,           &kControllerVerb, &kAgentVerb,    &kJobSubmitVerb, &kJobListVerb,
+      &kJobGetVerb,       &kJobWatchVerb,   &kJobLogsVerb,  &kJobCancelVerb, &kJobDeleteVerb,
+      &kPodListVerb,      &kPodGetVerb,     &kPodDrainVerb, &kModelsVerb,    &kConfigShowVerb,
+      &kConfigSchemaVerb, &kTokenizeVerb,   &kInspectVerb,  &kVersionVerb,   &kWorkerVerb,
+  };
+  return verbs;
+}
+
+absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words) {
+  VerbCall call{nullptr, words};
+  if (const auto alias = Aliases().find(words[0]); alias != Aliases().end()) {
+    call.words.erase(call.words.begin());
+    call.words.insert(call.words.begin(), alias->second.begin(), alias->second.end());
+  }
+  const std::string first = call.words[0];
+  const std::string both = call.words.size() > 1 ? absl::StrCat(first, " ", call.words[1]) : first;
+  std::vector<std::string> names, second_words;
+  for (const Verb* verb : Verbs()) {
+    const std::string name = verb->name;
+    if (name == first || name == both) {
+      call.verb = verb;
+      call.words.erase(call.words.begin(), call.words.begin() + (name == first ? 1 : 2));
+      return call;
+    }
+    if (!verb->hidden) names.push_back(name.substr(0, name.find(' ')));
+    if (absl::StartsWith(name, first + " ")) second_words.push_back(name.substr(first.size() + 1));
+  }
+  if (!second_words.empty()) {
+    std::string list;
+    for (const std::string& word : second_words)
+      absl::StrAppend(&list, list.empty() ? "" : "|", word);
+    if (both == first) {
+      return UsageError(
+          absl::StrCat("verb not complete: ", first, ": write toroid ", first, " ", list));
+    }
+    return UsageError(absl::StrCat(
+        "unknown verb: ", both,
+        DidYouMean(call.words[1], second_words, absl::StrCat("write toroid ", first, " ", list))));
+  }
+  if (IsPlanned(first)) {
+    return UsageError(absl::StrCat("not in this version: ", first, ": ", kSeeHelp));
+  }
+  for (const auto& [alias, words_of] : Aliases()) names.push_back(alias);
+  return UsageError(absl::StrCat("unknown verb: ", first, DidYouMean(first, names, kSeeHelp)));
+}
+
+int RunToroid(const std::vector<std::string>& words) {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed stdout is noticed by the next write, not by dying
+  return ReportError(Run(words));
+}
+
+}  // namespace toroid

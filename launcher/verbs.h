@@ -1,0 +1,34 @@
+// Every verb of the binary, and the way from the command line to one of them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "launcher/command_line.h"
+
+namespace toroid {
+
+// One per file of the same name.
+extern const Verb kAgentVerb, kBenchVerb, kConfigSchemaVerb, kConfigShowVerb, kControllerVerb,
+    kGenerateVerb, kInspectVerb, kJobCancelVerb, kJobDeleteVerb, kJobGetVerb, kJobListVerb,
+    kJobLogsVerb, kJobSubmitVerb, kJobWatchVerb, kLaunchVerb, kModelsVerb, kPodDrainVerb,
+    kPodGetVerb, kPodListVerb, kScoreVerb, kTokenizeVerb, kUpVerb, kVerifyVerb, kVersionVerb,
+    kWorkerVerb;
+
+// In the order of `toroid --help`.
+const std::vector<const Verb*>& Verbs();
+
+// The verb that `words` begin with (one word or two, aliases understood), and what follows it.
+// Errors (exit 2): no verb, an unknown one with the nearest, one that is not in this version.
+struct VerbCall {
+  const Verb* verb = nullptr;
+  std::vector<std::string> words;
+};
+absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words);
+
+// Runs a command line (without the program's name) and returns the exit code. Prints the one error
+// line of a failure.
+int RunToroid(const std::vector<std::string>& words);
+
+}  // namespace toroid

@@ -1,0 +1,136 @@
+// toroid verify: this mesh against one rank in float64, tensor by tensor.
+#include <algorithm>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/status_macros.h"
+#include "launcher/exit_code.h"
+#include "launcher/interrupt.h"
+#include "launcher/json_output.h"
+#include "launcher/options.h"
+#include "launcher/terminal.h"
+#include "launcher/verbs.h"
+#include "launcher/world.h"
+#include "rpc/prompt.h"
+
+namespace toroid {
+namespace {
+
+// How near to its bound, or beyond.
+double Excess(const TensorError& tensor) { return tensor.error / tensor.bound; }
+
+// The worst tensor of each layer by that, layers in order, then what belongs to none.
+std::string WorstByLayer(const VerifyResult& result) {
+  std::map<int64_t, TensorError> worst;
+  for (const TensorError& tensor : result.tensors) {
+    const int64_t key = tensor.layer < 0 ? INT64_MAX : tensor.layer;
+    const auto [at, fresh] = worst.try_emplace(key, tensor);
+    if (!fresh && !(Excess(tensor) <= Excess(at->second))) at->second = tensor;  // NaN is the worst
+  }
+  std::vector<std::vector<std::string>> rows = {{"layer", "worst tensor", "error", "bound"}};
+  for (const auto& [layer, tensor] : worst) {
+    rows.push_back({tensor.layer < 0 ? "-" : absl::StrCat(layer), tensor.tensor,
+                    absl::StrFormat("%.3e", tensor.error), absl::StrFormat("%.1e", tensor.bound)});
+  }
+  return Table(rows, ColourStdout());
+}
+
+absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult>& result) {
+  if (!result.ok()) return Interrupt::Cancelled() ? Interrupt::Reason() : result.status();
+  const std::string worst =
+      absl::StrFormat("%s of layer %d, error %.3e, bound %.1e", result->worst.tensor,
+                      result->worst.layer, result->worst.error, result->worst.bound);
+  if (arguments.Text("--format") == "json") {
+    WriteStdout(absl::StrCat(VerifyJson(arguments.Text("MODEL"), *result), "\n"));
+  } else {
+    WriteStdout(
+        absl::StrCat(WorstByLayer(*result), result->pass ? "pass: " : "FAIL: ", worst, "\n"));
+  }
+  if (result->pass) return absl::OkStatus();
+  return WithExitCode(absl::InternalError(absl::StrCat("not equal to one rank: ", worst,
+                                                       ": please report this with the command")),
+                      kExitFailure);
+}
+
+// The text's ids, or ids that are spread over the vocabulary by a fixed rule
+// (no text is needed to compare two computations).
+absl::StatusOr<std::vector<int32_t>> Ids(const Arguments& arguments, const PromptSpec& prompt,
+                                         bool has_text, const LoadedModel& model) {
+  const int64_t tokens = std::min(std::max<int64_t>(arguments.Count("--tokens"), 1), model.context);
+  std::vector<int32_t> ids;
+  if (has_text) {
+    TOROID_ASSIGN_OR_RETURN(ids, PromptIds(prompt, prompt.text, model));
+    if (!arguments.Flag("--full") && static_cast<int64_t>(ids.size()) > tokens) {
+      ids.resize(static_cast<size_t>(tokens));
+    }
+    return ids;
+  }
+  const int64_t count = arguments.Flag("--full") ? model.context : tokens;
+  for (int64_t i = 0; i < count; ++i) {
+    // Knuth's multiplicative hash (TAOCP 6.4) of the position.
+    const uint32_t mixed = static_cast<uint32_t>(i + 1) * 2654435761u;
+    ids.push_back(static_cast<int32_t>(mixed % static_cast<uint64_t>(model.vocab)));
+  }
+  return ids;
+}
+
+absl::Status RunVerify(const Arguments& arguments) {
+  DirectRun run;
+  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, "striped:16"));
+  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
+  const bool has_text =
+      arguments.Has("--prompt") || arguments.Has("--prompt-file") || arguments.Has("--prompt-ids");
+  PromptSpec prompt;
+  if (has_text && SpeaksForWorld()) {
+    TOROID_ASSIGN_OR_RETURN(prompt, PromptOptions(arguments, /*keep_files=*/false));
+  }
+  TakeLimits(arguments, &run);
+  ProgressMeter meter(ProgressOption(arguments));
+  run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
+    Program program;
+    program.kind = ProgramKind::kVerify;
+    program.verify.layers = arguments.Count("--layers");
+    TOROID_ASSIGN_OR_RETURN(program.verify.ids, Ids(arguments, prompt, has_text, model));
+    return program;
+  };
+  absl::Status answered = absl::OkStatus();
+  run.channel.on_progress = [&](uint64_t, const Progress& p) {
+    const absl::string_view phase = p.phase;
+    meter.Update(phase, p.done, p.total, phase == "load" ? "bytes" : "tokens");
+  };
+  run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
+    meter.Clear();
+    answered = Print(arguments, result);
+  };
+  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
+  return answered;
+}
+
+const OptionTable kVerifyOptions = {
+    "extent",
+    {
+        {"--layers", ValueKind::kCount, "N", "0", "the first N layers only; 0: all"},
+        {"--tokens", ValueKind::kCount, "N", "256", "the first N tokens"},
+        {"--full", ValueKind::kFlag, "", "", "all tokens of the text, or the whole context"},
+    }};
+
+}  // namespace
+
+const Verb kVerifyVerb = {
+    .name = "verify",
+    .summary = "compare this mesh with one rank in float64, tensor by tensor",
+    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .tables = {&kVerifyOptions, &kPromptOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
+               &kOutputOptions},
+    .examples =
+        "toroid launch -n 4 verify /models/smollm2 --mesh ring=2,tensor=2\n"
+        "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json",
+    .run = RunVerify,
+    .details =
+        "Exit code 1 if a tensor is out of its bound: 1e-9 in f64; "
+        "otherwise 4 times the "
+        "error of one rank\nat this --compute, at least 1e-6.",
+};
+
+}  // namespace toroid

@@ -1,0 +1,41 @@
+// Direct mode: this process is one rank of a world (alone, under mpirun or
+// under srun), and one load and one request run through the same loop that
+// serves a controller.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "launcher/command_line.h"
+#include "launcher/progress.h"
+#include "parallel/program.h"
+
+namespace toroid {
+
+struct DirectRun {
+  LoadRequest load;    // its mesh is made from `mesh` and the world's size
+  std::string mesh;    // "ring=2,tensor=2"; empty: all ranks on the ring
+  double timeout = 0;  // seconds, 0 = none
+  double stall_timeout = 0;
+  // Rank 0, once the model is loaded: what to run on it. An error ends the
+  // world and the run.
+  std::function<absl::StatusOr<Program>(const LoadedModel&)> request;
+  // on_progress, on_token and the on_.. of the request are the verb's; the rest
+  // is filled in.
+  ProgramChannel channel;
+};
+
+// --timeout and --stall-timeout.
+void TakeLimits(const Arguments& arguments, DirectRun* run);
+
+// A rank of mpirun or srun dies with its launcher, even if that is killed.
+// Alone: nothing.
+void EndWithLauncher();
+
+// Runs on every rank of the world. On rank 0 the error is that of the world,
+// the load or the request; other ranks return OK where rank 0 speaks for them.
+// Cancelled and DeadlineExceeded if the user or --timeout ended it.
+absl::Status RunDirect(DirectRun run);
+
+}  // namespace toroid

@@ -1,0 +1,151 @@
+"""up, controller, agents and clients: the same tokens, a kept world, and nothing left behind."""
+import os
+import signal
+import socket
+import tempfile
+import time
+
+from harness import *
+
+PROMPT = ["--prompt", "The quick brown fox jumps over the lazy dog.", "--max-tokens", 8]
+
+
+class Up:
+    """`toroid up` on a free port; the address is in .address."""
+
+    def __init__(self, pods=1, ranks=2, *words):
+        self.process = start("up", "--pods", pods, "--ranks", ranks, "--listen", "127.0.0.1:0", *words)
+        line = self.process.stdout.readline().decode()
+        if not line.startswith("READY "):
+            raise Failed(f"no READY but {line!r}: {self.process.stderr.read().decode()}")
+        self.address = line.split()[1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.result = finish(self.process)
+
+    def run(self, *words, **options):
+        return run(*words, env={"TOROID_CONTROLLER": self.address}, **options)
+
+    def start(self, *words):
+        return start(*words, env={"TOROID_CONTROLLER": self.address})
+
+
+def test_the_same_tokens_and_a_kept_world():
+    alone = run("generate", MODEL, *PROMPT, "-o", "json", env={"TOROID_CONTROLLER": None}).json()
+    with Up(1, 2) as up:
+        first = up.run("generate", MODEL, *PROMPT, "-o", "json")
+        check(first.code == 0, first.err)
+        check(first.json()["ids"] == alone["ids"], first.out)
+        check(first.json()["timing"]["load_s"] > 0, "the first request loads")
+        second = up.run("generate", MODEL, *PROMPT, "-o", "json").json()
+        check(second["ids"] == alone["ids"] and second["timing"]["load_s"] == 0, second["timing"])
+        check(MODEL in up.run("models").out, "models")
+        pods = up.run("pods", "-o", "json").json()["pods"]
+        check(len(pods) == 1 and pods[0]["slots"] == 2, pods)
+    check(up.result.code == 0, up.result.code, up.result.err)
+    no_orphans()
+
+
+def test_tokens_come_before_the_last_is_made():
+    with Up(1, 1) as up:
+        client = up.start("generate", MODEL, "--prompt", "x", "--max-tokens", 30000, "--ignore-eos")
+        check(client.stdout.read(1), "no token")
+        check(client.poll() is None, "the client had all tokens at once")
+        client.send_signal(signal.SIGINT)  # Ctrl-C of the client
+        result = finish(client)
+        check(result.code == 130, result.code, result.err)
+        again = up.run("generate", MODEL, *PROMPT, "-o", "json")  # the world takes the next request
+        check(again.code == 0, again.err)
+        check(again.json()["timing"]["load_s"] == 0, "the world was lost by a cancel")
+    no_orphans()
+
+
+def test_errors_of_a_request_leave_services_running():
+    with Up(1, 2) as up:
+        refused(up.run("generate", MODEL, *PROMPT, "--mesh", "ring=3"), 1, 3, 2, "ring=2")
+        refused(up.run("generate", MODEL, "--prompt-ids", "999999"), 3, "999999")
+        refused(up.run("generate", "/etc", *PROMPT), 3, "/etc")
+        check(up.run("generate", MODEL, *PROMPT).code == 0, "the world is gone")
+
+
+def test_jobs():
+    with Up(1, 2) as up, tempfile.TemporaryDirectory() as top:
+        yaml = os.path.join(top, "job.yaml")
+        with open(yaml, "w") as file:
+            file.write(f'name: book\nmodel:\n  path: "{MODEL}"\ngenerate:\n  prompt: {{text: "abc"}}\n  max_tokens: 4\n')
+        submitted = up.run("submit", yaml, "--set", "generate.max_tokens=6", "--wait", "-o", "json")
+        check(submitted.code == 0, submitted.err)
+        job = submitted.json()
+        check(job["state"] == "SUCCEEDED" and len(job["result"]["ids"]) == 6, job)
+        check(up.run("job", "get", job["id"], "-o", "json").json()["state"] == "SUCCEEDED", "get")
+        check(job["id"] in up.run("jobs").out, "list")
+        check(up.run("job", "delete", job["id"]).code == 0, "delete")
+        refused(up.run("job", "get", job["id"]), 3, job["id"])
+        with open(yaml, "a") as file:
+            file.write("sede: 1\n")
+        refused(up.run("submit", yaml), 3, "sede", "seed")
+
+
+def test_port_in_use():
+    with socket.socket() as taken, tempfile.TemporaryDirectory() as state:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run("controller", "--listen", address, "--state", state)
+        check(result.code != 0 and any(address in line for line in result.said()), result.err)
+        result = run("up", "--listen", address)
+        check(result.code != 0 and "READY" not in result.out, result.out)
+        result = run("controller", "--listen", "0.0.0.0:0", "--state", state)
+        check(result.code == 3 and any("0.0.0.0" in line for line in result.said()), result.err)
+    no_orphans()
+
+
+def kill_during_a_run(pattern, expect_client=True):
+    with Up(1, 2) as up:
+        client = up.start("generate", MODEL, "--prompt", "x", "--max-tokens", 30000, "--ignore-eos")
+        check(client.stdout.read(1), "no token")
+        os.kill(wait_for(pattern, lambda: processes(pattern))[-1], signal.SIGKILL)
+        result = finish(client)
+        check(result.code not in (0, 130), result.code, result.err)
+        check(len(result.said()) == 1, result.err)
+        if pattern != r"^\S*toroid up ":
+            return result
+    return None
+
+
+def test_a_killed_worker_ends_the_request():
+    result = kill_during_a_run(r"^\S*toroid worker ")
+    check("rank" in result.said()[0], result.err)
+    no_orphans()
+
+
+def test_a_killed_mpirun_ends_the_request():
+    kill_during_a_run(r"^\S*mpirun ")
+    no_orphans()
+
+
+def test_a_killed_agent_leaves_no_world():
+    kill_during_a_run(r"^\S*toroid agent ")
+    no_orphans()
+
+
+def test_a_killed_up_leaves_nothing():
+    with Up(2, 1) as up:
+        check(len(processes(r"^\S*toroid (agent|controller) ")) == 3, ours())
+        client = up.start("generate", MODEL, "--prompt", "x", "--max-tokens", 30000, "--ignore-eos")
+        check(client.stdout.read(1), "no token")
+        up.process.kill()
+        up.process.wait()
+        up.process.stdout.close()
+        up.process.stderr.close()
+        finish(client)
+    no_orphans(20)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The command line without ranks: mistakes, help, tools, and what launch refuses."""
+import json
+import os
+import tempfile
+
+from harness import *
+
+
+def test_mistakes_are_usage_errors():
+    refused(run("generate", MODEL, "--promt", "x"), 2, "--promt", "did you mean --prompt?")
+    refused(run("genrate"), 2, "genrate", "did you mean generate?")
+    refused(run("generate", MODEL), 2, "no prompt")
+    refused(run("generate", MODEL, "--prompt", "x", "--prompt-ids", "1"), 2, "several prompts")
+    refused(run("generate", MODEL, "--prompt", "x", "--top-p", "2"), 2, "--top-p")
+    refused(run("generate", MODEL, "--prompt", "x", env={"TOROID_THREADS": "some"}), 2, "TOROID_THREADS")
+    refused(run(), 2, "no verb")
+    refused(run("job"), 2, "submit|list|get")
+
+
+def test_planned_verbs_are_refused_and_not_shown():
+    shown = run("--help")
+    check(shown.code == 0 and "generate" in shown.out, shown.out)
+    for verb in ["train", "serve", "plan", "doctor", "convert", "manifest", "completion", "pki"]:
+        refused(run(verb, "x"), 2, "not in this version", verb)
+        check(f"\n  {verb} " not in shown.out, verb, "is shown")
+    check("worker" not in shown.out, "worker is shown")
+
+
+def test_every_verb_has_help_with_examples():
+    verbs = [line[2:18].strip() for line in run("--help").out.split("\n") if line.startswith("  ")]
+    verbs = [verb for verb in verbs if verb and verb[0].isalpha()]
+    check(len(verbs) > 5, verbs)
+    for verb in verbs:
+        shown = run(*verb.split(), "--help")
+        check(shown.code == 0 and "examples:" in shown.out and shown.err == "", verb, shown.err)
+
+
+def test_version():
+    facts = run("version", "-o", "json").json()
+    check(facts["schema"] == 1 and facts["isa"] in ("scalar", "avx2", "avx512"), facts)
+    check(run("--version").out.startswith("toroid "), "--version")
+
+
+def test_tokenize():
+    check(run("tokenize", MODEL, stdin="Hi\n", ).out == "72,105,10\n", "ids")
+    tokens = run("tokenize", MODEL, "-o", "json", "--pieces", stdin="Hi").json()
+    check(tokens["schema"] == 1 and tokens["count"] == 2 and tokens["ids"] == [72, 105], tokens)
+    check(len(tokens["pieces"]) == 2, tokens)
+    refused(run("tokenize", "/nowhere/model", stdin="x"), 3, "/nowhere/model")
+    refused(run("tokenize", MODEL, "--file", "/nowhere/text"), 3, "/nowhere/text")
+
+
+def test_inspect():
+    facts = run("inspect", MODEL, "-o", "json").json()
+    check(facts["schema"] == 1 and facts["format"] == "random", facts["format"])
+    check(len(facts["tensors"]) > 10 and facts["parameters"] > 1000, "tensors")
+    refused(run("inspect", "random:nothing"), 3, "nothing", "tiny-gqa")
+
+
+def test_launch_prints_the_line():
+    shown = run("launch", "-n", 4, "--dry-run", "generate", MODEL, "--prompt", "a b")
+    check(shown.code == 0, shown.err)
+    line = shown.out.strip()
+    check("mpirun" in line and " -n 4 " in line and line.endswith(f"generate {MODEL} --prompt 'a b'"), line)
+
+
+def test_launch_refuses():
+    words = ["generate", MODEL, "--prompt", "x"]
+    with tempfile.TemporaryDirectory() as empty:
+        refused(run("launch", "-n", 2, *words, env={"PATH": empty}), 3, "mpirun not found")
+    refused(run("launch", "-n", 4, "--hosts", "localhost:1", *words), 1, "too few slots", 4, 1)
+    refused(run("launch", "-n", 2, "genrate"), 2, "did you mean generate?")
+    refused(run("launch", "-n", 2, "tokenize", MODEL), 2, "not for ranks")
+    refused(run("launch", "-n", 2, *words, "--lauout", "zigzag"), 2, "did you mean --layout?")
+    refused(run("launch", "-n", 2), 2, "no verb")
+    refused(run("launch", "-n", 2, *words, env={"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}),
+            2, "the ranks are already here")
+
+
+def test_no_controller_there():
+    refused(run("pods", "--controller", "127.0.0.1:1"), 4, "127.0.0.1:1")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+#include "launcher/exit_code.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace toroid {
+namespace {
+
+TEST(ExitCode, EveryStatusCodeHasOne) {
+  const std::pair<absl::StatusCode, int> kTable[] = {
+      {absl::StatusCode::kCancelled, 130},        {absl::StatusCode::kUnknown, 1},
+      {absl::StatusCode::kInvalidArgument, 3},    {absl::StatusCode::kDeadlineExceeded, 124},
+      {absl::StatusCode::kNotFound, 3},           {absl::StatusCode::kAlreadyExists, 3},
+      {absl::StatusCode::kPermissionDenied, 3},   {absl::StatusCode::kResourceExhausted, 1},
+      {absl::StatusCode::kFailedPrecondition, 3}, {absl::StatusCode::kAborted, 1},
+      {absl::StatusCode::kOutOfRange, 3},         {absl::StatusCode::kUnimplemented, 3},
+      {absl::StatusCode::kInternal, 1},           {absl::StatusCode::kUnavailable, 4},
+      {absl::StatusCode::kDataLoss, 3},           {absl::StatusCode::kUnauthenticated, 3}};
+  for (const auto& [code, exit_code] : kTable) {
+    EXPECT_EQ(ExitCodeOf(absl::Status(code, "x")), exit_code) << absl::StatusCodeToString(code);
+  }
+  EXPECT_EQ(ExitCodeOf(absl::OkStatus()), 0);
+}
+
+TEST(ExitCode, AnExplicitCodeWins) {
+  EXPECT_EQ(ExitCodeOf(UsageError("x")), 2);
+  EXPECT_EQ(ExitCodeOf(WithExitCode(absl::UnavailableError("x"), 5)), 5);
+  EXPECT_EQ(ExitCodeOf(SilentExit(137)), 137);
+  EXPECT_TRUE(SilentExit(0).ok());
+}
+
+TEST(ExitCode, OneLineOnStderr) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(ReportError(absl::NotFoundError("no such file: /x\nreally: check the path"), true), 3);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "toroid: no such file: /x really: check the path\n");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(ReportError(SilentExit(7), true), 7);
+  EXPECT_EQ(ReportError(absl::NotFoundError("x"), false), 3);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+}  // namespace
+}  // namespace toroid

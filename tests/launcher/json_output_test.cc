@@ -1,0 +1,98 @@
+#include "launcher/json_output.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+namespace toroid {
+namespace {
+
+RunReport Report() {
+  RunReport report;
+  report.mesh = {1, 2, 1};
+  report.timing = {0.5, 0.25, 2, 16, 2};
+  report.memory = {{10, 11}, {12, 13}, {1, 2}, {3, 4}, {5, 6}, {7, 8}, {90, 91}};
+  report.comm = {{"ring", {100, 101}, {60, 61}, {4, 4}}};
+  return report;
+}
+
+constexpr char kReportTail[] =
+    R"("timing":{"load_s":0.5,"prefill_s":0.25,"decode_s":2.0,"prefill_tokens_per_s":16.0,)"
+    R"("decode_tokens_per_s":2.0},"memory":{"peak_bytes":[10,11],"predicted_bytes":[12,13],)"
+    R"("weights_bytes":[1,2],"kv_bytes":[3,4],"scratch_bytes":[5,6],"block_scratch_bytes":[7,8],)"
+    R"("resident_bytes":[90,91]},"comm":{"by_axis":{"ring":{"bytes_sent":[100,101],)"
+    R"("prefill_bytes_sent":[60,61],"calls":[4,4]}}}})";
+
+TEST(JsonOutput, Generate) {
+  GenerateResult result;
+  result.prompt_tokens = 4;
+  result.ids = {5, 6};
+  result.text = "hi\n";
+  result.finish = FinishReason::kStop;
+  result.min_margin = 0.125;
+  result.report = Report();
+  const std::string head =
+      R"({"schema":1,"model":"random:tiny","mesh":{"pods":1,"data":1,"ring":2,"tensor":1},)"
+      R"("prompt_tokens":4,"ids":[5,6],"text":"hi\n","finish_reason":"stop",)";
+  EXPECT_EQ(GenerateJson("random:tiny", result), head + R"("min_margin":0.125,)" + kReportTail);
+  result.logprobs = {-0.5, -1};
+  result.prompt_logprobs = {{3, -2.5}};
+  EXPECT_EQ(GenerateJson("random:tiny", result),
+            head + R"("logprobs":[-0.5,-1.0],"prompt_logprobs":[[3,-2.5]],"min_margin":0.125,)" +
+                kReportTail);
+}
+
+TEST(JsonOutput, Score) {
+  ScoreResult result;
+  result.tokens = 3;
+  result.mean_nll = 0.5;
+  result.perplexity = 1.5;
+  result.last_logsumexp = 7.5;
+  result.last_top = {{9, 1.25}};
+  result.report = Report();
+  EXPECT_EQ(ScoreJson("m", result),
+            std::string(R"({"schema":1,"model":"m","mesh":{"pods":1,"data":1,"ring":2,"tensor":1},)"
+                        R"("tokens":3,"mean_nll":0.5,"perplexity":1.5,)"
+                        R"("last":{"logsumexp":7.5,"top":[[9,1.25]]},)") +
+                kReportTail);
+}
+
+TEST(JsonOutput, Verify) {
+  VerifyResult result;
+  result.pass = true;
+  result.worst = {"k", 1, 1e-7, 1e-6};
+  result.tensors = {result.worst};
+  result.report = Report();
+  EXPECT_EQ(
+      VerifyJson("m", result),
+      std::string(R"({"schema":1,"model":"m","mesh":{"pods":1,"data":1,"ring":2,"tensor":1},)"
+                  R"("pass":true,"worst":{"tensor":"k","layer":1,"error":1e-07,"bound":1e-06},)"
+                  R"("tensors":[{"tensor":"k","layer":1,"error":1e-07,"bound":1e-06}],)") +
+          kReportTail);
+}
+
+TEST(JsonOutput, Tokenize) {
+  EXPECT_EQ(TokenizeJson({{1, 2}, {"a", "b"}}, true),
+            R"({"schema":1,"count":2,"ids":[1,2],"pieces":["a","b"]})");
+  EXPECT_EQ(TokenizeJson({{1, 2}, {}}, false), R"({"schema":1,"count":2,"ids":[1,2]})");
+}
+
+TEST(JsonOutput, OddNumbersAndTextStayJson) {
+  GenerateResult result;
+  result.text = "\xff\xfe";
+  result.min_margin = std::numeric_limits<double>::infinity();
+  const nlohmann::json json = nlohmann::json::parse(GenerateJson("m", result));
+  EXPECT_TRUE(json["min_margin"].is_null());
+  EXPECT_EQ(json["text"], "\xef\xbf\xbd\xef\xbf\xbd");
+}
+
+TEST(JsonOutput, FactsAndRows) {
+  const std::vector<JsonRow> rows = {{{"op", "rope"}, {"gbs", 1.5}, {"size", 64.0}}};
+  EXPECT_EQ(FactsJson({{"bench", "ops"}}, &rows),
+            R"({"schema":1,"bench":"ops","rows":[{"op":"rope","gbs":1.5,"size":64}]})");
+}
+
+}  // namespace
+}  // namespace toroid

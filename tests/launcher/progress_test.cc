@@ -1,0 +1,77 @@
+#include "launcher/progress.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "launcher/terminal.h"
+
+namespace toroid {
+namespace {
+
+using testing::HasSubstr;
+
+struct Screen {
+  double now = 100;
+  std::string text;
+  ProgressMeter Meter(ProgressMode mode) {
+    return ProgressMeter(
+        mode, 100, [this](absl::string_view t) { text.append(t.data(), t.size()); },
+        [this] { return now; });
+  }
+};
+
+TEST(Progress, ModeFollowsFlagThenTerminal) {
+  EXPECT_EQ(ChooseProgress("auto", false, true), ProgressMode::kBar);
+  EXPECT_EQ(ChooseProgress("auto", false, false), ProgressMode::kNone);
+  EXPECT_EQ(ChooseProgress("bar", false, false), ProgressMode::kBar);
+  EXPECT_EQ(ChooseProgress("lines", false, true), ProgressMode::kLines);
+  EXPECT_EQ(ChooseProgress("bar", true, true), ProgressMode::kNone);
+}
+
+TEST(Progress, BarShowsShareRateAndTimeLeft) {
+  Screen screen;
+  ProgressMeter meter = screen.Meter(ProgressMode::kBar);
+  meter.Update("prefill", 0, 4000, "tokens");
+  screen.now += 2;
+  meter.Update("prefill", 1000, 4000, "tokens");
+  EXPECT_THAT(screen.text, HasSubstr("prefill"));
+  EXPECT_THAT(screen.text, HasSubstr("25%  1000/4000 tokens  500 tokens/s  6.0s left"));
+  EXPECT_EQ(screen.text.find('\n'), std::string::npos);
+  screen.text.clear();
+  screen.now += 0.01;
+  meter.Update("prefill", 1001, 4000, "tokens");  // sooner than a tenth of a second
+  EXPECT_EQ(screen.text, "");
+  meter.Clear();
+  EXPECT_EQ(screen.text, "\r\033[K");
+}
+
+TEST(Progress, LinesAreFewAndWhole) {
+  Screen screen;
+  ProgressMeter meter = screen.Meter(ProgressMode::kLines);
+  for (int i = 0; i <= 100; ++i) {
+    meter.Update("prefill", i * 10, 1000, "tokens");
+    screen.now += 0.05;
+  }
+  EXPECT_EQ(std::count(screen.text.begin(), screen.text.end(), '\n'), 3);  // 2 s, 4 s, the end
+  EXPECT_EQ(screen.text.find('\r'), std::string::npos);
+  EXPECT_THAT(screen.text, HasSubstr("100%"));
+}
+
+TEST(Progress, NoneIsSilent) {
+  Screen screen;
+  {
+    ProgressMeter meter = screen.Meter(ProgressMode::kNone);
+    meter.Update("prefill", 1, 2, "tokens");
+  }
+  EXPECT_EQ(screen.text, "");
+}
+
+TEST(Terminal, TablesAlignNumbersRight) {
+  EXPECT_EQ(Table({{"op", "rate"}, {"matmul", "9.1"}, {"rope", "10.25"}}),
+            "op       rate\n"
+            "matmul    9.1\n"
+            "rope    10.25\n");
+}
+
+}  // namespace
+}  // namespace toroid
