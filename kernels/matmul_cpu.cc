@@ -115,6 +115,17 @@ void MatVecProduct(ThreadPool& pool, const MatMulArgs<float>& a) {
   const RowKernels& kernels = CurrentRowKernels();
   const int64_t row_bytes = RowBytes(a.w_type, a.w_stride);
   const int64_t grain = std::clamp<int64_t>(32768 / std::max<int64_t>(row_bytes, 1), 4, 256);
+  if (a.m == 1 && kernels.prepare && (a.w_type == DType::kQ4_0 || a.w_type == DType::kQ4_1) &&
+      PreparedBytes(a.k) <= ThreadPool::kScratchBytes) {
+    void* prepared = pool.shared_scratch();
+    kernels.prepare(a.w_type, a.x, a.k, prepared);
+    pool.ParallelFor(a.n, grain / 4 * 4, [&](int64_t begin, int64_t end, int) {
+      kernels.matvec_prepared(a.w_type, prepared, WeightRow(a.w_type, a.w, a.w_stride, begin),
+                              row_bytes, end - begin, a.k, a.out + begin);
+      AddBias(a, 0, 1, begin, end);
+    });
+    return;
+  }
   pool.ParallelFor(a.n, grain, [&](int64_t begin, int64_t end, int) {
     kernels.matvec(a.w_type, a.x, a.x_stride, a.m, WeightRow(a.w_type, a.w, a.w_stride, begin),
                    row_bytes, end - begin, a.k, a.out + begin, a.out_stride);

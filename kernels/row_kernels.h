@@ -14,6 +14,11 @@ struct RowKernels {
   // w, which lie w_bytes apart.
   void (*matvec)(DType type, const float* x, int64_t x_stride, int64_t m, const void* w,
                  int64_t w_bytes, int64_t n, int64_t k, float* out, int64_t out_stride);
+  // One row of x, with work done once for all rows of w. Both null where matvec is as fast; else
+  // for the types of 4 bits: `prepare` writes PreparedBytes(k) bytes that `matvec_prepared` reads.
+  void (*prepare)(DType type, const float* x, int64_t k, void* prepared);
+  void (*matvec_prepared)(DType type, const void* prepared, const void* w, int64_t w_bytes,
+                          int64_t n, int64_t k, float* out);
   // out = gate / (1 + e^-gate) * up
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
   float (*max)(const float* x, int64_t n);
@@ -21,6 +26,8 @@ struct RowKernels {
   double (*exp_sum)(const float* x, float max, int64_t n);
   float (*sum_squares)(const float* x, int64_t n);
 };
+
+constexpr int64_t PreparedBytes(int64_t k) { return (k + k / 16) * 4; }
 
 const RowKernels& RowKernelsAvx2();
 const RowKernels& RowKernelsAvx512();

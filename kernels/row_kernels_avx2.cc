@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "kernels/nibble_dot_avx2.h"
 #include "kernels/row_kernels_loops.h"
 
 namespace toroid {
@@ -59,10 +60,32 @@ struct BlockLoader<8> {
   }
 };
 
+void Prepare(DType type, const float* x, int64_t k, void* prepared) {
+  PrepareNibbles(type, x, k, static_cast<float*>(prepared));
+}
+
+void MatVecPrepared(DType type, const void* prepared, const void* w, int64_t w_bytes, int64_t n,
+                    int64_t k, float* out) {
+  const float* x = static_cast<const float*>(prepared);
+  const uint8_t* rows = static_cast<const uint8_t*>(w);
+  if (type == DType::kQ4_1) {
+    NibbleRows<DType::kQ4_1>(x, rows, w_bytes, n, k, out);
+  } else {
+    NibbleRows<DType::kQ4_0>(x, rows, w_bytes, n, k, out);
+  }
+}
+
+constexpr RowKernels MakeKernels() {
+  RowKernels kernels = MakeRowKernels<8>();
+  kernels.prepare = Prepare;
+  kernels.matvec_prepared = MatVecPrepared;
+  return kernels;
+}
+
 }  // namespace
 
 const RowKernels& RowKernelsAvx2() {
-  static constexpr RowKernels kKernels = MakeRowKernels<8>();
+  static constexpr RowKernels kKernels = MakeKernels();
   return kKernels;
 }
 

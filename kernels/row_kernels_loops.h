@@ -270,7 +270,7 @@ float SumSquares(const float* x, int64_t n) {
 
 template <int L>
 constexpr RowKernels MakeRowKernels() {
-  return {Decode, MatVec<L>, SwiGlu<L>, Max<L>, ExpSum<L>, SumSquares<L>};
+  return {Decode, MatVec<L>, nullptr, nullptr, SwiGlu<L>, Max<L>, ExpSum<L>, SumSquares<L>};
 }
 
 }  // namespace
