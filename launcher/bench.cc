@@ -1,19 +1,28 @@
-// toroid bench: measured rows with the bound beside each.
-//   ops          products at prefill and decode sizes, norms, SwiGLU
-//   attention    one causal tile, one query against a long cache
-//   ring         a ring step: message, attention, both at once        (2 ranks
-//   or more) collectives  every verb at three sizes (2 ranks or more) model
-//   prefill and decode of a model on this mesh
+// toroid bench: measured rows with the bound beside each. Inputs are random, outputs poisoned;
+// every case is verified before it is timed. Workloads:
+//
+//   ops          peaks of this machine: multiply-adds, memory read, memory copy
+//                matmul f32 2048^3; products of SmolLM2-135M at 512 tokens, f32, bf16, q4_1
+//                matvec of its feed-forward and output head: f32, bf16, q8_0, q4_1, cold in memory
+//                rms_norm, rope, swiglu on arrays larger than the caches
+//   attention    causal f32: 9 heads of 64, 9 on 3 KV heads, 8 on 2 of 128, at 2,048 and 8,192
+//                decode: one query on 4,096 keys, f32 and bf16, cold in memory
+//   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each
+//   ring [M]     ring prefill of M at 4,000 tokens, or attention alone at 8,192: against one rank
+//                with all threads; per round compute and exposed exchange (2 ranks or more)
+//   collectives  every verb from 1 KiB to 16 MiB (2 ranks or more)
 #include "launcher/bench.h"
 
-#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "core/status_macros.h"
+#include "kernels/isa.h"
 #include "launcher/exit_code.h"
+#include "launcher/json_output.h"
 #include "launcher/options.h"
+#include "launcher/quantity.h"
 #include "launcher/suggest.h"
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
@@ -23,123 +32,188 @@
 
 namespace toroid {
 
-absl::Status BenchCheck(const std::string& name, double got, double expected, double tolerance) {
-  if (std::abs(got - expected) <= tolerance) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrFormat("wrong result: %s: %.9g instead of %.9g: not timed, please report this", name,
-                      got, expected));
+absl::Status BenchRun::Case(const std::string& name, const std::function<void()>& call,
+                            const std::function<absl::Status()>& verify,
+                            const std::function<BenchRow(double seconds)>& row) {
+  if (!Wants(name)) return absl::OkStatus();
+  on_case_(name);
+  call();
+  TOROID_RETURN_IF_ERROR(verify());
+  Add(row(MedianSeconds(samples_, call)));
+  return absl::OkStatus();
 }
 
-void PrintBench(const Arguments& arguments, const std::string& suite, int ranks, int threads,
-                const BenchPeaks& peaks, const std::vector<BenchRow>& rows) {
-  if (arguments.Text("--format") == "json") {
-    std::vector<JsonRow> json;
-    for (const BenchRow& row : rows) {
-      json.push_back({{"name", row.name},
-                      {"size", row.size},
-                      {"seconds", row.seconds},
-                      {"rate", row.rate},
-                      {"unit", row.unit},
-                      {"bound", row.bound},
-                      {"bound_by", row.bound_by},
-                      {"percent_of_bound", row.bound > 0 ? 100 * row.rate / row.bound : 0}});
-    }
-    WriteStdout(absl::StrCat(FactsJson({{"bench", suite},
-                                        {"ranks", double(ranks)},
-                                        {"threads", double(threads)},
-                                        {"peak_flops", peaks.flops},
-                                        {"peak_read", peaks.read},
-                                        {"peak_copy", peaks.copy}},
-                                       &json),
-                             "\n"));
-    return;
+double BenchRun::fma_peak() {
+  if (fma_peak_ == 0) fma_peak_ = MeasureFmaPeak(pool_);
+  return fma_peak_;
+}
+double BenchRun::memory_read() {
+  if (memory_read_ == 0) memory_read_ = MeasureMemoryRead(pool_);
+  return memory_read_;
+}
+double BenchRun::memory_copy() {
+  if (memory_copy_ == 0) memory_copy_ = MeasureMemoryCopy(pool_);
+  return memory_copy_;
+}
+
+absl::Status ExpectClose(const std::string& name, double actual, double expected,
+                         double tolerance) {
+  if (std::abs(actual - expected) <= tolerance * (1 + std::abs(expected))) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("wrong result: ", name, ": ", actual, " instead of ",
+                                          expected, ": not timed, please report this"));
+}
+
+std::string BenchJson(const std::string& workload, int ranks, const BenchRun& run) {
+  std::vector<JsonRow> rows;
+  for (const BenchRow& row : run.rows()) {
+    rows.push_back({{"case", row.name},
+                    {"size", row.size},
+                    {"seconds", row.seconds},
+                    {"rate", row.rate},
+                    {"unit", row.unit},
+                    {"bound", row.bound > 0 ? row.bound : std::nan("")},
+                    {"percent", PercentOfBound(row)}});
   }
-  std::vector<std::vector<std::string>> table = {
-      {"case", "size", "time", "rate", "unit", "bound", "of bound", "bound by"}};
-  for (const BenchRow& row : rows) {
-    table.push_back({row.name, row.size, absl::StrFormat("%.3f ms", row.seconds * 1e3),
-                     absl::StrFormat("%.2f", row.rate), row.unit,
-                     absl::StrFormat("%.1f", row.bound),
-                     row.bound > 0 ? absl::StrFormat("%.0f%%", 100 * row.rate / row.bound) : "-",
-                     row.bound_by});
-  }
-  WriteStdout(Table(table, ColourStdout()));
-  if (!arguments.Flag("--quiet")) {
-    Talk(
-        absl::StrFormat("%d rank(s) of %d thread(s); measured here: %.1f GF/s "
-                        "f32, %.1f GB/s read, "
-                        "%.1f GB/s copy",
-                        ranks, threads, peaks.flops * 1e-9, peaks.read * 1e-9, peaks.copy * 1e-9));
-  }
+  double load[1] = {0};
+  getloadavg(load, 1);
+  return FactsJson({{"workload", workload},
+                    {"isa", IsaName(CurrentIsa())},
+                    {"ranks", double(ranks)},
+                    {"threads", double(run.threads())},
+                    {"samples", double(run.samples())},
+                    {"load_average", load[0]}},
+                   &rows);
 }
 
 namespace {
 
-absl::Status RunBench(const Arguments& arguments) {
-  const std::string suite = arguments.Text("SUITE");
-  const std::vector<std::string> suites = {"ops", "attention", "ring", "collectives", "model"};
-  if (std::find(suites.begin(), suites.end(), suite) == suites.end()) {
-    return UsageError(absl::StrCat("unknown benchmark: ", suite,
-                                   DidYouMean(suite, suites,
-                                              "give ops, attention, ring, "
-                                              "collectives or model")));
+const std::vector<std::string>& Workloads() {
+  static const auto& names =
+      *new std::vector<std::string>{"ops", "attention", "model", "ring", "collectives"};
+  return names;
+}
+
+// --tokens, or the workload's own lengths.
+absl::StatusOr<std::vector<int64_t>> Lengths(const Arguments& arguments,
+                                             const std::string& workload) {
+  std::vector<int64_t> lengths;
+  for (const std::string& text : arguments.Texts("--tokens")) {
+    TOROID_ASSIGN_OR_RETURN(const int64_t tokens, ParseCount(text));
+    if (tokens < 1) return UsageError("bad value of --tokens: 0: give at least 1");
+    lengths.push_back(tokens);
   }
-  if (suite == "model") return BenchModel(arguments);
-  if (arguments.Has("MODEL")) {
+  if (!lengths.empty()) return lengths;
+  if (workload == "model") return std::vector<int64_t>{512, 4000};
+  return std::vector<int64_t>{arguments.Has("MODEL") ? 4000 : 8192};
+}
+
+absl::Status CheckWorkload(const Arguments& arguments) {
+  const std::string workload = arguments.Text("WORKLOAD");
+  bool known = false;
+  for (const std::string& name : Workloads()) known = known || name == workload;
+  if (!known) {
+    return UsageError(absl::StrCat(
+        "unknown benchmark: ", workload,
+        DidYouMean(workload, Workloads(), "give ops, attention, model, ring or collectives")));
+  }
+  const bool takes_model = workload == "model" || workload == "ring";
+  if (workload == "model" && !arguments.Has("MODEL")) {
+    return UsageError("no model: bench model: write bench model random:124m, or a model's path");
+  }
+  if (!takes_model && arguments.Has("MODEL")) {
+    return UsageError(absl::StrCat("too many arguments: bench ", workload, " takes no model: drop ",
+                                   arguments.Text("MODEL")));
+  }
+  const int64_t ranks = ThisLauncherEnvironment().promised_size;
+  if ((workload == "ring" || workload == "collectives") && ranks < 2) {
+    return UsageError(absl::StrCat("one rank: bench ", workload,
+                                   " needs two or more: write toroid launch -n 2 bench ",
+                                   workload));
+  }
+  if ((workload == "ops" || workload == "attention") && ranks > 1) {
     return UsageError(
-        absl::StrCat("too many arguments: bench ", suite, " takes no model: drop it"));
+        absl::StrCat("several ranks: bench ", workload, " is of one rank: run it without launch"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicator> world,
+                         BenchRun& run) {
+  const std::string workload = arguments.Text("WORKLOAD");
+  if (workload == "ops") return BenchOps(run);
+  if (workload == "attention") return BenchAttention(run);
+  if (workload == "collectives") return BenchCollectives(run, *world);
+  TOROID_ASSIGN_OR_RETURN(LoadRequest load, LoadOptions(arguments, "striped:16"));
+  load.threads = run.threads();
+  TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
+  TOROID_ASSIGN_OR_RETURN(load.mesh, ParseMesh(mesh, world->size(), "ring"));
+  TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, Lengths(arguments, workload));
+  if (workload == "model") return BenchModel(run, std::move(world), load, lengths);
+  if (load.mesh.ring != world->size()) {
+    return UsageError(absl::StrCat("mesh without a ring of all: ", ToString(load.mesh),
+                                   ": bench ring takes all ranks on the ring: drop --mesh"));
+  }
+  return BenchRing(run, std::move(world), load, lengths.back());
+}
+
+absl::Status RunBench(const Arguments& arguments) {
+  TOROID_RETURN_IF_ERROR(CheckWorkload(arguments));
+  if (const std::string error = IsaError(); !error.empty()) return UsageError(error);
+  const int64_t asked = arguments.Count("--threads"), samples = arguments.Count("--samples");
+  if (asked > 4096) return UsageError("bad value of --threads: give 0 to 4096");
+  if (samples > 1000) return UsageError("bad value of --samples: give 0 to 1000");
   EndWithLauncher();
   int argc = 0;
   char** argv = nullptr;
   TOROID_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, NewWorld(&argc, &argv));
-  int threads = static_cast<int>(arguments.Count("--threads"));
-  if (threads <= 0) {
-    threads = static_cast<int>(ThreadsPerRank(AffinityCores(), HostsOf(*world)));
+  const int rank = world->rank(), ranks = world->size();
+  const int64_t threads = asked > 0 ? asked : ThreadsPerRank(AffinityCores(), HostsOf(*world));
+  const bool talks = rank == 0 && !arguments.Flag("--quiet") &&
+                     (StderrIsTerminal() || arguments.Flag("--verbose"));
+  const int64_t usual = arguments.Has("MODEL") ? 3 : 7;
+  BenchRun run(int(threads), int(samples > 0 ? samples : usual), arguments.Text("--only"),
+               [talks](const std::string& name) {
+                 if (talks) Talk(name);
+               });
+  TOROID_RETURN_IF_ERROR(RunWorkload(arguments, std::move(world), run));
+  if (rank != 0) return absl::OkStatus();
+  if (run.rows().empty()) {
+    return UsageError(absl::StrCat("no such case: --only ", arguments.Text("--only"),
+                                   ": run without it to see the cases"));
   }
-  const std::unique_ptr<Backend> backend = NewCpuBackend(DType::kF32, threads);
-  const BenchPeaks peaks = MeasurePeaks(threads);  // on all ranks at once, as the cases run
-  absl::StatusOr<std::vector<BenchRow>> rows;
-  if (suite == "ops") {
-    rows = BenchOps(*backend, peaks);
-  } else if (suite == "attention") {
-    rows = BenchAttention(*backend, peaks);
-  } else if (suite == "ring") {
-    rows = BenchRing(*backend, *world, peaks);
+  if (arguments.Text("--format") == "json") {
+    WriteStdout(absl::StrCat(BenchJson(arguments.Text("WORKLOAD"), ranks, run), "\n"));
   } else {
-    rows = BenchCollectives(*backend, *world, peaks);
+    WriteStdout(Table(BenchCells(run.rows()), ColourStdout()));
   }
-  TOROID_RETURN_IF_ERROR(rows.status());
-  if (world->rank() == 0) PrintBench(arguments, suite, world->size(), threads, peaks, *rows);
   return absl::OkStatus();
 }
 
 const OptionTable kBenchOptions = {
     "benchmark",
     {
-        {"--prompt-tokens", ValueKind::kCount, "N", "512", "model: tokens of the prompt"},
-        {"--max-tokens", ValueKind::kCount, "N", "32", "model: tokens to make"},
+        {"--only", ValueKind::kText, "TEXT", "", "ops, attention, collectives: cases with this"},
+        {"--samples", ValueKind::kCount, "N", "0", "of each median; 0: 7, of a model 3"},
+        {"--tokens", ValueKind::kText, "N", "", "model (repeat for more) and ring: prompt length",
+         false, true},
     }};
 
 }  // namespace
 
 const Verb kBenchVerb = {
     .name = "bench",
-    .summary =
-        "time ops, attention, ring, collectives or a model, with the "
-        "bound beside each",
-    .positionals = {{"SUITE", true, "ops, attention, ring, collectives or model"},
-                    {"MODEL", false, "for model: a directory, a GGUF file or random:NAME"}},
-    .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kRunOptions, &kOutputOptions},
+    .summary = "time ops, attention, a model, the ring or collectives, with the bound beside each",
+    .positionals = {{"WORKLOAD", true, "ops, attention, model, ring or collectives"},
+                    {"MODEL", false, "model, ring: a directory, a GGUF file or random:NAME"}},
+    .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kOutputOptions},
     .examples =
-        "toroid bench attention\ntoroid launch -n 2 bench ring\n"
-        "toroid launch -n 2 bench model random:124m --mesh ring=2 -o json",
+        "toroid bench ops --only matvec\n"
+        "toroid bench model random:124m --threads 2 -o json\n"
+        "toroid launch -n 2 bench ring random:124m --tokens 4000",
     .run = RunBench,
     .details =
-        "Every case checks its result first. Bounds are measured in the "
-        "same run: float32\n"
-        "multiply-adds, bytes read, bytes copied by this machine as it "
-        "is loaded now.",
+        "Each case is verified, warmed up and timed; the time is a median. Bounds are measured in\n"
+        "the same run: float32 multiply-adds, bytes read, bytes copied. Idle machines only.",
 };
 
 }  // namespace toroid

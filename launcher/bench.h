@@ -1,79 +1,71 @@
-// What the benchmarks share: rows, timing, and what this machine can do at
-// best.
-//
-// Each case checks its result before it is timed: a wrong answer is an error,
-// never a number. Bounds are measured in the same run (BenchPeaks), so a row
-// says how near the code is to this machine, as it is loaded now.
+// The workloads of `toroid bench`. Each case is verified, warmed up, timed, and becomes one row;
+// bench.cc has the list. A wrong result is an Internal error that names the case.
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "core/backend.h"
 #include "core/communicator.h"
-#include "launcher/command_line.h"
-#include "launcher/json_output.h"
+#include "launcher/bench_measure.h"
+#include "parallel/request.h"
 
 namespace toroid {
 
-struct BenchPeaks {
-  double flops = 0;  // float32 fused multiply-adds of all threads, 2 a lane, per second
-  double read = 0;   // bytes per second read from memory by all threads
-  double copy = 0;   // bytes per second copied by memcpy of one thread
-};
-BenchPeaks MeasurePeaks(int threads);
-
-// Seconds of one call: the median of at least 5 calls and `seconds` of time,
-// after one warm-up.
-double MedianSeconds(const std::function<void()>& call, double seconds = 0.3);
-
-struct BenchRow {
-  std::string name, size;
-  double seconds = 0;
-  double rate = 0;       // in `unit`
-  std::string unit;      // "GF/s", "GB/s", "tokens/s"
-  double bound = 0;      // in `unit`; 0: none
-  std::string bound_by;  // "arithmetic", "memory", "copy"
-};
-
-// The report on stdout: a table, or one JSON object with the peaks and the
-// rows.
-void PrintBench(const Arguments& arguments, const std::string& suite, int ranks, int threads,
-                const BenchPeaks& peaks, const std::vector<BenchRow>& rows);
-
-// bench_ops.cc, bench_attention.cc: one process. bench_comm.cc: collective over
-// `world`; rows are rank 0's.
-absl::StatusOr<std::vector<BenchRow>> BenchOps(Backend& backend, const BenchPeaks& peaks);
-absl::StatusOr<std::vector<BenchRow>> BenchAttention(Backend& backend, const BenchPeaks& peaks);
-absl::StatusOr<std::vector<BenchRow>> BenchCollectives(Backend& backend, Communicator& world,
-                                                       const BenchPeaks& peaks);
-absl::StatusOr<std::vector<BenchRow>> BenchRing(Backend& backend, Communicator& world,
-                                                const BenchPeaks& peaks);
-// bench_model.cc: prefill and decode of a model on this world.
-absl::Status BenchModel(const Arguments& arguments);
-
-// Device memory for the length of a benchmark.
-class BenchMemory {
+// What was asked, the rows so far, and the bounds of this machine, each measured when first asked.
+class BenchRun {
  public:
-  explicit BenchMemory(Backend& backend) : backend_(backend) {}
-  ~BenchMemory();
-  // Filled with numbers in [-1, 1), different for every element. CHECK: out of
-  // memory.
-  Tensor Floats(std::initializer_list<int64_t> shape, uint32_t seed);
-  Tensor Ints(const std::vector<int32_t>& values);
-  Tensor Empty(DType type, std::initializer_list<int64_t> shape);
+  // threads, samples >= 1. only: cases whose name contains it, empty for all. on_case: called with
+  // each case's name before it is timed.
+  BenchRun(
+      int threads, int samples, std::string only,
+      std::function<void(const std::string&)> on_case = [](const std::string&) {})
+      : pool_(threads), samples_(samples), only_(std::move(only)), on_case_(std::move(on_case)) {}
+
+  bool Wants(const std::string& name) const { return name.find(only_) != std::string::npos; }
+  // Verifies and times one case, if it is wanted: `verify` after one call on poisoned outputs, then
+  // `row` with the median seconds of `call`.
+  absl::Status Case(const std::string& name, const std::function<void()>& call,
+                    const std::function<absl::Status()>& verify,
+                    const std::function<BenchRow(double seconds)>& row);
+  void Begin(const std::string& name) const { on_case_(name); }
+  void Add(BenchRow row) { rows_.push_back(std::move(row)); }
+
+  ThreadPool& pool() { return pool_; }
+  int threads() const { return pool_.threads(); }
+  int samples() const { return samples_; }
+  const std::vector<BenchRow>& rows() const { return rows_; }
+  double fma_peak();     // 1e9 FLOPs/s
+  double memory_read();  // 1e9 bytes/s
+  double memory_copy();
 
  private:
-  Backend& backend_;
-  std::vector<std::pair<void*, int64_t>> held_;
+  ThreadPool pool_;
+  const int samples_;
+  const std::string only_;
+  const std::function<void(const std::string&)> on_case_;
+  std::vector<BenchRow> rows_;
+  double fma_peak_ = 0, memory_read_ = 0, memory_copy_ = 0;
 };
 
-// The value that Floats put at flat index i.
-float BenchValue(uint32_t seed, int64_t i);
+// The one object of `-o json`.
+std::string BenchJson(const std::string& workload, int ranks, const BenchRun& run);
 
-// OK if |got - expected| <= tolerance; else DataLoss naming the case.
-absl::Status BenchCheck(const std::string& name, double got, double expected, double tolerance);
+// OK if |actual - expected| <= tolerance (1 + |expected|); NaN is not.
+absl::Status ExpectClose(const std::string& name, double actual, double expected, double tolerance);
+
+absl::Status BenchOps(BenchRun& run);
+absl::Status BenchAttention(BenchRun& run);
+// Collective over `world`; rows on rank 0. REQUIRES two ranks or more.
+absl::Status BenchCollectives(BenchRun& run, Communicator& world);
+// Collective over `world`. load.mesh: all on the ring. tokens: of the text. load.model empty:
+// attention alone, of SmolLM2-135M's shape.
+absl::Status BenchRing(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
+                       int64_t tokens);
+// Collective over `world`. lengths: of the prompts.
+absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
+                        const std::vector<int64_t>& lengths);
 
 }  // namespace toroid

@@ -1,80 +1,122 @@
-// bench model: prefill and decode of a model on this mesh, against arithmetic
-// and memory.
+// Prefill and decode of a whole model through the Engine.
+#include "launcher/bench_model.h"
+
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "core/io/model_source.h"
+#include "core/model/params.h"
+#include "core/random.h"
 #include "core/status_macros.h"
+#include "kernels/dequantize.h"
 #include "launcher/bench.h"
-#include "launcher/exit_code.h"
-#include "launcher/options.h"
-#include "launcher/terminal.h"
-#include "launcher/world.h"
-#include "parallel/launcher_environment.h"
+#include "parallel/host_exchange.h"
 
 namespace toroid {
-namespace {
 
-// Multiplications and additions of a prompt of t tokens: two a weight and token
-// in the layers' matrices, and 4 K a (query, key) pair and head in attention.
-// The head runs for one position.
-double PrefillFlops(const ModelConfig& c, int64_t t) {
-  const double attention =
-      double(c.dim) * double(c.head_dim) * double(2 * c.query_heads + 2 * c.kv_heads);
-  const double weights = double(c.layers) * (attention + 3.0 * double(c.dim) * double(c.ffn));
-  const double pairs = 0.5 * double(t) * double(t + 1);
-  return 2 * weights * double(t) +
-         4.0 * double(c.head_dim) * double(c.query_heads) * double(c.layers) * pairs +
-         2.0 * double(c.dim) * double(c.vocab);
+std::vector<int32_t> RandomIds(int64_t count, int64_t vocab) {
+  std::vector<int32_t> ids(count);
+  for (int64_t i = 0; i < count; ++i) {
+    ids[i] = int32_t(Philox(1, uint64_t(i), 0)[0] % uint64_t(vocab));
+  }
+  return ids;
 }
 
-}  // namespace
-
-absl::Status BenchModel(const Arguments& arguments) {
-  if (!arguments.Has("MODEL")) {
-    return UsageError(
-        "missing argument: MODEL: bench model needs a directory, "
-        "a file or random:NAME");
-  }
-  DirectRun run;
-  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, "striped:16"));
-  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
-  TakeLimits(arguments, &run);
-  TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(run.load.model, run.load.seed));
-  const int64_t prompt = std::max<int64_t>(arguments.Count("--prompt-tokens"), 1);
-  int threads = static_cast<int>(arguments.Count("--threads"));
-  if (threads <= 0) threads = static_cast<int>(AffinityCores());
-  run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
-    Program program;
-    program.kind = ProgramKind::kGenerate;
-    program.generate.max_tokens = std::max<int64_t>(arguments.Count("--max-tokens"), 1);
-    program.generate.ignore_eos = true;
-    for (int64_t i = 0; i < prompt; ++i) {
-      program.generate.prompt_ids.push_back(static_cast<int32_t>((i * 7919 + 11) % model.vocab));
+double PrefillFlops(const ModelConfig& config, int64_t tokens) {
+  double flops = 0;
+  for (const ParamSpec& spec : ParamTable(config)) {
+    if (spec.layer >= 0 && spec.rows > 1) {
+      flops += 2.0 * double(spec.rows) * double(spec.cols) * double(tokens);
     }
-    return program;
-  };
-  absl::Status answered = absl::OkStatus();
-  run.channel.on_generated = [&](uint64_t, const absl::StatusOr<GenerateResult>& result) {
-    answered = result.status();
-    if (!result.ok()) return;
-    const Timing& timing = result->report.timing;
-    const BenchPeaks peaks = MeasurePeaks(threads);  // this host's cores, when the ranks are idle
-    const double flops = PrefillFlops(source.config, prompt);
-    double weights = 0;
-    for (const int64_t bytes : result->report.memory.weights) weights += double(bytes);
-    std::vector<BenchRow> rows;
-    rows.push_back({"prefill", absl::StrCat(prompt, " tokens"), timing.prefill_s,
-                    timing.prefill_tokens_per_s, "tokens/s", peaks.flops / (flops / double(prompt)),
-                    "arithmetic"});
-    rows.push_back({"decode", absl::StrCat(result->ids.size(), " tokens after ", prompt),
-                    timing.decode_s, timing.decode_tokens_per_s, "tokens/s",
-                    weights > 0 ? peaks.read / weights : 0, "memory"});
-    PrintBench(arguments, "model", static_cast<int>(result->report.mesh.size()), threads, peaks,
-               rows);
-  };
-  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
-  return answered;
+  }
+  const double width = double(config.query_heads * config.head_dim);
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const int64_t reach = config.window(layer) > 0 ? config.window(layer) : tokens;
+    const int64_t ramp = std::min(reach, tokens);  // these tokens see all before them
+    const double pairs =
+        double(ramp) * double(ramp + 1) / 2 + double(tokens - ramp) * double(reach);
+    flops += 4 * pairs * width;
+  }
+  return flops + 2.0 * double(config.vocab) * double(config.dim);  // the last position's logits
+}
+
+double DecodeBytes(const Engine& engine, int64_t keys) {
+  const ModelConfig& config = engine.config();
+  double bytes = double(engine.model().weight_bytes());
+  if (!config.tied_embeddings) {  // of the table only one row is read
+    const auto& tensors = engine.source().tensors;
+    const auto found = tensors.find("model.embed_tokens.weight");
+    const DType type = found == tensors.end() ? DType::kF32 : found->second.dtype;
+    if (IsStoredWeight(type)) {
+      bytes -= double(RowBytes(type, config.dim)) * double(config.vocab);
+    }
+  }
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const int64_t window = config.window(layer);
+    const int64_t seen = window > 0 ? std::min(window, keys) : keys;
+    bytes += 2.0 * 4.0 * double(seen * config.kv_heads * config.head_dim);
+  }
+  return bytes;
+}
+
+absl::Status VerifyDecode(Engine& engine, int64_t made) {
+  GenerateRequest request;
+  request.prompt_ids = RandomIds(64, engine.config().vocab);
+  request.max_tokens = made;
+  request.ignore_eos = true;
+  TOROID_ASSIGN_OR_RETURN(const GenerateResult cached, engine.Generate(request, {}));
+  std::vector<int32_t> ids = cached.ids;
+  // Ranks other than 0 have no tokens: they follow rank 0's, which the world broadcasts.
+  ids.resize(made);
+  Tensor told(DType::kI32, {made}, ids.data());
+  engine.mesh().world().Broadcast(engine.stream(), told, 0);
+  request.prompt_ids.insert(request.prompt_ids.end(), ids.begin(), ids.end() - 1);
+  request.max_tokens = 1;
+  TOROID_ASSIGN_OR_RETURN(const GenerateResult uncached, engine.Generate(request, {}));
+  absl::Status status;
+  // A margin near a tie tells nothing.
+  if (engine.mesh().rank() == 0 && std::min(cached.min_margin, uncached.min_margin) > 1e-3 &&
+      uncached.ids.at(0) != ids.back()) {
+    status = absl::InternalError(absl::StrCat(
+        "wrong result: token ", ids.back(), " by decode, token ", uncached.ids[0], " by prefill"));
+  }
+  return ShareStatus(engine.mesh().world(), status);
+}
+
+absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
+                        const std::vector<int64_t>& lengths) {
+  constexpr int64_t kDecodeTokens = 32;
+  const bool speaks = world->rank() == 0;
+  const double ranks = world->size();
+  run.Begin(absl::StrCat("load ", load.model));
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenModel(load.model, load.seed));
+  const auto shared = std::make_shared<const ModelSource>(std::move(source));
+  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                          Engine::Create(std::move(world), shared, load, nullptr));
+  TOROID_RETURN_IF_ERROR(VerifyDecode(*engine, 4));
+  for (const int64_t tokens : lengths) {
+    GenerateRequest request;
+    request.prompt_ids = RandomIds(tokens, engine->config().vocab);
+    request.max_tokens = kDecodeTokens + 1;  // the first comes from prefill's logits
+    request.ignore_eos = true;
+    std::vector<double> prefill, decode;
+    for (int i = 0; i <= run.samples(); ++i) {
+      run.Begin(absl::StrCat("prefill ", tokens, " and decode"));
+      TOROID_ASSIGN_OR_RETURN(const GenerateResult result, engine->Generate(request, {}));
+      if (i == 0) continue;  // a warm-up
+      prefill.push_back(result.report.timing.prefill_s);
+      decode.push_back(result.report.timing.decode_s);
+    }
+    if (!speaks) continue;
+    const double seconds = Median(prefill);
+    run.Add(TokensRow(
+        absl::StrCat("prefill ", tokens), double(tokens), seconds,
+        ranks * run.fma_peak() * 1e9 * double(tokens) / PrefillFlops(engine->config(), tokens)));
+    run.Add(TokensRow(absl::StrCat("decode after ", tokens), kDecodeTokens, Median(decode),
+                      run.memory_read() * 1e9 / DecodeBytes(*engine, tokens + kDecodeTokens / 2)));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace toroid

@@ -38,11 +38,11 @@ sys.path.insert(0, str(ROOT / "tests" / "golden"))
 
 LENGTHS = (512, 4000)
 DECODE_TOKENS = 32
-# our case -> (arguments of toroid bench, "case" of the row)
+# our case -> (workload of toroid bench, "case" of the row)
 KERNEL_CASES = {
-    "attention/2048": (["attention"], "causal f32 h9 k64 s2048"),
-    "attention/8192": (["attention"], "causal f32 h9 k64 s8192"),
-    "sgemm/2048": (["ops"], "matmul f32 2048x2048x2048"),
+    "attention/2048": ("attention", "causal f32 h9 k64 s2048"),
+    "attention/8192": ("attention", "causal f32 h9 k64 s8192"),
+    "sgemm/2048": ("ops", "matmul f32 2048x2048x2048"),
 }
 
 
@@ -175,15 +175,16 @@ class Toroid:
         return self._generate(ids, 1, launch, max(1, self.threads // 2))["prefill_tokens_per_s"]
 
     def decode(self, ids):
-        return self._generate(ids, DECODE_TOKENS + 1)["decode_tokens_per_s"]
+        """The first token comes from prefill's logits: DECODE_TOKENS passes make the others."""
+        return DECODE_TOKENS / self._generate(ids, DECODE_TOKENS + 1)["decode_s"]
 
     def kernel(self, case):
-        arguments, wanted = KERNEL_CASES[case]
-        rows = self._json(["bench", *arguments, "--threads", str(self.threads)])["rows"]
+        workload, wanted = KERNEL_CASES[case]
+        rows = self._json(["bench", workload, "--only", wanted, "--samples", "1", "--threads", str(self.threads)])["rows"]
         for row in rows:
             if row.get("case") == wanted:
                 return row["rate"]
-        raise Skipped(f"toroid bench {arguments[0]} has no row {wanted!r}")
+        raise Skipped(f"toroid bench {workload} has no row {wanted!r}")
 
 
 # ---- measuring ---------------------------------------------------------------------------------------

@@ -1,0 +1,26 @@
+// What the workloads that run a whole model share: prompts, and the work that their bounds count.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/model/model_config.h"
+#include "parallel/engine.h"
+
+namespace toroid {
+
+// Below `vocab`; the same on every rank.
+std::vector<int32_t> RandomIds(int64_t count, int64_t vocab);
+
+// Products of the layers, visible pairs of attention, logits of the last position.
+double PrefillFlops(const ModelConfig& config, int64_t tokens);
+
+// Read to make one token after `keys` others: weights as stored on this rank, K and V in f32. With
+// ranks on the ring K and V are spread over them, which this leaves out.
+double DecodeBytes(const Engine& engine, int64_t keys);
+
+// Greedy tokens by decode against the same by a prefill of all before: cached = uncached.
+// Collective.
+absl::Status VerifyDecode(Engine& engine, int64_t made);
+
+}  // namespace toroid
