@@ -1,8 +1,26 @@
 #include <cmath>
 
 #include "kernels/rope.h"
+#include "kernels/row_kernels.h"
 
 namespace toroid {
+
+namespace {
+
+void Rotation(double position, const double* inv_freq, double scale, int64_t n, double* cosine,
+              double* sine) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double angle = position * inv_freq[i];
+    cosine[i] = std::cos(angle) * scale;
+    sine[i] = std::sin(angle) * scale;
+  }
+}
+void Rotation(double position, const double* inv_freq, double scale, int64_t n, float* cosine,
+              float* sine) {
+  CurrentRowKernels().rotation(position, inv_freq, scale, n, cosine, sine);
+}
+
+}  // namespace
 
 template <typename T>
 void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
@@ -12,11 +30,7 @@ void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int6
     T* cosine = static_cast<T*>(pool.scratch(worker));
     T* sine = cosine + half;
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t d = 0; d < half; ++d) {
-        const double angle = positions[i] * inv_freq[d];
-        cosine[d] = T(std::cos(angle) * scale);
-        sine[d] = T(std::sin(angle) * scale);
-      }
+      Rotation(positions[i], inv_freq, scale, half, cosine, sine);
       for (int64_t h = 0; h < heads; ++h) {
         T* low = x + i * stride + h * head_dim;
         T* high = low + half;

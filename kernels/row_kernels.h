@@ -25,6 +25,9 @@ struct RowKernels {
   // Sum of e^(x - max): lanes of float over pieces of 1024, their totals in double.
   double (*exp_sum)(const float* x, float max, int64_t n);
   float (*sum_squares)(const float* x, int64_t n);
+  // cosine[i], sine[i] of the double position * inv_freq[i], times scale.
+  void (*rotation)(double position, const double* inv_freq, double scale, int64_t n, float* cosine,
+                   float* sine);
 };
 
 constexpr int64_t PreparedBytes(int64_t k) { return (k + k / 16) * 4; }

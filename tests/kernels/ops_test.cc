@@ -275,6 +275,30 @@ TEST(Rope, MatchesReferenceAtFarPositions) {
   }
 }
 
+// Turning (1, 0) shows cosine and sine themselves: rounded from double at any position.
+TEST(Rope, AnglesAreExactAtAnyPosition) {
+  ThreadPool pool(1);
+  const int64_t half = 37;
+  reference::Array inv_freq;
+  for (int64_t i = 0; i < half; ++i) inv_freq.push_back(std::pow(1e5, -double(i) / double(half)));
+  ForEachIsa([&](Isa) {
+    float error_in_float = 0;
+    for (uint64_t i = 0; i < 2000; ++i) {
+      const int32_t position = int32_t(Philox(1, i, 0)[0] >> (1 + i % 31));
+      std::vector<float> x(2 * half);
+      std::fill_n(x.begin(), half, 1.0f);
+      Rope(pool, x.data(), 2 * half, 1, 1, 2 * half, &position, inv_freq.data(), 1);
+      for (int64_t d = 0; d < half; ++d) {
+        const double angle = position * inv_freq[d];
+        ASSERT_NEAR(x[d], std::cos(angle), 6.1e-8) << position << " * " << inv_freq[d];
+        ASSERT_NEAR(x[half + d], std::sin(angle), 6.1e-8) << position << " * " << inv_freq[d];
+        error_in_float = std::max(error_in_float, std::abs(x[d] - std::cos(float(angle))));
+      }
+    }
+    EXPECT_GT(error_in_float, 1e-3f);  // negative control: angles in float
+  });
+}
+
 TEST(KvWrite, ScattersConvertsAndLeavesOut) {
   ThreadPool pool(2);
   const std::vector<float> x = As<float>(RandomArray(4 * 10, 1));
