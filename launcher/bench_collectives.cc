@@ -38,7 +38,7 @@ class Collectives {
       in_.assign(count_, 0);
       out_.assign(count_, 0);
       const double bytes = 4.0 * double(count_), share = double(n_ - 1) / double(n_);
-      bound_ = one_host_ ? CopyRate() : 0;
+      bound_ = one_host_ ? -1 : 0;  // not measured yet; none
       TOROID_RETURN_IF_ERROR(Verb("all_reduce", 2 * share * bytes,
                                   [this] { world_.AllReduce(s_, Partial(Whole(out_))); }));
       TOROID_RETURN_IF_ERROR(Verb("reduce_scatter", share * bytes, [this] {
@@ -91,6 +91,7 @@ class Collectives {
     const std::string name = absl::StrCat(verb, " ", 4 * count_, " B x", n_);
     if (!run_.Wants(name)) return absl::OkStatus();
     run_.Begin(name);
+    if (bound_ < 0) bound_ = CopyRate();
     const bool in_place = verb == "all_reduce" || (verb == "broadcast" && world_.rank() == 0);
     std::fill(out_.begin(), out_.end(), std::nanf(""));
     for (int64_t i = 0; i < count_; ++i) {

@@ -16,7 +16,7 @@ of `toroid bench ... -o json` whose "case" is named in KERNEL_CASES, field "rate
 attention count the half that the mask leaves: 2 S^2 H K.
 
 Needs torch, transformers, gguf; llama-cpp-python where it is installed. CPU numbers are worth something
-on an idle machine only: the load average is in the heading.
+on an idle machine only: the load average before each case is in its row (the benchmark itself adds its threads).
 """
 
 import argparse
@@ -221,7 +221,8 @@ def measure(case, pairs):
     """Times one case; a side that is skipped has no rates."""
     name, unit, peer_name, peer, ours, target = case
     sides = {"peer": peer, "toroid": ours}
-    result = {"case": name, "unit": unit, "peer_name": peer_name, "target": target, "peer": [], "toroid": []}
+    result = {"case": name, "unit": unit, "peer_name": peer_name, "target": target, "peer": [], "toroid": [],
+              "load_average": round(os.getloadavg()[0], 2)}
     for side, timer in sides.items():  # warm up; learn which sides there are
         if timer is None:
             continue
@@ -246,8 +247,8 @@ def measure(case, pairs):
 
 
 def table(results):
-    lines = ["| case | unit | peer | peer, median | toroid, median | toroid / peer | wanted |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| case | unit | peer | peer, median | toroid, median | toroid / peer | wanted | load |",
+             "|---|---|---|---|---|---|---|---|"]
 
     def show(value, digits):
         return "-" if value is None else f"{value:.{digits}f}"
@@ -256,7 +257,7 @@ def table(results):
         sides = [f"skipped: {r[f'{s}_skipped']}" if f"{s}_skipped" in r else show(r[f"{s}_median"], 1)
                  for s in ("peer", "toroid")]
         lines.append(f"| {r['case']} | {r['unit']} | {r['peer_name']} | {sides[0]} | {sides[1]} | "
-                     f"{show(r['ratio'], 2)} | {show(r['target'], 2)} |")
+                     f"{show(r['ratio'], 2)} | {show(r['target'], 2)} | {r['load_average']} |")
     return "\n".join(lines)
 
 
