@@ -4,8 +4,8 @@
 //   q8_0: d q        q4_0: d (q - 8)     q4_1: d q + m      q5_0: d (q - 16)   q5_1: d q + m
 //   q4_k, q5_k: d scale q - d_min min    q6_k: d scale (q - 32)
 //
-// with block layouts as in the GGUF v3 description. In double every value is exact; in float it is
-// that value rounded once.
+// with block layouts as in the GGUF v3 description. In double every value is exact; in float the
+// operations are those of Python's gguf.quants, one after the other. A row needs no alignment.
 #pragma once
 
 #include <cstdint>

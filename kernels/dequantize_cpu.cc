@@ -6,15 +6,17 @@ namespace toroid {
 
 namespace {
 
+// A file's bytes have no alignment.
+template <typename E>
+E Load(const uint8_t* x, int64_t i) {
+  E value;
+  std::memcpy(&value, x + i * static_cast<int64_t>(sizeof(E)), sizeof(E));
+  return value;
+}
+
 template <typename T>
 T Half(const uint8_t* x) {
   return T(FromF16(uint16_t(x[0] | (x[1] << 8))));
-}
-
-uint32_t Word(const uint8_t* x) {
-  uint32_t word;
-  std::memcpy(&word, x, sizeof(word));
-  return word;
 }
 
 // The 32-element types. Nibbles: element i of the first half is the low nibble of byte i, of the
@@ -30,7 +32,7 @@ void DecodeSmallBlock(DType type, const uint8_t* x, T* out) {
   const bool offset = type == DType::kQ4_1 || type == DType::kQ5_1;
   const T m = offset ? Half<T>(x + 2) : T(0);
   const uint8_t* next = x + (offset ? 4 : 2);
-  const uint32_t fifth = five ? Word(next) : 0;
+  const uint32_t fifth = five ? Load<uint32_t>(next, 0) : 0;
   if (five) next += 4;
   const int bias = offset ? 0 : five ? 16 : 8;
   for (int i = 0; i < 32; ++i) {
@@ -107,19 +109,19 @@ void Decode(DType type, const void* row, int64_t begin, int64_t count, T* out) {
   const uint8_t* from = static_cast<const uint8_t*>(row) + RowBytes(type, begin);
   switch (type) {
     case DType::kF32:
-      for (int64_t i = 0; i < count; ++i) out[i] = T(reinterpret_cast<const float*>(from)[i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = T(Load<float>(from, i));
       return;
     case DType::kF64:
-      for (int64_t i = 0; i < count; ++i) out[i] = T(reinterpret_cast<const double*>(from)[i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = T(Load<double>(from, i));
       return;
     case DType::kF16:
       for (int64_t i = 0; i < count; ++i) {
-        out[i] = T(FromF16(reinterpret_cast<const uint16_t*>(from)[i]));
+        out[i] = T(FromF16(Load<uint16_t>(from, i)));
       }
       return;
     case DType::kBF16:
       for (int64_t i = 0; i < count; ++i) {
-        out[i] = T(FromBf16(reinterpret_cast<const uint16_t*>(from)[i]));
+        out[i] = T(FromBf16(Load<uint16_t>(from, i)));
       }
       return;
     case DType::kI32:

@@ -6,11 +6,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "core/io/dequantise.h"
 #include "core/io/gguf.h"
 #include "core/io/gguf_config.h"
 #include "core/io/model_source.h"
 #include "core/status_macros.h"
+#include "kernels/dequantize.h"
 
 namespace toroid {
 namespace {
@@ -66,7 +66,7 @@ absl::Status AddTensors(const GgufFile& file, int64_t index, ModelSource& source
                          "without another rope scaling"));
       }
       std::vector<float> divisors(tensor.shape[0]);
-      DequantiseRow(tensor.dtype, tensor.data.data(), tensor.shape[0], divisors.data());
+      DecodeRow(tensor.dtype, tensor.data.data(), 0, tensor.shape[0], divisors.data());
       config.rope.kind = RopeScaling::Kind::kDivisors;
       config.rope.divisors.assign(divisors.begin(), divisors.end());
       continue;

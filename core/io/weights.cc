@@ -7,9 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
-#include "core/io/dequantise.h"
 #include "core/io/random_model.h"
 #include "core/status_macros.h"
+#include "kernels/dequantize.h"
 
 namespace toroid {
 namespace {
@@ -92,7 +92,7 @@ class RowReader {
   bool Read(int64_t row, void* out) {
     const uint8_t* data = tensor_.data.data() + row * RowBytes(tensor_.dtype, tensor_.cols()) +
                           RowBytes(tensor_.dtype, first_);
-    DequantiseRow(tensor_.dtype, data, count_, values_.data());
+    DecodeRow(tensor_.dtype, data, 0, count_, values_.data());
     if (!AllFinite(values_.data(), count_)) return false;
     if (stored_ == tensor_.dtype) {
       std::memcpy(out, data, size_t(RowBytes(stored_, count_)));
@@ -150,7 +150,7 @@ absl::Status LoadVector(const ModelSource& source, const StoredTensor& tensor,
                         const std::string& name, const ParamSlice& slice, DType stored, void* out) {
   const int64_t size = tensor.cols();
   std::vector<float> whole(size), part(slice.col_count);
-  DequantiseRow(tensor.dtype, tensor.data.data(), size, whole.data());
+  DecodeRow(tensor.dtype, tensor.data.data(), 0, size, whole.data());
   if (!AllFinite(whole.data(), size)) return NotFinite(source, tensor, name);
   for (int64_t i = 0; i < slice.col_count; ++i) {
     const int64_t element = slice.col_begin + i;

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <functional>
 
-#include "core/io/dequantise.h"
 #include "core/io/describe.h"
 #include "core/io/weights.h"
+#include "kernels/dequantize.h"
 #include "tests/support/golden.h"
 #include "tests/support/model_files.h"
 
@@ -89,7 +89,7 @@ TEST(LoadParam, KeptBlocksDecodeToTheSame) {
     std::vector<uint8_t> bytes(SliceBytes(Whole(spec), stored));
     ASSERT_TRUE(LoadParam(*source, spec, Whole(spec), stored, bytes.data()).ok());
     std::vector<float> decoded(count);
-    DequantiseRow(stored, bytes.data(), count, decoded.data());
+    DecodeRow(stored, bytes.data(), 0, count, decoded.data());
     EXPECT_EQ(decoded, LoadFloats(*source, spec, Whole(spec))) << spec.name;
   }
   EXPECT_GE(quantised, 3);
