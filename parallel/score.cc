@@ -13,6 +13,7 @@ namespace toroid {
 namespace {
 
 constexpr int64_t kTokenTile = 256;  // tokens whose logits exist at a time
+constexpr int64_t kRowBlock = 64;    // rows that Observe gathers at a time
 
 // The largest `count` of values, largest first, ties by lower id.
 std::vector<std::pair<int32_t, double>> Top(const std::vector<double>& values, int64_t count) {
@@ -131,7 +132,9 @@ absl::Status Engine::Observe(
     const std::vector<int32_t>& ids, const Observer& observer,
     const std::function<void(int64_t position, const std::vector<double>&)>& logits) {
   TOROID_RETURN_IF_ERROR(CheckRequest(ids, 0));
-  TOROID_RETURN_IF_ERROR(Reserve(ForeseeScore({ids, 0, false})));
+  absl::StatusOr<MemoryUse> foreseen = ForeseeScore({ids, 0, false});
+  if (foreseen.ok()) foreseen->scratch += kRowBlock * config().dim * 8 + 64;  // the rows below
+  TOROID_RETURN_IF_ERROR(Reserve(foreseen));
   const EngineEvents silent;
   const int64_t total = int64_t(ids.size());
   Sequence sequence(ids, total, /*keep=*/false, load_, "verify", silent);
@@ -139,10 +142,16 @@ absl::Status Engine::Observe(
   Arena::Mark mark(*scratch_);
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), Begin(sequence)));
   TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
-  for (int64_t position = 0; logits != nullptr && position < total; ++position) {
-    Arena::Mark row_mark(*scratch_);
-    const std::vector<double> row = LastLogits(sequence, GatherRows(sequence, x_uD, {position}));
-    if (mesh_->rank() == 0) logits(position, row);
+  for (int64_t begin = 0; logits != nullptr && begin < total; begin += kRowBlock) {
+    Arena::Mark block_mark(*scratch_);
+    std::vector<int64_t> positions(std::min(kRowBlock, total - begin));
+    std::iota(positions.begin(), positions.end(), begin);
+    const Tensor rows_nD = GatherRows(sequence, x_uD, positions);
+    for (int64_t i = 0; i < rows_nD.rows(); ++i) {
+      Arena::Mark row_mark(*scratch_);
+      const std::vector<double> row = LastLogits(sequence, rows_nD.Rows(i, 1));
+      if (mesh_->rank() == 0) logits(begin + i, row);
+    }
   }
   return StepStatus(silent);
 }

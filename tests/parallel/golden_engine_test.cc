@@ -21,18 +21,6 @@ double Distance(const std::vector<double>& a, const std::vector<double>& b) {
   return worst;
 }
 
-// Every mesh and every layout at least twice; the whole product is a slow test.
-const EngineCase kMeshes[] = {
-    {.mesh = {1, 1, 1}},
-    {.mesh = {1, 2, 1}, .layout = kContiguous},
-    {.mesh = {1, 2, 1}, .layout = kStriped1},
-    {.mesh = {1, 3, 1}, .layout = kZigzag},
-    {.mesh = {1, 3, 1}, .layout = kPages},
-    {.mesh = {1, 1, 2}},
-    {.mesh = {1, 2, 2}, .layout = kZigzag},
-    {.mesh = {1, 2, 2}, .layout = kContiguous},
-};
-
 class GoldenEngineTest : public ::testing::TestWithParam<GoldenModel> {
  protected:
   const Golden golden_ = Golden::Load(GetParam().golden);
@@ -56,13 +44,28 @@ class GoldenEngineTest : public ::testing::TestWithParam<GoldenModel> {
   }
 };
 
-TEST_P(GoldenEngineTest, LogitsEqualOnEveryMesh) {
-  for (const EngineCase& c : kMeshes) ExpectLogits(On(c, Compute::kF32));
+TEST_P(GoldenEngineTest, LogitsEqualOnEveryMeshAndLayout) {
+  for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 3, 1},
+                               MeshShape{1, 1, 2}, MeshShape{1, 2, 2}}) {
+    for (const LayoutRule& layout : {kContiguous, kZigzag, kStriped1, kPages}) {
+      if (mesh.ring == 1 && layout != kZigzag) continue;  // all the same
+      ExpectLogits(On({.mesh = mesh, .layout = layout}, Compute::kF32));
+      if (layout == kZigzag) ExpectLogits(On({.mesh = mesh, .layout = layout}, Compute::kF64));
+    }
+  }
 }
 
-TEST_P(GoldenEngineTest, LogitsEqualInFloat64) {
-  for (size_t i : {0, 3, 6}) ExpectLogits(On(kMeshes[i], Compute::kF64));
-}
+// Every mesh, every layout at least twice.
+const EngineCase kMeshes[] = {
+    {.mesh = {1, 1, 1}},
+    {.mesh = {1, 2, 1}, .layout = kContiguous},
+    {.mesh = {1, 2, 1}, .layout = kStriped1},
+    {.mesh = {1, 3, 1}, .layout = kZigzag},
+    {.mesh = {1, 3, 1}, .layout = kPages},
+    {.mesh = {1, 1, 2}},
+    {.mesh = {1, 2, 2}, .layout = kZigzag},
+    {.mesh = {1, 2, 2}, .layout = kContiguous},
+};
 
 // Decode over the sharded cache, with windows; dynamic RoPE keeps the base of prompt + made tokens.
 using GoldenEngineGreedyTest = GoldenEngineTest;
@@ -131,26 +134,11 @@ TEST(GoldenEngineDynamicTest, TheBaseIsFixedByPromptAndMaxTokens) {
   }
 }
 
-using GoldenEngineSlow = GoldenEngineTest;
-
-TEST_P(GoldenEngineSlow, LogitsEqualOnEveryMeshAndLayout) {
-  for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 3, 1},
-                               MeshShape{1, 1, 2}, MeshShape{1, 2, 2}, MeshShape{1, 4, 1}}) {
-    for (const LayoutRule& layout : {kContiguous, kZigzag, kStriped1, kPages}) {
-      for (Compute compute : {Compute::kF32, Compute::kF64}) {
-        ExpectLogits(On({.mesh = mesh, .layout = layout}, compute));
-      }
-    }
-  }
-}
-
 std::string TestName(const ::testing::TestParamInfo<GoldenModel>& info) {
   return info.param.TestName();
 }
 
-const auto kAll = ::testing::ValuesIn(GoldenModels());
-INSTANTIATE_TEST_SUITE_P(Models, GoldenEngineTest, kAll, TestName);
-INSTANTIATE_TEST_SUITE_P(Models, GoldenEngineSlow, kAll, TestName);
+INSTANTIATE_TEST_SUITE_P(Models, GoldenEngineTest, ::testing::ValuesIn(GoldenModels()), TestName);
 INSTANTIATE_TEST_SUITE_P(
     Models, GoldenEngineGreedyTest,
     ::testing::ValuesIn(GoldenModels([](const GoldenModel& m) { return !m.gguf(); })), TestName);
