@@ -12,19 +12,18 @@ took() { printf '%d s' "$SECONDS"; }
 # start_up FOLDER ARGUMENTS...: `toroid up` on a free port; its address in $address, its pid in $up_pid,
 # its state and output in FOLDER.
 start_up() {
-  local folder=$1
+  up_folder=$1
   shift
-  mkdir -p "$folder"
-  "$TOROID" up --listen 127.0.0.1:0 --state "$folder/state" "$@" \
-    >"$folder/up.out" 2>"$folder/up.err" </dev/null &
+  mkdir -p "$up_folder"
+  "$TOROID" up --listen 127.0.0.1:0 --state "$up_folder/state" "$@" \
+    >"$up_folder/up.out" 2>"$up_folder/up.err" </dev/null &
   up_pid=$!
   for _ in $(seq 300); do
-    address=$(sed -n 's/^READY \([^ ]*\).*/\1/p' "$folder/up.out")
+    address=$(sed -n 's/^READY \([^ ]*\).*/\1/p' "$up_folder/up.out")
     [ -z "$address" ] || return 0
     kill -0 "$up_pid" 2>/dev/null || break
     sleep 0.1
   done
-  cat "$folder/up.err" >&2
   fail "toroid up did not get ready"
 }
 
@@ -34,4 +33,14 @@ stop_up() {
   kill -TERM "$up_pid" 2>/dev/null || true
   wait "$up_pid" 2>/dev/null || true
   up_pid=
+}
+
+# For a trap on EXIT: what the services said, where the script failed; then ends them.
+end_up() {
+  local code=$?
+  if [ "$code" != 0 ] && [ -n "${up_pid:-}" ]; then
+    kill -0 "$up_pid" 2>/dev/null || say "toroid up has ended by itself"
+    sed 's/^/toroid up: /' "$up_folder/up.err" >&2
+  fi
+  stop_up
 }

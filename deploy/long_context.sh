@@ -9,7 +9,7 @@ set -euo pipefail
 "$ROOT/deploy/build.sh"
 work=$(mktemp -d)
 launch_pid=
-trap 'stop_up; [ -z "$launch_pid" ] || kill -TERM "$launch_pid" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'end_up; [ -z "$launch_pid" ] || kill -TERM "$launch_pid" 2>/dev/null || true; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 [ -t 2 ] && progress=bar || progress=none
 

@@ -8,7 +8,7 @@ set -euo pipefail
 "$ROOT/deploy/build.sh"
 model=$("$ROOT/deploy/get_model.sh")
 work=$(mktemp -d)
-trap 'stop_up; rm -rf "$work"' EXIT
+trap 'end_up; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
 gpl=/usr/share/common-licenses/GPL-3
