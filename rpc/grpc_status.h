@@ -21,6 +21,9 @@ inline constexpr int kPingAnswerMs = 5000;
 
 grpc::ChannelArguments ClientChannelArguments();
 
+// gRPC's own log lines on stderr only if GRPC_VERBOSITY asks for them: our errors are one line.
+void QuietGrpc();
+
 // Whether "host:port" names a loopback address.
 bool IsLoopback(absl::string_view address);
 

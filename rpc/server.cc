@@ -109,6 +109,7 @@ class Server final : public ControllerServer {
 
  private:
   absl::Status Listen(const ControllerOptions& options) {
+    QuietGrpc();
     grpc::EnableDefaultHealthCheckService(true);
     if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::channelz::experimental::InitChannelzService();

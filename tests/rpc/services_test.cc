@@ -1,0 +1,484 @@
+// Every service over real gRPC in one process: a controller, a fake agent that launches fake worlds
+// as threads, and the client. No mpirun, ports chosen by the kernel.
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "rpc/agent_client.h"
+#include "rpc/client.h"
+#include "rpc/error_info.h"
+#include "rpc/server.h"
+#include "rpc/version.h"
+#include "rpc/worker_process.h"
+
+namespace toroid {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr auto kLimit = std::chrono::seconds(20);
+
+// What a test lets a fake world do.
+struct Gate {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool open = true;
+  int cancelled_programs = 0;
+
+  void Set(bool value) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    open = value;
+    changed.notify_all();
+  }
+  template <typename Condition>
+  bool Await(Condition condition) {
+    std::unique_lock<std::mutex> lock(mutex);
+    return changed.wait_for(lock, kLimit, condition);
+  }
+};
+
+// RunPrograms' contract with rank 0, on one thread and without a model: ids are bytes, the answer
+// is the prompt again. After the first token it waits for the gate.
+absl::Status RunFakeWorld(const ProgramChannel& channel, Gate& gate) {
+  while (true) {
+    const Program program = channel.next();
+    const uint64_t number = program.number;
+    if (program.kind == ProgramKind::kExit) return absl::OkStatus();
+    if (program.kind == ProgramKind::kLoad) {
+      if (program.load.model == "random:bad") {
+        channel.on_loaded(number, absl::InvalidArgumentError("unknown shape: bad"));
+        continue;
+      }
+      LoadedModel model;
+      model.name = program.load.model;
+      model.context = 100;
+      model.vocab = 256;
+      model.load_s = 2.5;
+      model.mesh = program.load.mesh;
+      channel.on_loaded(number, model);
+    } else if (program.kind == ProgramKind::kScore) {
+      ScoreResult result;
+      result.tokens = static_cast<int64_t>(program.score.ids.size()) - 1;
+      result.mean_nll = 0.5;
+      channel.on_scored(number, result);
+    } else if (program.kind == ProgramKind::kGenerate) {
+      GenerateResult result;
+      result.finish = FinishReason::kStop;
+      channel.on_progress(number, {"prefill", 1, 1});
+      for (int32_t id : program.generate.prompt_ids) {
+        result.ids.push_back(id);
+        result.text += static_cast<char>(id);
+        channel.on_token(number, {id, std::string(1, static_cast<char>(id)), -1});
+        std::unique_lock<std::mutex> lock(gate.mutex);
+        while (!gate.open && !channel.cancelled(number)) {
+          gate.changed.wait_for(lock, std::chrono::milliseconds(5));
+        }
+        if (!channel.cancelled(number)) continue;
+        result.finish = FinishReason::kCancelled;
+        ++gate.cancelled_programs;
+        gate.changed.notify_all();
+        break;
+      }
+      channel.on_generated(number, result);
+    }
+  }
+}
+
+// An agent whose worlds are threads.
+class FakePod {
+ public:
+  FakePod(const std::string& controller, const std::string& name, int slots, Gate* gate)
+      : controller_(controller), name_(name), gate_(gate) {
+    client_ = DialController(controller, {name, "here", slots, kVersion, 7, {}}, [this] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      woken_ = true;
+      changed_.notify_all();
+    });
+    loop_ = std::thread([this] { Loop(); });
+  }
+  ~FakePod() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+      changed_.notify_all();
+    }
+    loop_.join();
+    if (world_.joinable()) world_.join();
+    client_.reset();
+  }
+
+ private:
+  void Loop() {
+    while (true) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait_for(lock, std::chrono::milliseconds(500), [this] { return stop_ || woken_; });
+        if (stop_) return;
+        woken_ = false;
+      }
+      client_->Heartbeat();
+      for (const AgentOrder& order : client_->Take()) {
+        const auto* launch = std::get_if<LaunchOrder>(&order);
+        if (launch != nullptr) Launch(*launch);
+      }
+    }
+  }
+
+  void Launch(const LaunchOrder& order) {
+    if (order.model == "random:refused") {
+      client_->Report({order.world, absl::Status(absl::NotFoundError("no such file: refused"))});
+      return;
+    }
+    if (world_.joinable()) world_.join();
+    world_ = std::thread([this, order] {
+      WorkerOptions options;
+      options.controller = controller_;
+      options.job = order.world.job;
+      options.epoch = order.world.epoch;
+      options.pod = name_;
+      options.credential = order.credential;
+      auto connection = ConnectWorker(options);
+      WorldExit exit{0, 0, -1, "", ""};
+      if (connection.ok()) {
+        client_->Report({order.world, std::vector<LogLine>{{0, 0, false, "a world begins"},
+                                                           {0, 1, true, "rank one is here"}}});
+        const absl::Status status = RunFakeWorld((*connection)->channel(), *gate_);
+        (*connection)->Finish(status);
+      }
+      client_->Report({order.world, exit});
+    });
+  }
+
+  const std::string controller_, name_;
+  Gate* const gate_;
+  std::unique_ptr<AgentClient> client_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stop_ = false, woken_ = true;
+  std::thread loop_, world_;
+};
+
+class ServicesTest : public ::testing::Test {
+ protected:
+  ServicesTest() {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    options_.state_dir =
+        absl::StrCat(::testing::TempDir(), "/services-", info->name(), "-", getpid());
+    options_.listen = "127.0.0.1:0";
+    auto server = StartController(options_);
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    ClientOptions client;
+    client.controller = server_->address();
+    client.interrupt = &interrupt_;
+    client_ = NewClient(client);
+  }
+  ~ServicesTest() override {
+    gate_.Set(true);
+    client_.reset();
+    server_->Shutdown(absl::ZeroDuration());  // worlds lose their stream and end
+    pod_.reset();
+    server_.reset();
+    std::filesystem::remove_all(options_.state_dir);
+  }
+  void StartPod() {
+    pod_ = std::make_unique<FakePod>(server_->address(), "a", 2, &gate_);
+    ASSERT_TRUE(client_->AwaitPods(1, absl::Seconds(20)).ok());
+  }
+  InferenceRequest Request(const std::string& text) {
+    InferenceRequest request;
+    request.placement.load.model = "random:tiny";
+    GenerateTask task;
+    task.prompt.text = text;
+    request.task = task;
+    request.timeout = absl::Seconds(20);
+    return request;
+  }
+  JobSpec Job() {
+    JobSpec spec;
+    spec.name = "book";
+    spec.placement.load.model = "random:tiny";
+    GenerateTask task;
+    task.prompt.text = "abc";
+    spec.task = task;
+    return spec;
+  }
+  JobStatus AwaitEnd(const std::string& id) {
+    JobStatus last;
+    EXPECT_TRUE(client_
+                    ->WatchJob(id, 0,
+                               [&](const JobEvent& event) {
+                                 last = event.status;
+                                 return true;
+                               })
+                    .ok());
+    return last;
+  }
+
+  ControllerOptions options_;
+  std::atomic<bool> interrupt_{false};
+  Gate gate_;
+  std::unique_ptr<ControllerServer> server_;
+  std::unique_ptr<Client> client_;
+  std::unique_ptr<FakePod> pod_;
+};
+
+TEST_F(ServicesTest, FirstTokenArrivesBeforeTheLastIsComputed) {
+  StartPod();
+  gate_.Set(false);
+  std::string seen;
+  bool progress = false, accepted = false;
+  GenerateObserver observer;
+  observer.on_accepted = [&](const Accepted& where) {
+    accepted = true;
+    EXPECT_EQ(where.pod, "a");
+    EXPECT_EQ(where.mesh.ring, 2);
+  };
+  observer.on_progress = [&](const Progress& p) { progress |= std::string(p.phase) == "prefill"; };
+  observer.on_token = [&](const TokenEvent& token) {
+    seen += token.text;
+    gate_.Set(true);  // the world cannot go on until the client has the first token
+  };
+  const auto result = client_->Generate(Request("abc"), observer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(accepted && progress);
+  EXPECT_EQ(seen, "abc");
+  EXPECT_EQ(result->text, "abc");
+  EXPECT_EQ(result->report.timing.load_s, 2.5);
+  const auto second = client_->Generate(Request("d"), GenerateObserver());
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(second->report.timing.load_s, 0);
+  ASSERT_EQ(client_->ListModels()->size(), 1u);
+  EXPECT_EQ(client_->GetModel("random:tiny")->context, 100);
+  EXPECT_EQ(client_->GetModel("x").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ServicesTest, ADisconnectedClientFreesTheWorld) {
+  StartPod();
+  gate_.Set(false);
+  GenerateObserver observer;
+  observer.on_token = [&](const TokenEvent&) { interrupt_ = true; };
+  const auto result = client_->Generate(Request("abc"), observer);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(gate_.Await([this] { return gate_.cancelled_programs == 1; }));
+  interrupt_ = false;
+  gate_.Set(true);
+  EXPECT_TRUE(client_->Generate(Request("abc"), GenerateObserver()).ok());
+}
+
+TEST_F(ServicesTest, ErrorsCarryReasonsAndNumbers) {
+  auto result = client_->Generate(Request("a"), GenerateObserver());
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(GetErrorInfo(result.status()).reason, "NO_POD");
+  StartPod();
+  result = client_->Generate(Request(std::string(101, 'x')), GenerateObserver());
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(GetErrorInfo(result.status()).reason, "PROMPT_TOO_LONG");
+  EXPECT_EQ(GetErrorInfo(result.status()).metadata.at("tokens"), "101");
+  EXPECT_EQ(GetErrorInfo(result.status()).metadata.at("context"), "100");
+  InferenceRequest bad = Request("a");
+  std::get<GenerateTask>(bad.task).request.sampling.top_p = 2;
+  result = client_->Generate(bad, GenerateObserver());
+  ASSERT_EQ(GetErrorInfo(result.status()).fields.size(), 1u);
+  EXPECT_EQ(GetErrorInfo(result.status()).fields[0].field, "sampling.top_p");
+  result = client_->Generate(Request("\xff"), GenerateObserver());
+  EXPECT_THAT(result.status().ToString(), HasSubstr("not UTF-8 at byte 0"));
+  bad = Request("a");
+  std::get<GenerateTask>(bad.task).prompt.kind = PromptSpec::Kind::kIds;
+  std::get<GenerateTask>(bad.task).prompt.ids = {5, 300};
+  result = client_->Generate(bad, GenerateObserver());
+  EXPECT_THAT(result.status().ToString(), HasSubstr("token id 300 at position 1 is out of range"));
+  // The world lives through all of that: no negative control needs a second launch.
+  result = client_->Generate(Request("a"), GenerateObserver());
+  ASSERT_TRUE(result.ok()) << result.status();
+  bad = Request("a");
+  bad.placement.load.model = "random:refused";
+  EXPECT_EQ(client_->Generate(bad, GenerateObserver()).status().code(),
+            absl::StatusCode::kNotFound);
+  bad.placement.load.model = "random:bad";
+  EXPECT_EQ(client_->Generate(bad, GenerateObserver()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ServicesTest, ScoreTokenizeDetokenize) {
+  StartPod();
+  InferenceRequest request = Request("");
+  ScoreTask task;
+  task.text.text = "abcd";
+  task.limit = 3;
+  request.task = task;
+  const auto score = client_->Score(request);
+  ASSERT_TRUE(score.ok()) << score.status();
+  EXPECT_EQ(score->tokens, 2);
+  TokenizeRequest tokenize;
+  tokenize.placement = request.placement;
+  tokenize.text = "AB";
+  const auto ids = client_->Tokenize(tokenize);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(ids->ids, (std::vector<int32_t>{65, 66}));
+  EXPECT_EQ(*client_->Detokenize(request.placement, {72, 105}), "Hi");
+}
+
+TEST_F(ServicesTest, JobFromSubmitToDelete) {
+  const auto job = client_->SubmitJob(Job(), "key");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(client_->SubmitJob(Job(), "key")->id, job->id);
+  JobSpec other = Job();
+  other.priority = 1;
+  EXPECT_EQ(client_->SubmitJob(other, "key").status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(client_->DeleteJob(job->id).code(), absl::StatusCode::kFailedPrecondition);
+  StartPod();
+  const JobStatus ended = AwaitEnd(job->id);
+  EXPECT_EQ(ended.state, JobState::kSucceeded) << ended.message;
+  EXPECT_EQ(std::get<GenerateResult>(ended.result).text, "abc");
+  std::vector<LogLine> lines;
+  const auto collect = [&](const LogLine& line) {
+    lines.push_back(line);
+    return true;
+  };
+  ASSERT_TRUE(client_->StreamLogs({job->id, 0, true, {}}, collect).ok());
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].text, "a world begins");
+  const uint64_t offset = lines[0].next_offset;
+  lines.clear();
+  ASSERT_TRUE(client_->StreamLogs({job->id, offset, false, {1}}, collect).ok());
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_EQ(lines[0].text, "rank one is here");
+  EXPECT_EQ(client_->ListJobs({JobState::kSucceeded}, 0, "")->jobs.size(), 1u);
+  EXPECT_TRUE(client_->DeleteJob(job->id).ok());
+  EXPECT_EQ(client_->GetJob(job->id).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(GetErrorInfo(client_->CancelJob("nope").status()).reason, "NO_JOB");
+}
+
+TEST_F(ServicesTest, CancelledJobEndsAtTheNextLayer) {
+  StartPod();
+  gate_.Set(false);
+  const auto job = client_->SubmitJob(Job(), "");
+  ASSERT_TRUE(job.ok());
+  JobState state = JobState::kQueued;
+  ASSERT_TRUE(client_
+                  ->WatchJob(job->id, 0,
+                             [&](const JobEvent& event) {
+                               state = event.status.state;
+                               return state != JobState::kRunning;
+                             })
+                  .ok());
+  ASSERT_EQ(state, JobState::kRunning);
+  ASSERT_TRUE(client_->CancelJob(job->id).ok());
+  EXPECT_EQ(AwaitEnd(job->id).state, JobState::kCancelled);
+}
+
+TEST_F(ServicesTest, PodsAreListedAndDrained) {
+  EXPECT_EQ(client_->GetPod("a").status().code(), absl::StatusCode::kNotFound);
+  StartPod();
+  EXPECT_EQ(client_->GetPod("a")->slots, 2);
+  EXPECT_EQ(client_->DrainPod("a", true)->state, "DRAINING");
+  EXPECT_EQ(client_->DrainPod("a", false)->state, "READY");
+  // A second agent of that name is refused while the first lives.
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool woken = false;
+  auto twin = DialController(server_->address(), {"a", "there", 2, kVersion, 8, {}}, [&] {
+    const std::lock_guard<std::mutex> lock(mutex);
+    woken = true;
+    changed.notify_all();
+  });
+  std::unique_lock<std::mutex> lock(mutex);
+  ASSERT_TRUE(changed.wait_for(lock, kLimit, [&] { return woken; }));
+  const auto orders = twin->Take();
+  ASSERT_EQ(orders.size(), 1u);
+  EXPECT_EQ(std::get<StreamClosed>(orders[0]).why.code(), absl::StatusCode::kAlreadyExists);
+  lock.unlock();
+}
+
+TEST_F(ServicesTest, AWorkerWithoutTheCredentialIsRefused) {
+  WorkerOptions options;
+  options.controller = server_->address();
+  options.job = "kept.a";
+  options.epoch = 1;
+  options.pod = "a";
+  options.credential = "guess";
+  EXPECT_EQ(ConnectWorker(options).status().code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(ServicesTest, OversizedMessagesAreRefused) {
+  JobSpec spec = Job();
+  std::get<GenerateTask>(spec.task).prompt.text = std::string(2 << 20, 'x');
+  const auto job = client_->SubmitJob(spec, "");
+  EXPECT_EQ(job.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(GetErrorInfo(job.status()).reason, "MESSAGE_TOO_LARGE");
+  EXPECT_TRUE(client_->SubmitJob(Job(), "").ok());
+}
+
+TEST_F(ServicesTest, AddressesThatCannotBeListenedOn) {
+  ControllerOptions second = options_;
+  second.state_dir += "-2";
+  second.listen = server_->address();
+  const auto in_use = StartController(second);
+  EXPECT_EQ(in_use.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(in_use.status().ToString(), HasSubstr("port is in use"));
+  second.listen = "0.0.0.0:0";
+  const auto open = StartController(second);
+  EXPECT_EQ(open.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(open.status().ToString(), HasSubstr("not loopback"));
+  second.listen = "127.0.0.1";
+  EXPECT_EQ(StartController(second).status().code(), absl::StatusCode::kInvalidArgument);
+  second.listen = "127.0.0.1:0";
+  second.state_dir = options_.state_dir;
+  EXPECT_EQ(StartController(second).status().code(), absl::StatusCode::kFailedPrecondition);
+  std::filesystem::remove_all(options_.state_dir + "-2");
+}
+
+TEST_F(ServicesTest, HealthAndReflectionAnswer) {
+  auto channel = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
+  grpc::GenericStub stub(channel);
+  const auto call = [&](const std::string& method, const std::string& bytes) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kLimit);
+    grpc::Slice slice(bytes);
+    grpc::ByteBuffer request(&slice, 1), response;
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool done = false;
+    grpc::Status status;
+    stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response, [&](grpc::Status s) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      status = std::move(s);
+      done = true;
+      changed.notify_all();
+    });
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return done; });
+    grpc::Slice out;
+    (void)response.DumpToSingleSlice(&out);
+    return std::pair(status, std::string(out.begin(), out.end()));
+  };
+  auto [status, bytes] = call("/grpc.health.v1.Health/Check", "\x0a\x0etoroid.v1.Jobs");
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(bytes, "\x08\x01");  // status: SERVING
+  EXPECT_EQ(call("/grpc.health.v1.Health/Check", "\x0a\x04nope").first.error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  EXPECT_TRUE(call("/grpc.channelz.v1.Channelz/GetServers", "").first.ok());
+  // Reflection streams, so here only that the method is known.
+  EXPECT_NE(
+      call("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "").first.error_code(),
+      grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST(ClientTest, UnreachableControllerSaysSo) {
+  ClientOptions options;
+  options.controller = "127.0.0.1:1";
+  const auto jobs = NewClient(options)->ListPods();
+  EXPECT_EQ(jobs.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(jobs.status().ToString(), HasSubstr("controller is not reachable: 127.0.0.1:1"));
+}
+
+}  // namespace
+}  // namespace toroid
