@@ -120,6 +120,8 @@ absl::Status RunLaunch(const Arguments& arguments) {
   request.ranks = static_cast<int>(arguments.Count("--ranks"));
   request.hosts = arguments.Text("--hosts");
   request.hostfile = arguments.Text("--hostfile");
+  const bool named = !request.hosts.empty() || !request.hostfile.empty();
+  if (named && arguments.OriginOf("--ranks") == Origin::kDefault) request.ranks = 0;  // all slots
   request.quiet = false;  // Open MPI's words say which rank died; MpirunFilter shortens them
   request.extra = arguments.Texts("--mpirun-arg");
   TOROID_ASSIGN_OR_RETURN(const std::string self, OwnPath());
@@ -151,7 +153,8 @@ absl::Status RunLaunch(const Arguments& arguments) {
 const OptionTable kLaunchOptions = {
     "launching",
     {
-        {"-n,--ranks", ValueKind::kCount, "N", "1", "ranks of the world"},
+        {"-n,--ranks", ValueKind::kCount, "N", "1",
+         "ranks of the world; with hosts: all their slots"},
         {"--hosts", ValueKind::kText, "a:4,b:4", "", "hosts and how many ranks each takes"},
         {"--hostfile", ValueKind::kText, "F", "", "lines `name slots=4`"},
         {"--dry-run", ValueKind::kFlag, "", "", "print the line on stdout and run nothing"},
@@ -169,7 +172,7 @@ const Verb kLaunchVerb = {
     .tables = {&kLaunchOptions},
     .examples =
         "toroid launch -n 4 generate random:tiny-gqa --mesh ring=2,tensor=2 --prompt Hello\n"
-        "toroid launch -n 8 --hosts node1:4,node2:4 score /models/llama --file book.txt\n"
+        "toroid launch --hosts node1:4,node2:4 score /models/llama --file book.txt\n"
         "toroid launch -n 4 --dry-run bench ring",
     .run = RunLaunch,
     .takes_rest = true,

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <set>
 #include <sstream>
 
@@ -71,13 +72,11 @@ absl::Status TooFewSlots(int ranks, int slots, const std::string& where) {
                                                    ": lower the number of ranks or add hosts"));
 }
 
-std::vector<std::string> SrunLine(const MpirunRequest& request, const LaunchPlace& place) {
-  std::vector<std::string> line = {place.srun,
-                                   "-n",
-                                   absl::StrCat(request.ranks),
-                                   "--mpi=pmix",
-                                   "--cpu-bind=none",
-                                   "--kill-on-bad-exit=1"};
+std::vector<std::string> SrunLine(const MpirunRequest& request, int ranks,
+                                  const LaunchPlace& place) {
+  std::vector<std::string> line = {place.srun,          "-n",
+                                   absl::StrCat(ranks), "--mpi=pmix",
+                                   "--cpu-bind=none",   "--kill-on-bad-exit=1"};
   if (request.quiet) line.push_back("--quiet");
   if (request.tag_output) line.push_back("--label");
   return line;
@@ -94,6 +93,27 @@ absl::StatusOr<std::vector<HostSlots>> Hosts(const MpirunRequest& request) {
   std::stringstream text;
   text << file.rdbuf();
   return ParseHostfile(text.str());
+}
+
+// The number asked for, or one for every slot.
+absl::StatusOr<int> RanksOf(const MpirunRequest& request, const std::vector<HostSlots>& hosts) {
+  if (request.ranks > 0) return request.ranks;
+  if (request.ranks < 0 || hosts.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("number of ranks is ", request.ranks, ": at least 1 is needed"));
+  }
+  int64_t ranks = 0;
+  for (const HostSlots& host : hosts) {
+    if (host.slots == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "no number of slots: ", host.host, ": write slots=4 behind it or say how many ranks"));
+    }
+    ranks += host.slots;
+  }
+  if (ranks > std::numeric_limits<int>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("too many slots: ", ranks, ": name fewer"));
+  }
+  return static_cast<int>(ranks);
 }
 
 }  // namespace
@@ -162,24 +182,21 @@ absl::StatusOr<std::vector<HostSlots>> ParseHostfile(const std::string& text) {
 absl::StatusOr<std::vector<std::string>> MpirunLine(const MpirunRequest& request,
                                                     const LaunchPlace& place) {
   if (request.command.empty()) return absl::InvalidArgumentError("no command to launch");
-  if (request.ranks < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("number of ranks is ", request.ranks, ": at least 1 is needed"));
-  }
   if (!request.hosts.empty() && !request.hostfile.empty()) {
     return absl::InvalidArgumentError("hosts and hostfile are both given: give one");
   }
   TOROID_ASSIGN_OR_RETURN(const std::vector<HostSlots> hosts, Hosts(request));
+  TOROID_ASSIGN_OR_RETURN(const int ranks, RanksOf(request, hosts));
 
   std::vector<std::string> line;
   const auto add = [&line](std::initializer_list<const char*> words) {
     line.insert(line.end(), words.begin(), words.end());
   };
   if (place.slurm && hosts.empty() && !place.srun.empty()) {
-    if (place.slurm_tasks > 0 && request.ranks > place.slurm_tasks) {
-      return TooFewSlots(request.ranks, place.slurm_tasks, "this Slurm allocation");
+    if (place.slurm_tasks > 0 && ranks > place.slurm_tasks) {
+      return TooFewSlots(ranks, place.slurm_tasks, "this Slurm allocation");
     }
-    line = SrunLine(request, place);
+    line = SrunLine(request, ranks, place);
   } else {
     if (place.mpirun.empty()) {
       return absl::FailedPreconditionError(
@@ -188,7 +205,7 @@ absl::StatusOr<std::vector<std::string>> MpirunLine(const MpirunRequest& request
     line = {place.mpirun};
     if (request.quiet) add({"-q"});
     if (place.root) add({"--allow-run-as-root"});
-    line.insert(line.end(), {"-n", absl::StrCat(request.ranks)});
+    line.insert(line.end(), {"-n", absl::StrCat(ranks)});
     add({"--bind-to", "none"});
     bool remote = false, counted = true;
     int slots = 0;
@@ -199,16 +216,16 @@ absl::StatusOr<std::vector<std::string>> MpirunLine(const MpirunRequest& request
     }
     if (!hosts.empty()) {
       const bool list = !request.hosts.empty();
-      if (counted && request.ranks > slots) {
-        return TooFewSlots(request.ranks, slots, list ? request.hosts : request.hostfile);
+      if (counted && ranks > slots) {
+        return TooFewSlots(ranks, slots, list ? request.hosts : request.hostfile);
       }
       line.insert(line.end(), {list ? "--host" : "--hostfile",
                                list ? request.hosts : request.hostfile, "--map-by", "slot"});
-    } else if (request.ranks > place.cores) {
+    } else if (ranks > place.cores) {
       add({"--oversubscribe"});
     }
     // Slots of other hosts say nothing about their cores, so there too a waiting rank gives way.
-    if (request.ranks > place.cores || !hosts.empty()) add({"--mca", "mpi_yield_when_idle", "1"});
+    if (ranks > place.cores || !hosts.empty()) add({"--mca", "mpi_yield_when_idle", "1"});
     if (place.process_vm_blocked) add({"--mca", "btl_vader_single_copy_mechanism", "none"});
     if (remote) {
       add({"--mca", "oob_tcp_keepalive_time", "2", "--mca", "oob_tcp_keepalive_intvl", "1", "--mca",

@@ -31,7 +31,7 @@ struct LaunchPlace {
 LaunchPlace ThisPlace();
 
 struct MpirunRequest {
-  int ranks = 1;
+  int ranks = 1;                     // 0: one for every slot of hosts or hostfile
   std::string hosts;                 // "a:4,b:4" (no number: one slot); empty: this machine
   std::string hostfile;              // lines "a slots=4"; at most one of hosts and hostfile
   std::vector<std::string> command;  // the program and its arguments
@@ -41,8 +41,8 @@ struct MpirunRequest {
 };
 
 // Errors name both numbers or the missing thing, and the remedy: InvalidArgument (no command, fewer
-// than one rank, an unreadable hosts list), ResourceExhausted (too few slots), NotFound (hostfile),
-// FailedPrecondition (mpirun missing).
+// than one rank, an unreadable hosts list, neither ranks nor slots said), ResourceExhausted (too
+// few slots), NotFound (hostfile), FailedPrecondition (mpirun missing).
 absl::StatusOr<std::vector<std::string>> MpirunLine(const MpirunRequest& request,
                                                     const LaunchPlace& place = ThisPlace());
 

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+
 #include "absl/strings/str_join.h"
 
 namespace toroid {
@@ -71,6 +73,21 @@ TEST(MpirunLine, TooFewSlotsNamesBothNumbers) {
               HasSubstr("too few slots: 9 ranks asked for, 8 slots in a:4,b:4"));
   request.ranks = 8;
   EXPECT_TRUE(MpirunLine(request, TwoCores()).ok());
+}
+
+TEST(MpirunLine, WithoutANumberEverySlotGetsARank) {
+  MpirunRequest request = Ranks(0);
+  request.hosts = "h1:2,h2:3,h3";
+  EXPECT_THAT(Line(request, TwoCores()), HasSubstr(" -n 6 "));
+  request.hosts = "h1:2000000000,h2:2000000000";
+  EXPECT_THAT(Line(request, TwoCores()), HasSubstr("too many slots: 4000000000"));
+  request.hosts = "";
+  EXPECT_THAT(Line(request, TwoCores()), HasSubstr("number of ranks is 0"));
+  request.hostfile = ::testing::TempDir() + "/slots_not_said";
+  std::ofstream(request.hostfile) << "h1 slots=2\nh2\n";
+  EXPECT_THAT(Line(request, TwoCores()), HasSubstr("no number of slots: h2"));
+  std::ofstream(request.hostfile) << "h1 slots=2\nh2 slots=1\n";
+  EXPECT_THAT(Line(request, TwoCores()), HasSubstr(" -n 3 "));
 }
 
 TEST(MpirunLine, MissingMpirunAndMissingHostfileSaySo) {

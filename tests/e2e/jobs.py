@@ -1,0 +1,146 @@
+"""Jobs as a client sees them: the files of deploy/jobs run, are watched, repeated and cancelled."""
+import glob
+import json
+import os
+import re
+import signal
+import tempfile
+
+from cluster import Up
+from harness import *
+
+DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", "jobs")
+GENERATE = os.path.join(DIRECTORY, "generate.textproto")
+ENDLESS = ["--set", "generate.max_tokens=30000"]
+
+
+def good(result):
+    check(result.code == 0, result.code, result.err)
+    return result
+
+
+def lines(result):
+    return [json.loads(line) for line in good(result).out.splitlines()]
+
+
+def state(up, id):
+    return good(up.run("job", "get", id, "-o", "json")).json()["state"]
+
+
+def test_every_file_runs():
+    files = sorted(glob.glob(os.path.join(DIRECTORY, "*.textproto")))
+    check([os.path.basename(f) for f in files] == ["generate.textproto", "score.textproto"], files)
+    with Up(1, 2) as up:
+        submitted = {}
+        for file in files:
+            id = good(up.run("job", "submit", file)).out.strip()
+            states = [event["job"]["state"] for event in lines(up.run("job", "watch", id, "-o", "json"))]
+            check(states[-1] == "SUCCEEDED", states)
+            events = lines(up.run("job", "watch", id, "--from-sequence", 1, "-o", "json"))
+            check([e["sequence"] for e in events] == list(range(1, len(events) + 1)), events)
+            check([e["job"]["state"] for e in events][0] == "QUEUED", events)
+            job = up.run("job", "get", id, "-o", "json").json()
+            check(job["state"] == "SUCCEEDED" and job["mesh"]["ring"] == 2, job)
+            submitted[id] = job
+            good(up.run("job", "logs", id))
+        generated, scored = submitted.values()
+        check(len(generated["result"]["ids"]) == 16, generated)
+        check(scored["result"]["tokens"] > 10 and scored["result"]["mean_nll"] > 0, scored)
+        listed = up.run("job", "list", "-o", "json").json()["jobs"]
+        check([job["id"] for job in listed] == list(reversed(submitted)), listed)
+        check(up.run("job", "list", "--state", "RUNNING", "-o", "json").json()["jobs"] == [], "list")
+    no_orphans()
+
+
+def test_what_is_commented_out_is_a_spec_too():
+    for name in ("generate", "score"):
+        with open(os.path.join(DIRECTORY, f"{name}.textproto")) as file:
+            text = file.read()
+        shown = re.sub(r"^( *)# (\w+(:| \{) )", r"\1\2", text, flags=re.MULTILINE)
+        check(shown != text, name)
+        for twice in ("mesh { ring: -1", "prompt { text: \"Hello\""):
+            field = twice.split()[0]
+            if twice in shown:  # instead of the line before it
+                shown = re.sub(rf"^ *{field} .*\n( *{field} )", r"\1", shown, flags=re.MULTILINE)
+        with tempfile.NamedTemporaryFile("w", suffix=".textproto") as file:
+            file.write(shown)
+            file.flush()
+            with Up(1, 2) as up:
+                good(up.run("job", "submit", file.name))
+                refused(up.run("job", "submit", file.name, "--set", "generate.sede=1"), 3, "sede")
+
+
+def test_json_and_yaml_say_the_same():
+    spec = {"seed": 1, "mesh": {"ring": 2}, "model": {"path": MODEL},
+            "generate": {"prompt": {"text": "The ring turns."}, "max_tokens": 16, "ignore_eos": True}}
+    yaml = f"""
+seed: 1
+mesh: {{ring: 2}}
+model:
+  path: {MODEL!r}
+generate:
+  prompt:
+    text: The ring turns.
+  max_tokens: 16
+  ignore_eos: true
+"""
+    with Up(1, 2) as up, tempfile.TemporaryDirectory() as top:
+        want = up.run("job", "submit", GENERATE, "--wait", "-o", "json").json()["result"]["ids"]
+        for name, text in (("job.json", json.dumps(spec)), ("job.yaml", yaml)):
+            path = os.path.join(top, name)
+            with open(path, "w") as file:
+                file.write(text)
+            got = good(up.run("job", "submit", path, "--wait", "-o", "json")).json()
+            check(got["result"]["ids"] == want, name, got, want)
+        other = up.run("job", "submit", path, "--set", "seed=2", "--wait", "-o", "json").json()
+        check(other["result"]["ids"] != want, "another seed must give other tokens")
+
+
+def test_a_running_job_is_cancelled_and_its_pod_takes_the_next():
+    with Up(1, 2) as up:
+        id = good(up.run("job", "submit", GENERATE, *ENDLESS)).out.strip()
+        wait_for("the job runs", lambda: state(up, id) == "RUNNING")
+        watcher = up.start("job", "watch", id)
+        good(up.run("job", "cancel", id))
+        watched = finish(watcher)
+        check("CANCELLED" in watched.out.splitlines()[-1], watched.out)
+        refused(watched, 5, id, "cancelled")
+        check(state(up, id) == "CANCELLED", "get")
+        good(up.run("job", "cancel", id))  # ended jobs stay as they are
+        good(up.run("job", "submit", GENERATE, "--wait"))
+    no_orphans()
+
+
+def test_a_dead_rank_ends_the_job_and_stands_in_its_log():
+    with Up(1, 2) as up:
+        id = good(up.run("job", "submit", GENERATE, *ENDLESS, "--set", "max_restarts=0")).out.strip()
+        wait_for("the job runs", lambda: state(up, id) == "RUNNING")
+        follower = up.start("job", "logs", id, "--follow")
+        os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+        refused(up.run("job", "watch", id), 5, id, "rank 1", "signal 9")
+        log = good(finish(follower)).out
+        check("signal 9" in log, log)
+        check(good(up.run("job", "logs", id)).out == log, "the log of an ended job")
+        check(up.run("job", "get", id, "-o", "json").json()["exit"]["signal"] == 9, "get")
+    no_orphans()
+
+
+def test_a_repeated_submission_is_one_job():
+    with Up(1, 2) as up:
+        first = good(up.run("job", "submit", GENERATE, "--request-id", "again")).out
+        check(good(up.run("job", "submit", GENERATE, "--request-id", "again")).out == first, first)
+        check(good(up.run("job", "submit", GENERATE)).out != first, "without an id: another job")
+        refused(up.run("job", "submit", GENERATE, "--request-id", "again", "--set", "seed=2"), 3, "again")
+        check(len(up.run("job", "list", "-o", "json").json()["jobs"]) == 2, "two jobs")
+        good(up.run("job", "watch", first.strip()))
+    no_orphans()
+
+
+def test_what_no_job_is():
+    with Up(1, 2) as up:
+        for verb in ("get", "watch", "logs", "cancel", "delete"):
+            refused(up.run("job", verb, "no-such-job"), 3, "no-such-job")
+
+
+if __name__ == "__main__":
+    main()
