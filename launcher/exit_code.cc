@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "parallel/launcher_environment.h"
+#include "rpc/error_info.h"
 
 namespace toroid {
 namespace {
@@ -36,13 +37,18 @@ int ExitCodeOf(const absl::Status& status) {
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kUnauthenticated:
       return kExitBadInput;
-    case absl::StatusCode::kUnavailable:
-      return kExitUnreachable;
+    case absl::StatusCode::kUnavailable: {
+      // A world that died comes as Unavailable too (a retry may go through); its reason says so.
+      const std::string reason = GetErrorInfo(status).reason;
+      return reason.empty() || reason == "NOT_REACHABLE" ? kExitUnreachable : kExitJobFailed;
+    }
     case absl::StatusCode::kDeadlineExceeded:
       return kExitDeadline;
     case absl::StatusCode::kCancelled:
       return kExitInterrupted;
     case absl::StatusCode::kResourceExhausted:
+      // Too few slots is the request's fault; a full queue or memory may be another's.
+      return GetErrorInfo(status).reason == "TOO_FEW_SLOTS" ? kExitBadInput : kExitFailure;
     case absl::StatusCode::kAborted:
     case absl::StatusCode::kInternal:
     case absl::StatusCode::kUnknown:

@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "core/status_macros.h"
+#include "rpc/error_info.h"
 
 extern char** environ;
 
@@ -67,9 +68,11 @@ bool IsLocal(const std::string& host, const LaunchPlace& place) {
 }
 
 absl::Status TooFewSlots(int ranks, int slots, const std::string& where) {
-  return absl::ResourceExhaustedError(absl::StrCat("too few slots: ", ranks, " ranks asked for, ",
-                                                   slots, " slots in ", where,
-                                                   ": lower the number of ranks or add hosts"));
+  return MakeError(
+      absl::StatusCode::kResourceExhausted,
+      absl::StrCat("too few slots: ", ranks, " ranks asked for, ", slots, " slots in ", where,
+                   ": lower the number of ranks or add hosts"),
+      {"TOO_FEW_SLOTS", {{"needed", absl::StrCat(ranks)}, {"slots", absl::StrCat(slots)}}, {}});
 }
 
 std::vector<std::string> SrunLine(const MpirunRequest& request, int ranks,

@@ -68,7 +68,7 @@ def test_launch_refuses():
     words = ["generate", MODEL, "--prompt", "x"]
     with tempfile.TemporaryDirectory() as empty:
         refused(run("launch", "-n", 2, *words, env={"PATH": empty}), 3, "mpirun not found")
-    refused(run("launch", "-n", 4, "--hosts", "localhost:1", *words), 1, "too few slots", 4, 1)
+    refused(run("launch", "-n", 4, "--hosts", "localhost:1", *words), 3, "too few slots", 4, 1)
     refused(run("launch", "-n", 2, "genrate"), 2, "did you mean generate?")
     refused(run("launch", "-n", 2, "tokenize", MODEL), 2, "not for ranks")
     refused(run("launch", "-n", 2, *words, "--lauout", "zigzag"), 2, "did you mean --layout?")

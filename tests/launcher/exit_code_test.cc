@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 
+#include "rpc/error_info.h"
+
 namespace toroid {
 namespace {
 
@@ -21,6 +23,16 @@ TEST(ExitCode, EveryStatusCodeHasOne) {
     EXPECT_EQ(ExitCodeOf(absl::Status(code, "x")), exit_code) << absl::StatusCodeToString(code);
   }
   EXPECT_EQ(ExitCodeOf(absl::OkStatus()), 0);
+}
+
+TEST(ExitCode, AReasonTellsWhoseFaultItIs) {
+  const auto code = [](absl::StatusCode status, const char* reason) {
+    return ExitCodeOf(MakeError(status, "x", {reason, {}, {}}));
+  };
+  EXPECT_EQ(code(absl::StatusCode::kUnavailable, "NOT_REACHABLE"), 4);
+  EXPECT_EQ(code(absl::StatusCode::kUnavailable, "RANK_FAILED"), 5);
+  EXPECT_EQ(code(absl::StatusCode::kResourceExhausted, "TOO_FEW_SLOTS"), 3);
+  EXPECT_EQ(code(absl::StatusCode::kResourceExhausted, "QUEUE_FULL"), 1);
 }
 
 TEST(ExitCode, AnExplicitCodeWins) {
