@@ -162,6 +162,13 @@ absl::Status RunBench(const Arguments& arguments) {
   const int64_t asked = arguments.Count("--threads"), samples = arguments.Count("--samples");
   if (asked > 4096) return UsageError("bad value of --threads: give 0 to 4096");
   if (samples > 1000) return UsageError("bad value of --samples: give 0 to 1000");
+  const bool cpu_time = arguments.Text("--clock") == "cpu";
+  const std::string workload = arguments.Text("WORKLOAD");
+  if (cpu_time && (asked != 1 || (workload != "ops" && workload != "attention"))) {
+    return UsageError(
+        "--clock cpu: CPU time is of one thread of ops or attention: add --threads 1");
+  }
+  UseBenchClock(cpu_time ? BenchClock::kCpu : BenchClock::kWall);
   EndWithLauncher();
   int argc = 0;
   char** argv = nullptr;
@@ -193,6 +200,8 @@ const OptionTable kBenchOptions = {
     "benchmark",
     {
         {"--only", ValueKind::kText, "TEXT", "", "ops, attention, collectives: cases with this"},
+        {"--clock", ValueKind::kChoice, "wall|cpu", "wall",
+         "ops, attention: cpu counts this process's time alone, for busy machines"},
         {"--samples", ValueKind::kCount, "N", "0", "of each median; 0: 7, of a model 3"},
         {"--tokens", ValueKind::kText, "N", "", "model (repeat for more) and ring: prompt length",
          false, true},

@@ -3,9 +3,9 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <limits>
 
 #include "absl/strings/str_format.h"
@@ -15,6 +15,8 @@
 
 namespace toroid {
 namespace {
+
+clockid_t clock_id = CLOCK_MONOTONIC;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSampleSeconds = 0.010;  // far above the clock's grain and a thread's wake-up
@@ -131,8 +133,14 @@ std::vector<std::vector<std::string>> BenchCells(const std::vector<BenchRow>& ro
   return cells;
 }
 
+void UseBenchClock(BenchClock clock) {
+  clock_id = clock == BenchClock::kCpu ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+}
+
 double BenchSeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  timespec now{};
+  TOROID_CHECK_EQ(clock_gettime(clock_id, &now), 0);
+  return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
 }
 
 double Median(std::vector<double> values) {

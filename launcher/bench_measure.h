@@ -34,6 +34,10 @@ double PercentOfBound(const BenchRow& row);
 // case, size, time, rate, bound, percent of bound; the first row is the heading.
 std::vector<std::vector<std::string>> BenchCells(const std::vector<BenchRow>& rows);
 
+// The clock of every measurement, wall time unless told otherwise before the first: CPU time of
+// this process still tells what one thread needs on a machine that others keep busy.
+enum class BenchClock { kWall, kCpu };
+void UseBenchClock(BenchClock clock);
 // Monotonic.
 double BenchSeconds();
 // REQUIRES: not empty. Of an even number the mean of the middle two.

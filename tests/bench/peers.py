@@ -60,10 +60,11 @@ def say(*words):
 class TorchPeer:
     name = "torch"
 
-    def __init__(self, threads):
+    def __init__(self, threads, clock):
         import torch
 
         self.torch = torch
+        self.clock = clock
         torch.set_num_threads(threads)
         self.name = f"torch {torch.__version__.split('+')[0]} fp32"
         self.model = None
@@ -83,15 +84,15 @@ class TorchPeer:
     def attention(self, length, heads=9, head_dim=64):
         """GF/s of causal scaled_dot_product_attention, its default backend."""
         q, k, v = (self.torch.randn(1, heads, length, head_dim) for _ in range(3))
-        begin = time.perf_counter()
+        begin = self.clock()
         self.torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return 2e-9 * length * length * heads * head_dim / (time.perf_counter() - begin)
+        return 2e-9 * length * length * heads * head_dim / (self.clock() - begin)
 
     def sgemm(self, size):
         a, b = (self.torch.randn(size, size) for _ in range(2))
-        begin = time.perf_counter()
+        begin = self.clock()
         self.torch.mm(a, b)
-        return 2e-9 * size**3 / (time.perf_counter() - begin)
+        return 2e-9 * size**3 / (self.clock() - begin)
 
 
 # ---- llama.cpp ---------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ class LlamaCppPeer:
 
 
 class Toroid:
-    def __init__(self, binary, threads, model_path):
+    def __init__(self, binary, threads, model_path, clock_name):
+        self.clock_name = clock_name
         self.binary, self.threads, self.model_path = str(binary), threads, str(model_path)
 
     def _json(self, arguments):
@@ -180,7 +182,8 @@ class Toroid:
 
     def kernel(self, case):
         workload, wanted = KERNEL_CASES[case]
-        rows = self._json(["bench", workload, "--only", wanted, "--samples", "1", "--threads", str(self.threads)])["rows"]
+        rows = self._json(["bench", workload, "--only", wanted, "--samples", "1", "--clock", self.clock_name,
+                           "--threads", str(self.threads)])["rows"]
         for row in rows:
             if row.get("case") == wanted:
                 return row["rate"]
@@ -277,7 +280,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name begins so")
     parser.add_argument("--json", type=pathlib.Path, help="write every measurement here")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="cpu: kernels by the CPU time of one thread, for a machine that others keep busy")
     arguments = parser.parse_args()
+    if arguments.clock == "cpu":
+        arguments.threads = 1
 
     import oracle
     import transformers
@@ -286,18 +293,23 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     where = machine(arguments.threads)
     ids = oracle.load_smollm2_tokenizer().encode(oracle.gpl3()).ids
-    torch_peer = TorchPeer(arguments.threads)
+    torch_peer = TorchPeer(arguments.threads, time.process_time if arguments.clock == "cpu" else time.perf_counter)
     llama = Skipped("not asked for")
     if any(name.startswith(arguments.only) for n in LENGTHS for name in (f"prefill-q4/{n}", f"decode/{n}")):
         try:
             llama = LlamaCppPeer(arguments.threads, oracle.smollm2_path())
         except Skipped as why:
             llama = why
-    toroid = Toroid(arguments.toroid, arguments.threads, oracle.smollm2_path()) if arguments.toroid else None
+    toroid = None
+    if arguments.toroid:
+        toroid = Toroid(arguments.toroid, arguments.threads, oracle.smollm2_path(), arguments.clock)
     cases = [c for c in build_cases(torch_peer, llama, toroid, ids) if c[0].startswith(arguments.only)]
+    if arguments.clock == "cpu":
+        cases = [c for c in cases if c[0] in KERNEL_CASES]
     results = [measure(case, arguments.pairs) for case in cases]
     print(f"{where['cpu']}, {where['cores']} cores, {arguments.threads} threads, load {where['load_average']}, "
-          f"{where['date']}, medians of {arguments.pairs} pairs\n")
+          f"{where['date']}, {arguments.clock} time, "
+          f"medians of {arguments.pairs} pairs\n")
     print(table(results))
     if arguments.json:
         body = {"schema": 1, "machine": where, "command": " ".join(sys.argv), "pairs": arguments.pairs,
