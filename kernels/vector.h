@@ -76,9 +76,10 @@ inline typename Lanes<float, L>::V Exp(typename Lanes<float, L>::V x, float) {
   p = p * r + N::Set(0.16666519642f);
   p = p * r + N::Set(0.49999994040f);
   p = (p * r) * r + (r + N::Set(1.0f));
-  const typename N::I exponent = reinterpret_cast<typename N::I>(shifted) << 23;
-  const auto result =
-      reinterpret_cast<typename N::V>(reinterpret_cast<typename N::I>(p) + exponent);
+  // Unsigned: where x is cut off the sum may wrap, and that lane is not used.
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(float) * L), may_alias));
+  const Bits exponent = reinterpret_cast<Bits>(shifted) << 23;
+  const auto result = reinterpret_cast<typename N::V>(reinterpret_cast<Bits>(p) + exponent);
   return small ? N::Set(0.0f) : result;
 }
 
