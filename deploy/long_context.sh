@@ -44,7 +44,7 @@ done
 python3 "$ROOT/deploy/long_context.py" "$work"
 
 say "one of four ranks is stopped by SIGSTOP, under --stall-timeout 5s"
-"$TOROID" launch -n 4 generate random:tiny-1m --mesh ring=4 --prompt-ids "@$work/65536.ids" \
+"$TOROID" launch -n 4 generate random:tiny-1m --mesh ring=4 --prompt-ids "@$work/32768.ids" \
   --max-tokens 4 --stall-timeout 5s --progress lines -o json >/dev/null 2>"$work/stall.err" </dev/null &
 launch_pid=$!
 until grep -q prefill "$work/stall.err"; do
@@ -57,12 +57,13 @@ for pid in $(pgrep -P "$mpirun_pid"); do
 done
 kill -STOP "$stopped"
 begin=$SECONDS
-if timeout 60 tail --pid="$launch_pid" -f /dev/null; then :; else fail "still running after 60 s"; fi
+# The other ranks first finish what they can do without it; the 5 s begin when all stand still.
+timeout 120 tail --pid="$launch_pid" -f /dev/null || fail "still running 120 s after rank 2 was stopped"
 code=0
 wait "$launch_pid" || code=$?
 launch_pid=
-grep -v '^+ ' "$work/stall.err" | grep -i 'rank' >&2 || true
+grep '^toroid: ' "$work/stall.err" >&2 || true
 [ "$code" != 0 ] || fail "a world with a stopped rank ended with exit code 0"
-grep -E '^toroid: .*rank 2\b' "$work/stall.err" >/dev/null || fail "rank 2 was stopped and is not named"
+grep -q '^toroid: no progress for .*: rank 2 ' "$work/stall.err" || fail "rank 2 was stopped and is not named"
 ! kill -0 "$stopped" 2>/dev/null || fail "the stopped rank is still there"
 say "rank 2 was named $((SECONDS - begin)) s after it was stopped; done ($(took))"
