@@ -67,7 +67,7 @@ def test_tokens_come_before_the_last_is_made():
 
 def test_errors_of_a_request_leave_services_running():
     with Up(1, 2) as up:
-        refused(up.run("generate", MODEL, *PROMPT, "--mesh", "ring=3"), 1, 3, 2, "ring=2")
+        refused(up.run("generate", MODEL, *PROMPT, "--mesh", "ring=3"), 3, 3, 2, "ring=2")
         refused(up.run("generate", MODEL, "--prompt-ids", "999999"), 3, "999999")
         refused(up.run("generate", "/etc", *PROMPT), 3, "/etc")
         check(up.run("generate", MODEL, *PROMPT).code == 0, "the world is gone")

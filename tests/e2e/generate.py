@@ -182,10 +182,10 @@ def test_verify_and_bench():
     for suite in ["ring", "collectives"]:
         rows = launch(2, "bench", suite, "-o", "json").json()["rows"]
         check(rows and all(row["seconds"] > 0 and row["rate"] > 0 for row in rows), rows)
-    refused(run("bench", "ring"), 3, "launch -n 2")
+    refused(run("bench", "ring"), 2, "launch -n 2")
     refused(run("bench", "opps"), 2, "did you mean ops?")
-    rows = run("bench", "model", MODEL, "--prompt-tokens", 32, "--max-tokens", 4, "-o", "json").json()["rows"]
-    check([row["name"] for row in rows] == ["prefill", "decode"], rows)
+    rows = run("bench", "model", MODEL, "--tokens", 32, "-o", "json").json()["rows"]
+    check([row["case"] for row in rows] == ["prefill 32", "decode after 32"], rows)
 
 
 if __name__ == "__main__":
