@@ -52,4 +52,36 @@ inline constexpr int64_t kMaxHeadDim = 1024;
 void AttendTile(ThreadPool& pool, const AttentionArgs<float>& args);
 void AttendTile(ThreadPool& pool, const AttentionArgs<double>& args);
 
+// Backward over one tile: adds what the tile gives to dq, dk and dv. With s_ij as above, lse and o
+// those of the whole softmax (all tiles merged) and delta_i = do_i . o_i:
+//   p_ij = e^(s_ij - lse_i),   ds_ij = p_ij (do_i . v_j - delta_i),
+//   dv_j += sum_i p_ij do_i,   dq_i += scale sum_j ds_ij k_j,   dk_j += scale sum_i ds_ij q_i.
+// Dao et al. 2022, appendix B.2. The sums over any cut of queries and keys into tiles are the
+// gradients of the whole. A row with lse = -inf saw nothing and gives nothing.
+//
+// Cut by shape alone: any number of threads gives the same bits. dq, dk and dv overlap nothing.
+template <typename T>
+struct AttentionBackwardArgs {
+  // As the forward's, keys and values packed (no page table); o is not read, lse only read.
+  AttentionArgs<T> forward;
+  int64_t kv_heads = 0;  // of k, v, dk and dv; every kv_index is below it
+  const T* d_o = nullptr;
+  int64_t do_stride = 0;     // [t, heads, head_dim], elements between tokens; so everywhere
+  const T* delta = nullptr;  // [t, heads]
+  int64_t delta_stride = 0;
+  T* dq = nullptr;  // [t, heads, head_dim]
+  int64_t dq_stride = 0;
+  T* dk = nullptr;  // [n, kv_heads, head_dim]
+  T* dv = nullptr;
+  int64_t dk_stride = 0, dv_stride = 0;
+};
+
+void AttendTileBackward(ThreadPool& pool, const AttentionBackwardArgs<float>& args);
+void AttendTileBackward(ThreadPool& pool, const AttentionBackwardArgs<double>& args);
+
+// delta_i = do_i . o_i for rows [t, heads] of head_dim.
+template <typename T>
+void AttentionDelta(ThreadPool& pool, const T* o, int64_t o_stride, const T* d_o, int64_t do_stride,
+                    int64_t t, int64_t heads, int64_t head_dim, T* delta, int64_t delta_stride);
+
 }  // namespace toroid

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/attention_narrow.h"
+#include "kernels/attention_score.h"
 #include "kernels/attention_visible.h"
 #include "kernels/vector.h"
 
@@ -159,7 +160,9 @@ class AttentionStrips {
     if (high[last] < begin + count) count = high[last] - begin;
     const bool whole = low[last] <= begin && high[0] >= begin + count;
     const T* q = q_ + strip * dims_ * kWidth;
-    for (int64_t j = 0; j < count; j += B) Score(k_ + j * dims_, q, s_ + j * kWidth);
+    for (int64_t j = 0; j < count; j += B) {
+      ScoreKeys<T, L, C, B>(k_ + j * dims_, dims_, dim_, q, s_ + j * kWidth);
+    }
     V rescale[C];
     if (whole) {
       Softmax<false>(strip, begin, count, rescale);
@@ -168,25 +171,6 @@ class AttentionStrips {
     }
     T* o = o_ + strip * dims_ * kWidth;
     for (int64_t d = 0; d < dims_; d += B) Accumulate(v_ + d, count, rescale, o + d * kWidth);
-  }
-
-  // s[j][row] = sum_d k[j][d] q[d][row] for B keys.
-  void Score(const T* k, const T* q, T* s) const {
-    V sum[B][C] = {};
-    const int64_t dim = dim_, stride = dims_;
-    for (int64_t d = 0; d < dim; ++d) {
-      V x[C];
-      for (int c = 0; c < C; ++c) x[c] = N::LoadOnce(q + d * kWidth + c * L);
-#pragma GCC unroll 8
-      for (int b = 0; b < B; ++b) {
-        const V y = N::Set(k[b * stride + d]);
-#pragma GCC unroll 3
-        for (int c = 0; c < C; ++c) sum[b][c] += y * x[c];
-      }
-    }
-    for (int b = 0; b < B; ++b) {
-      for (int c = 0; c < C; ++c) N::Store(s + b * kWidth + c * L, sum[b][c]);
-    }
   }
 
   // o[d][row] = o[d][row] rescale[row] + sum_j v[j][d] p[j][row] for B dims.

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/cross_entropy.h"
+#include "kernels/pieces.h"
 #include "kernels/row_kernels.h"
 
 namespace toroid {
@@ -21,6 +22,16 @@ double RowExpSum(const double* x, double max, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += std::exp(x[i] - max);
   return sum;
+}
+
+// out = factor e^(x - shift). Float: what the rounding of shift loses goes into the factor.
+void RowExpScaled(const float* x, double shift, double factor, float* out, int64_t n) {
+  const float rounded = float(shift);
+  const double rest = std::exp(double(rounded) - shift);
+  CurrentRowKernels().exp_scaled(x, rounded, float(factor * rest), out, n);
+}
+void RowExpScaled(const double* x, double shift, double factor, double* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = factor * std::exp(x[i] - shift);
 }
 
 // (max, sum) += (other_max, other_sum)
@@ -64,6 +75,26 @@ void VocabMerge(ThreadPool& pool, const double* parts, int64_t n, int64_t t, dou
   });
 }
 
+template <typename T>
+void VocabBackward(ThreadPool& pool, const T* logits, int64_t stride, int64_t t, int64_t n,
+                   int64_t vocab_begin, const int32_t* labels, const double* log_z,
+                   const double* d_log_p, const double* d_log_z, T* dlogits,
+                   int64_t dlogits_stride) {
+  ForPieces(pool, t, n, [&](int64_t i, int64_t col, int64_t count) {
+    T* out = dlogits + i * dlogits_stride + col;
+    // log Z = ln sum_j e^logit_j  and  log p = label's logit - log Z
+    RowExpScaled(logits + i * stride + col, log_z[i], d_log_z[i] - d_log_p[i], out, count);
+    const int64_t label = labels[i] - vocab_begin - col;
+    if (label >= 0 && label < count) out[label] += T(d_log_p[i]);
+  });
+}
+
+template void VocabBackward(ThreadPool&, const float*, int64_t, int64_t, int64_t, int64_t,
+                            const int32_t*, const double*, const double*, const double*, float*,
+                            int64_t);
+template void VocabBackward(ThreadPool&, const double*, int64_t, int64_t, int64_t, int64_t,
+                            const int32_t*, const double*, const double*, const double*, double*,
+                            int64_t);
 template void VocabStatistics(ThreadPool&, const float*, int64_t, int64_t, int64_t, int64_t,
                               const int32_t*, double*);
 template void VocabStatistics(ThreadPool&, const double*, int64_t, int64_t, int64_t, int64_t,

@@ -1,4 +1,4 @@
-// Ops that touch every element once: copy with conversion, fill, add. Strides in elements.
+// Ops that touch every element once: copy with conversion, fill, add, scale. Strides in elements.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +24,14 @@ void FillRows(ThreadPool& pool, DType type, void* x, int64_t stride, int64_t row
 template <typename T>
 void AddRows(ThreadPool& pool, T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t rows,
              int64_t cols);
+
+// Backward of x += y with y one row: dy [cols] += sum over rows of dx, added in double in order of
+// the rows. (Where y has rows of its own, dy is dx.)
+template <typename T>
+void SumRows(ThreadPool& pool, const T* dx, int64_t dx_stride, int64_t rows, int64_t cols, T* dy);
+
+// x *= factor; its own backward.
+template <typename T>
+void ScaleRows(ThreadPool& pool, T* x, int64_t x_stride, int64_t rows, int64_t cols, double factor);
 
 }  // namespace toroid

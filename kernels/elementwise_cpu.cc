@@ -111,6 +111,35 @@ void AddRows(ThreadPool& pool, T* x, int64_t x_stride, const T* y, int64_t y_str
                    });
 }
 
+template <typename T>
+void SumRows(ThreadPool& pool, const T* dx, int64_t dx_stride, int64_t rows, int64_t cols, T* dy) {
+  constexpr int64_t kCols = 64;
+  pool.ParallelFor(cols, kCols, [&](int64_t begin, int64_t end, int) {
+    double sum[kCols] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = dx + i * dx_stride + begin;
+      for (int64_t j = 0; j < end - begin; ++j) sum[j] += double(from[j]);
+    }
+    for (int64_t j = begin; j < end; ++j) dy[j] += T(sum[j - begin]);
+  });
+}
+
+template <typename T>
+void ScaleRows(ThreadPool& pool, T* x, int64_t x_stride, int64_t rows, int64_t cols,
+               double factor) {
+  pool.ParallelFor(rows, Grain(cols * static_cast<int64_t>(sizeof(T))),
+                   [&](int64_t begin, int64_t end, int) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       T* row = x + i * x_stride;
+                       for (int64_t j = 0; j < cols; ++j) row[j] *= T(factor);
+                     }
+                   });
+}
+
+template void SumRows(ThreadPool&, const float*, int64_t, int64_t, int64_t, float*);
+template void SumRows(ThreadPool&, const double*, int64_t, int64_t, int64_t, double*);
+template void ScaleRows(ThreadPool&, float*, int64_t, int64_t, int64_t, double);
+template void ScaleRows(ThreadPool&, double*, int64_t, int64_t, int64_t, double);
 template void AddRows(ThreadPool&, float*, int64_t, const float*, int64_t, int64_t, int64_t);
 template void AddRows(ThreadPool&, double*, int64_t, const double*, int64_t, int64_t, int64_t);
 

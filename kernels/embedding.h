@@ -15,4 +15,11 @@ void Embed(ThreadPool& pool, const int32_t* ids, int64_t t, DType table_type, co
            int64_t table_stride, int64_t v, int64_t dim, int64_t vocab_begin, T* out,
            int64_t out_stride);
 
+// Backward of out[i] = table[ids[i] - vocab_begin]: dtable[ids[i] - vocab_begin] += dout[i], in
+// order of i on any number of threads. dout: [t, dim]; dtable: [v, dim], strides in elements.
+template <typename T>
+void EmbedBackward(ThreadPool& pool, const int32_t* ids, int64_t t, const T* dout,
+                   int64_t dout_stride, int64_t v, int64_t dim, int64_t vocab_begin, T* dtable,
+                   int64_t dtable_stride);
+
 }  // namespace toroid

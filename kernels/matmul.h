@@ -36,4 +36,32 @@ struct MatMulArgs {
 void MatMul(ThreadPool& pool, const MatMulArgs<float>& args);
 void MatMul(ThreadPool& pool, const MatMulArgs<double>& args);
 
+// Backward of out = x w^T + bias:
+//   dx [m, k]  = dout [m, n] w [n, k]      written, or added to with add_dx
+//   dw [n, k] += dout [m, n]^T x [m, k]    added to
+//   dbias [n] += sum over rows of dout     added to
+// Null: not wanted; then what it alone reads (w for dx, x for dw) may be null too. Cut by shape
+// alone: any number of threads gives the same bits. dx is not dout, and x only where dw is not
+// wanted.
+template <typename T>
+struct MatMulBackwardArgs {
+  const T* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t m = 0, n = 0, k = 0;
+  DType w_type = DType::kF32;
+  const void* w = nullptr;
+  int64_t w_stride = 0;
+  const T* dout = nullptr;
+  int64_t dout_stride = 0;
+  bool add_dx = false;
+  T* dx = nullptr;
+  int64_t dx_stride = 0;
+  T* dw = nullptr;
+  int64_t dw_stride = 0;
+  T* dbias = nullptr;
+};
+
+void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<float>& args);
+void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<double>& args);
+
 }  // namespace toroid

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "kernels/dequantize.h"
+#include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "kernels/row_kernels.h"
 
@@ -11,16 +12,19 @@ namespace toroid {
 
 namespace {
 
-// c [m, n] = (first ? 0 : c) + a [m, k] b [n, k]^T
-void Gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-          bool first, float* c, int64_t ldc) {
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0f, a, lda, b, ldb,
-              first ? 0.0f : 1.0f, c, ldc);
+constexpr CBLAS_TRANSPOSE kAsIs = CblasNoTrans, kTransposed = CblasTrans;
+
+// c [m, n] = (first ? 0 : c) + a [m, k] b [k, n], each of a and b as it lies or transposed
+void Gemm(CBLAS_TRANSPOSE a_way, CBLAS_TRANSPOSE b_way, int64_t m, int64_t n, int64_t k,
+          const float* a, int64_t lda, const float* b, int64_t ldb, bool first, float* c,
+          int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, a_way, b_way, m, n, k, 1.0f, a, lda, b, ldb, first ? 0.0f : 1.0f, c,
+              ldc);
 }
-void Gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
-          int64_t ldb, bool first, double* c, int64_t ldc) {
-  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0, a, lda, b, ldb,
-              first ? 0.0 : 1.0, c, ldc);
+void Gemm(CBLAS_TRANSPOSE a_way, CBLAS_TRANSPOSE b_way, int64_t m, int64_t n, int64_t k,
+          const double* a, int64_t lda, const double* b, int64_t ldb, bool first, double* c,
+          int64_t ldc) {
+  cblas_dgemm(CblasRowMajor, a_way, b_way, m, n, k, 1.0, a, lda, b, ldb, first ? 0.0 : 1.0, c, ldc);
 }
 
 void Widen(DType type, const void* row, int64_t begin, int64_t count, float* out) {
@@ -52,6 +56,13 @@ const char* WeightRow(DType type, const void* w, int64_t stride, int64_t row) {
   return static_cast<const char*>(w) + row * RowBytes(type, stride);
 }
 
+// Pieces of at most `most` whose sizes differ little, in multiples of `multiple`.
+int64_t Even(int64_t size, int64_t most, int64_t multiple) {
+  const int64_t pieces = (size + most - 1) / most;
+  const int64_t even = (size + pieces - 1) / pieces;
+  return std::min(most, (even + multiple - 1) / multiple * multiple);
+}
+
 // Products with many rows. An item is a block of rows of x by a panel of rows of w; the panel is
 // widened into the worker's scratch, in pieces of k if it is long.
 template <typename T>
@@ -77,13 +88,6 @@ class PanelProduct {
   }
 
  private:
-  // Pieces of at most `most` whose sizes differ little, in multiples of `multiple`.
-  static int64_t Even(int64_t size, int64_t most, int64_t multiple) {
-    const int64_t pieces = (size + most - 1) / most;
-    const int64_t even = (size + pieces - 1) / pieces;
-    return std::min(most, (even + multiple - 1) / multiple * multiple);
-  }
-
   void Item(int64_t panel, int64_t block, T* scratch) const {
     const int64_t begin = panel * panel_, end = std::min(a_.n, begin + panel_);
     const int64_t row = block * rows_, rows = std::min(rows_, a_.m - row);
@@ -99,8 +103,8 @@ class PanelProduct {
         }
         w = scratch, stride = count;
       }
-      Gemm(rows, end - begin, count, a_.x + row * a_.x_stride + k, a_.x_stride, w, stride, k == 0,
-           out, a_.out_stride);
+      Gemm(kAsIs, kTransposed, rows, end - begin, count, a_.x + row * a_.x_stride + k, a_.x_stride,
+           w, stride, k == 0, out, a_.out_stride);
     }
     AddBias(a_, row, rows, begin, end);
   }
@@ -133,6 +137,51 @@ void MatVecProduct(ThreadPool& pool, const MatMulArgs<float>& a) {
   });
 }
 
+// dx = dout w. An item is a block of rows of dx by a panel of columns of w; where w is not of type
+// T the panel is widened into the worker's scratch, in pieces of n.
+template <typename T>
+void InputProduct(ThreadPool& pool, const MatMulBackwardArgs<T>& a) {
+  const bool direct = a.w_type == TypeOf(T(0));
+  const int64_t panel = Even(a.k, 256, 32), rows = Even(a.m, a.m <= 512 ? 256 : 512, 8);
+  const int64_t scratch = ThreadPool::kScratchBytes / static_cast<int64_t>(sizeof(T)) / 2;
+  const int64_t piece = direct ? a.n : std::min(a.n, scratch / panel);
+  const int64_t panels = (a.k + panel - 1) / panel, blocks = (a.m + rows - 1) / rows;
+  pool.ParallelFor(panels * blocks, 1, [&](int64_t item, int64_t, int worker) {
+    const int64_t col = item / blocks * panel, cols = std::min(panel, a.k - col);
+    const int64_t row = item % blocks * rows, count = std::min(rows, a.m - row);
+    T* widened = static_cast<T*>(pool.scratch(worker));
+    for (int64_t i = 0; i < a.n; i += piece) {
+      const int64_t n = std::min(piece, a.n - i);
+      const T* w = static_cast<const T*>(a.w) + col;
+      int64_t stride = a.w_stride;
+      if (!direct) {
+        for (int64_t j = 0; j < n; ++j) {
+          Widen(a.w_type, WeightRow(a.w_type, a.w, a.w_stride, i + j), col, cols,
+                widened + j * cols);
+        }
+        w = widened, stride = cols;
+      }
+      // out[r][i] = sum_c x[r][c] w[i][c]  ->  dx[r][c] = sum_i dout[r][i] w[i][c]
+      Gemm(kAsIs, kAsIs, count, cols, n, a.dout + row * a.dout_stride + i, a.dout_stride, w, stride,
+           i == 0 && !a.add_dx, a.dx + row * a.dx_stride + col, a.dx_stride);
+    }
+  });
+}
+
+// dw += dout^T x. An item is a panel of rows by a panel of columns of dw, all tokens in one go.
+template <typename T>
+void WeightProduct(ThreadPool& pool, const MatMulBackwardArgs<T>& a) {
+  const int64_t rows = Even(a.n, 256, 8), cols = Even(a.k, 256, 8);
+  const int64_t panels = (a.n + rows - 1) / rows, blocks = (a.k + cols - 1) / cols;
+  pool.ParallelFor(panels * blocks, 1, [&](int64_t item, int64_t, int) {
+    const int64_t row = item / blocks * rows, col = item % blocks * cols;
+    // out[r][i] = sum_c x[r][c] w[i][c]  ->  dw[i][c] += sum_r dout[r][i] x[r][c]
+    Gemm(kTransposed, kAsIs, std::min(rows, a.n - row), std::min(cols, a.k - col), a.m,
+         a.dout + row, a.dout_stride, a.x + col, a.x_stride, false, a.dw + row * a.dw_stride + col,
+         a.dw_stride);
+  });
+}
+
 // A rank that holds no column of a split weight: the sum of nothing, plus the bias.
 template <typename T>
 void EmptyProduct(const MatMulArgs<T>& a) {
@@ -144,6 +193,22 @@ void EmptyProduct(const MatMulArgs<T>& a) {
 void QuietOpenBlas() {
   static std::once_flag once;
   std::call_once(once, [] { openblas_set_num_threads(1); });
+}
+
+template <typename T>
+void Backward(ThreadPool& pool, const MatMulBackwardArgs<T>& a) {
+  QuietOpenBlas();
+  if (a.m <= 0) return;
+  if (a.dx != nullptr && a.k > 0) {
+    if (a.n > 0) {
+      InputProduct(pool, a);
+    } else if (!a.add_dx) {  // the sum over no columns
+      for (int64_t i = 0; i < a.m; ++i) std::fill_n(a.dx + i * a.dx_stride, a.k, T(0));
+    }
+  }
+  if (a.dw != nullptr && a.n > 0 && a.k > 0) WeightProduct(pool, a);
+  // out[r][i] = ... + bias[i]
+  if (a.dbias != nullptr) SumRows(pool, a.dout, a.dout_stride, a.m, a.n, a.dbias);
 }
 
 }  // namespace
@@ -164,6 +229,13 @@ void MatMul(ThreadPool& pool, const MatMulArgs<double>& args) {
   if (args.k <= 0) return EmptyProduct(args);
   QuietOpenBlas();
   PanelProduct<double>(args).Run(pool);
+}
+
+void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<float>& args) {
+  Backward(pool, args);
+}
+void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<double>& args) {
+  Backward(pool, args);
 }
 
 }  // namespace toroid

@@ -16,4 +16,13 @@ void RmsNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t outer, int6
              int64_t dim, DType gain_type, const void* gain, double epsilon, T* out,
              int64_t out_stride);
 
+// Backward. With r = 1 / sqrt(mean(x^2) + epsilon):
+//   dx = r (gain dout) - x r^3 mean(gain dout x)   written; dx may be dout
+//   dgain += sum over rows of dout x r             added to; null: not wanted
+// dim <= 262144. Any number of threads gives the same bits.
+template <typename T>
+void RmsNormBackward(ThreadPool& pool, const T* x, int64_t x_stride, int64_t outer, int64_t inner,
+                     int64_t dim, DType gain_type, const void* gain, double epsilon, const T* dout,
+                     int64_t dout_stride, T* dx, int64_t dx_stride, T* dgain);
+
 }  // namespace toroid

@@ -15,4 +15,10 @@ template <typename T>
 void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
           const int32_t* positions, const double* inv_freq, double scale);
 
+// Backward, in place: the gradient turns back, by -a instead of a (cos and sin times `scale`
+// again).
+template <typename T>
+void RopeBackward(ThreadPool& pool, T* dx, int64_t stride, int64_t t, int64_t heads,
+                  int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
+
 }  // namespace toroid

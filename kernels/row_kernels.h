@@ -21,7 +21,15 @@ struct RowKernels {
                           int64_t n, int64_t k, float* out);
   // out = gate / (1 + e^-gate) * up
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+  // With s = 1 / (1 + e^-gate): dgate = dout up s (1 + gate (1 - s)), dup = dout gate s.
+  void (*swiglu_backward)(const float* gate, const float* up, const float* dout, float* dgate,
+                          float* dup, int64_t n);
+  // As kernels/gelu.h.
+  void (*gelu)(const float* x, float* out, int64_t n);
+  void (*gelu_backward)(const float* x, const float* dout, float* dx, int64_t n);
   float (*max)(const float* x, int64_t n);
+  // out = factor e^(x - shift)
+  void (*exp_scaled)(const float* x, float shift, float factor, float* out, int64_t n);
   // Sum of e^(x - max): lanes of float over pieces of 1024, their totals in double.
   double (*exp_sum)(const float* x, float max, int64_t n);
   float (*sum_squares)(const float* x, int64_t n);

@@ -2,8 +2,8 @@
 // consecutive stored weights into 32 / L vectors.
 #pragma once
 
+#include "kernels/activation_loops.h"
 #include "kernels/row_kernels.h"
-#include "kernels/vector.h"
 
 namespace toroid {
 namespace {
@@ -204,32 +204,6 @@ void MatVec(DType type, const float* x, int64_t x_stride, int64_t m, const void*
   }
 }
 
-// Calls body(offset, lanes used, vector of x) over n elements, the last vector filled with `fill`.
-template <int L, typename Body>
-inline void ForVectors(const float* x, int64_t n, float fill, Body body) {
-  using N = Lanes<float, L>;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) body(i, L, N::Load(x + i));
-  if (i < n) {
-    typename N::V last = N::Set(fill);
-    for (int64_t j = 0; i + j < n; ++j) last[j] = x[i + j];
-    body(i, n - i, last);
-  }
-}
-
-template <int L>
-void SwiGlu(const float* gate, const float* up, float* out, int64_t n) {
-  using N = Lanes<float, L>;
-  ForVectors<L>(gate, n, 0.0f, [&](int64_t i, int64_t used, typename N::V x) {
-    const typename N::V silu = x / (N::Set(1.0f) + Exp<L>(-x, 0.0f));
-    if (used == L) {
-      N::Store(out + i, silu * N::Load(up + i));
-    } else {
-      for (int64_t j = 0; j < used; ++j) out[i + j] = silu[j] * up[i + j];
-    }
-  });
-}
-
 template <int L>
 float Max(const float* x, int64_t n) {
   using N = Lanes<float, L>;
@@ -324,8 +298,9 @@ void Rotation(double position, const double* inv_freq, double scale, int64_t n, 
 
 template <int L>
 constexpr RowKernels MakeRowKernels() {
-  return {Decode, MatVec<L>, nullptr,       nullptr,    SwiGlu<L>,
-          Max<L>, ExpSum<L>, SumSquares<L>, Rotation<L>};
+  return {Decode,     MatVec<L>,       nullptr, nullptr,      SwiGlu<L>, SwiGluBackward<L>,
+          Gelu<L>,    GeluBackward<L>, Max<L>,  ExpScaled<L>, ExpSum<L>, SumSquares<L>,
+          Rotation<L>};
 }
 
 }  // namespace

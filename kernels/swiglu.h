@@ -13,4 +13,16 @@ void SwiGlu(ThreadPool& pool, const float* gate, int64_t gate_stride, const floa
 void SwiGlu(ThreadPool& pool, const double* gate, int64_t gate_stride, const double* up,
             int64_t up_stride, double* out, int64_t out_stride, int64_t rows, int64_t cols);
 
+// Backward: with s = 1 / (1 + e^-gate),
+//   dup = dout gate s,   dgate = dout up s (1 + gate (1 - s)).
+// dgate may be gate, dup may be up, and either may be dout.
+void SwiGluBackward(ThreadPool& pool, const float* gate, int64_t gate_stride, const float* up,
+                    int64_t up_stride, const float* dout, int64_t dout_stride, float* dgate,
+                    int64_t dgate_stride, float* dup, int64_t dup_stride, int64_t rows,
+                    int64_t cols);
+void SwiGluBackward(ThreadPool& pool, const double* gate, int64_t gate_stride, const double* up,
+                    int64_t up_stride, const double* dout, int64_t dout_stride, double* dgate,
+                    int64_t dgate_stride, double* dup, int64_t dup_stride, int64_t rows,
+                    int64_t cols);
+
 }  // namespace toroid

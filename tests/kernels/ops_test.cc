@@ -22,29 +22,6 @@ constexpr DType kStored[] = {DType::kF32,  DType::kF64,  DType::kBF16, DType::kF
                              DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
 constexpr int64_t kSizes[] = {1, 7, 64, 257};
 
-// Rows copied `stride` apart into a wider array filled with `fill`.
-template <typename T>
-std::vector<T> Spread(const std::vector<T>& x, int64_t rows, int64_t stride, T fill) {
-  const int64_t cols = int64_t(x.size()) / std::max<int64_t>(rows, 1);
-  std::vector<T> wide(rows * stride, fill);
-  for (int64_t i = 0; i < rows; ++i) std::copy_n(&x[i * cols], cols, &wide[i * stride]);
-  return wide;
-}
-
-// The first `cols` of each row of `stride`; EXPECTs the rest to be `fill`.
-template <typename T>
-std::vector<T> Gather(const std::vector<T>& wide, int64_t cols, int64_t stride, T fill) {
-  std::vector<T> x;
-  for (size_t i = 0; i < wide.size(); ++i) {
-    if (int64_t(i) % stride < cols) {
-      x.push_back(wide[i]);
-    } else {
-      EXPECT_EQ(wide[i], fill);
-    }
-  }
-  return x;
-}
-
 template <typename T>
 void ExpectMatMul(DType type, int64_t m, int64_t n, int64_t k, bool with_bias) {
   SCOPED_TRACE(testing::Message() << Info(type).name << " " << m << " x " << n << " x " << k);

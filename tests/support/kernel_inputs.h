@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -26,6 +27,29 @@ inline reference::Array RandomArray(int64_t size, uint64_t seed, double deviatio
 template <typename T>
 std::vector<T> As(const reference::Array& x) {
   return std::vector<T>(x.begin(), x.end());
+}
+
+// Rows copied `stride` apart into a wider array filled with `fill`.
+template <typename T>
+std::vector<T> Spread(const std::vector<T>& x, int64_t rows, int64_t stride, T fill) {
+  const int64_t cols = int64_t(x.size()) / std::max<int64_t>(rows, 1);
+  std::vector<T> wide(rows * stride, fill);
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(&x[i * cols], cols, &wide[i * stride]);
+  return wide;
+}
+
+// The first `cols` of each row of `stride`; EXPECTs the rest to be `fill`.
+template <typename T>
+std::vector<T> Gather(const std::vector<T>& wide, int64_t cols, int64_t stride, T fill) {
+  std::vector<T> x;
+  for (size_t i = 0; i < wide.size(); ++i) {
+    if (int64_t(i) % stride < cols) {
+      x.push_back(wide[i]);
+    } else {
+      EXPECT_EQ(wide[i], fill);
+    }
+  }
+  return x;
 }
 
 // Random bytes of `rows` rows of `cols` stored elements: any bytes are some weight, but scales are
