@@ -20,9 +20,10 @@ clockid_t clock_id = CLOCK_MONOTONIC;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSampleSeconds = 0.010;  // far above the clock's grain and a thread's wake-up
-constexpr int kBoundSamples = 7;
-constexpr int kChains =
-    10;  // independent sums: two units of latency four or five need eight or ten
+constexpr int kBoundSamples = 7;          // of a bound, at least, and for so long at least:
+constexpr double kBoundSeconds = 0.5;
+// Independent sums: two units of latency four or five need eight or ten.
+constexpr int kChains = 10;
 constexpr int64_t kFmaSteps = 1 << 20;
 constexpr int64_t kSweepBytes = int64_t{256} << 20;  // several times any cache
 constexpr int64_t kSweepChunk = int64_t{1} << 20;
@@ -69,14 +70,18 @@ __attribute__((target("avx512f"))) float FmaAvx512(int64_t steps) {
   return total;
 }
 
-// The best of some: a bound is what the machine can do, not what it did while others ran.
+// The best of some: a bound is what the machine can do, not what it did while others ran. It takes
+// the scheduler a while to move new threads to cores of their own, so few samples may all be late.
 double BestSeconds(const std::function<void()>& call) {
   call();
   double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kBoundSamples; ++i) {
+  double spent = 0;
+  for (int i = 0; i < kBoundSamples || spent < kBoundSeconds; ++i) {
     const double begin = BenchSeconds();
     call();
-    best = std::min(best, BenchSeconds() - begin);
+    const double seconds = BenchSeconds() - begin;
+    best = std::min(best, seconds);
+    spent += seconds;
   }
   return best;
 }
