@@ -48,6 +48,8 @@ int Main(int argc, char** argv) {
     if (layer == 30 && rank == slow) WorkSlowly(board, timeout_ms * 5 / 2);
     if (layer == 30 && rank == stop) {
       WorkSlowly(board, timeout_ms / 2);  // several beats, so that the others know the place
+      std::printf("rank %d stops\n", rank);
+      std::fflush(stdout);
       raise(SIGSTOP);
     }
     board.At("all_reduce", layer, 1);
