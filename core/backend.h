@@ -6,7 +6,8 @@
 // the legend of core/tensor.h; `t` rows may be zero. Activations are f32, or f64 on a backend made
 // for proofs (dtype() says which); weights are any stored type, widened exactly inside the product.
 //
-// Implementations: cpu_backend (f32, f64), counting_backend (memory accounting only: `plan`).
+// Implementations: cpu_backend (f32, f64), counting_backend (memory accounting only: `plan`). A
+// backend that cannot train yet derives from InferenceBackend (inference_backend.h).
 #pragma once
 
 #include <atomic>
@@ -17,6 +18,7 @@
 #include "core/model/attention_spec.h"
 #include "core/stream.h"
 #include "core/tensor.h"
+#include "kernels/optimizer_step.h"
 
 namespace toroid {
 
@@ -45,18 +47,44 @@ class Backend {
   virtual void Upload(Stream s, const void* host, Tensor out) = 0;
   virtual void Download(Stream s, Tensor x, void* host) = 0;  // complete when the call returns
 
-  // --- maths ------------------------------------------------------------------------------------
+  // --- maths: each op with its backward behind it
+  // ------------------------------------------------- dfoo is the gradient of foo, of its shape and
+  // of dtype(). Gradients of activations are written; those that are sums over tokens or tiles
+  // (dtable, dgain, dbias, dw, dq, dk, dv) are added to. An empty gradient of a parameter is not
+  // wanted. KvWrite and AttentionMerge have no backward: they serve decoding.
+
   // out[i] = table[ids[i] - vocab_begin], zeros where this rank's rows do not hold the id.
   // ids: i32 [t]; table: [v, D] any stored type; out: [t, D].
   virtual void Embed(Stream s, Tensor ids, Tensor table_vD, int64_t vocab_begin, Tensor out_tD) = 0;
+  // dtable[ids[i] - vocab_begin] += dout[i]. Learned positions are embeddings of positions.
+  virtual void EmbedBackward(Stream s, Tensor ids, int64_t vocab_begin, Tensor dout_tD,
+                             Tensor dtable_vD) = 0;
   // out = x / sqrt(mean(x^2) + epsilon) * gain, by row. Zhang & Sennrich 2019. gain: f32 or f64
   // [D]. Rows of heads are normed as x [t * h, K]. out may be x.
   virtual void RmsNorm(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor out_tD) = 0;
+  // With r = 1 / sqrt(mean(x^2) + epsilon): dx = r gain dout - x r^3 mean(gain dout x), dgain +=
+  // sum of dout x r over rows. dx may be dout.
+  virtual void RmsNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor dout_tD,
+                               Tensor dx_tD, Tensor dgain_D) = 0;
+  // out = (x - mean(x)) / sqrt(variance(x) + epsilon) * gain + bias, by row. Ba et al. 2016. bias
+  // may be empty, else of gain's type. out may be x.
+  virtual void LayerNorm(Stream s, Tensor x_tD, Tensor gain_D, Tensor bias_D, double epsilon,
+                         Tensor out_tD) = 0;
+  // As kernels/layer_norm.h. dx may be dout.
+  virtual void LayerNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon,
+                                 Tensor dout_tD, Tensor dx_tD, Tensor dgain_D, Tensor dbias_D) = 0;
   // out [m, n] = x [m, k] w [n, k]^T, plus bias [n] unless empty. w: any stored type.
   virtual void MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) = 0;
+  // dx = dout w, or dx += with add_dx; dw += dout^T x; dbias += sum of dout over rows. Each of dx,
+  // dw and dbias may be empty: not wanted.
+  virtual void MatMulBackward(Stream s, Tensor x, Tensor w, Tensor dout, bool add_dx, Tensor dx,
+                              Tensor dw, Tensor dbias) = 0;
   // RoPE (Su et al. 2021), half-split: pair (i, i + K/2) turns by position * inv_freq[i], cos and
   // sin times scale. x: [t, heads, K] in place; positions: i32 [t]; inv_freq: f64 [K/2].
   virtual void Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq, double scale) = 0;
+  // The gradient turns back: dx in place.
+  virtual void RopeBackward(Stream s, Tensor dx_thK, Tensor positions, Tensor inv_freq,
+                            double scale) = 0;
   // cache row slots[i] = x row i, converted to the cache's type. slots: i64 [t]; negative: left
   // out.
   virtual void KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) = 0;
@@ -67,13 +95,36 @@ class Backend {
   virtual void AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const KvView& kv,
                           Tensor kv_index, const AttentionSpec& spec, const Tile& tile,
                           Tensor o_thK, Tensor lse_th) = 0;
+  // delta [t, h] = do . o over K, of the whole o.
+  virtual void AttentionDelta(Stream s, Tensor o_thK, Tensor do_thK, Tensor delta_th) = 0;
+  // Adds one tile's share to dq [t, h, K], dk and dv [n, g, K] (dtype()), given lse and delta of
+  // the whole softmax (Dao et al. 2022, appendix B.2). kv: packed, no length. Over all tiles of the
+  // forward, in any cut, the sums are the gradients. Rows with lse = -inf give nothing.
+  virtual void AttendTileBackward(Stream s, Tensor q_thK, Tensor q_positions, const KvView& kv,
+                                  Tensor kv_index, const AttentionSpec& spec, const Tile& tile,
+                                  Tensor do_thK, Tensor lse_th, Tensor delta_th, Tensor dq_thK,
+                                  Tensor dk_ngK, Tensor dv_ngK) = 0;
   // o = sum_i e^(lse_i - lse) o_i with lse = logsumexp_i lse_i, in order of i, for parts [n, t, h,
   // K] and [n, t, h]. All rows -inf: o = 0.
   virtual void AttentionMerge(Stream s, Tensor o_nthK, Tensor lse_nth, Tensor o_thK) = 0;
   // out = silu(gate) * up, silu(x) = x / (1 + e^-x). out may be gate.
   virtual void SwiGlu(Stream s, Tensor gate_tf, Tensor up_tf, Tensor out_tf) = 0;
+  // With s = 1 / (1 + e^-gate): dup = dout gate s, dgate = dout up s (1 + gate (1 - s)). dgate may
+  // be gate, dup may be up, either may be dout.
+  virtual void SwiGluBackward(Stream s, Tensor gate_tf, Tensor up_tf, Tensor dout_tf,
+                              Tensor dgate_tf, Tensor dup_tf) = 0;
+  // out = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))): the form of GELU (Hendrycks & Gimpel
+  // 2016) that GPT-2 and GPT-3 use. out may be x.
+  virtual void Gelu(Stream s, Tensor x_tf, Tensor out_tf) = 0;
+  // As kernels/gelu.h. dx may be x or dout.
+  virtual void GeluBackward(Stream s, Tensor x_tf, Tensor dout_tf, Tensor dx_tf) = 0;
   // x += y. y may be one row [1, n], added to every row (a bias).
   virtual void Add(Stream s, Tensor x, Tensor y) = 0;
+  // dy [1, n] += sum of dx over rows, for y of one row. (Of y with rows of its own the gradient is
+  // dx itself.)
+  virtual void AddBackward(Stream s, Tensor dx, Tensor dy_1n) = 0;
+  // x *= factor; its own backward.
+  virtual void Scale(Stream s, Tensor x, double factor) = 0;
   // Folds logits [t, n] of vocabulary ids [vocab_begin, +n) into the running (max, sum of
   // exp(logit - max), label's logit) of each row, stat: f64 [t, 3], fresh: (-inf, 0, -inf). labels:
   // i32 [t].
@@ -82,6 +133,23 @@ class Backend {
   // Merges such statistics of n vocabulary shards: parts f64 [n, t, 3] -> log_p f64 [t] =
   // label's logit - log Z and log_z f64 [t].
   virtual void VocabMerge(Stream s, Tensor parts_nt3, Tensor log_p_t, Tensor log_z_t) = 0;
+  // Of both, one tile of ids [vocab_begin, +n) at a time, p_j = e^(logit_j - log Z):
+  // dlogits_j = d_log_p ((j is the label) - p_j) + d_log_z p_j. log_z, d_log_p, d_log_z: f64 [t].
+  // dlogits may be logits.
+  virtual void VocabBackward(Stream s, Tensor logits, int64_t vocab_begin, Tensor labels,
+                             Tensor log_z_t, Tensor d_log_p_t, Tensor d_log_z_t,
+                             Tensor dlogits) = 0;
+
+  // --- optimizer, over flat ranges [n]
+  // ------------------------------------------------------------ sum f64 [1] += sum of x^2, in
+  // double.
+  virtual void SquaredSum(Stream s, Tensor x_n, Tensor sum_1) = 0;
+  // Updates w, m and v in place; all of dtype(). step: f64 [5], the fields of AdamWStep in order.
+  virtual void AdamW(Stream s, const AdamWSpec& spec, Tensor step, Tensor gradient_n, Tensor w_n,
+                     Tensor m_n, Tensor v_n) = 0;
+  // The same with the four fields of AdafactorStep; the range belongs to one parameter.
+  virtual void Adafactor(Stream s, const AdafactorSpec& spec, Tensor step, Tensor gradient_n,
+                         Tensor w_n, Tensor m_n, Tensor v_n) = 0;
 };
 
 // threads: workers of this rank's pool, the caller included, >= 1. type: kF32 or kF64.

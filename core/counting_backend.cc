@@ -42,14 +42,36 @@ class CountingBackend final : public Backend {
   void Embed(Stream, Tensor ids, Tensor table_vD, int64_t, Tensor out_tD) override {
     CheckEmbed(type_, ids, table_vD, out_tD);
   }
+  void EmbedBackward(Stream, Tensor ids, int64_t, Tensor dout_tD, Tensor dtable_vD) override {
+    CheckEmbedBackward(type_, ids, dout_tD, dtable_vD);
+  }
   void RmsNorm(Stream, Tensor x_tD, Tensor gain_D, double, Tensor out_tD) override {
     CheckRmsNorm(type_, x_tD, gain_D, out_tD);
+  }
+  void RmsNormBackward(Stream, Tensor x_tD, Tensor gain_D, double, Tensor dout_tD, Tensor dx_tD,
+                       Tensor dgain_D) override {
+    CheckRmsNormBackward(type_, x_tD, gain_D, dout_tD, dx_tD, dgain_D);
+  }
+  void LayerNorm(Stream, Tensor x_tD, Tensor gain_D, Tensor bias_D, double,
+                 Tensor out_tD) override {
+    CheckLayerNorm(type_, x_tD, gain_D, bias_D, out_tD);
+  }
+  void LayerNormBackward(Stream, Tensor x_tD, Tensor gain_D, double, Tensor dout_tD, Tensor dx_tD,
+                         Tensor dgain_D, Tensor dbias_D) override {
+    CheckLayerNormBackward(type_, x_tD, gain_D, dout_tD, dx_tD, dgain_D, dbias_D);
   }
   void MatMul(Stream, Tensor x, Tensor w, Tensor bias, Tensor out) override {
     CheckMatMul(type_, x, w, bias, out);
   }
+  void MatMulBackward(Stream, Tensor x, Tensor w, Tensor dout, bool, Tensor dx, Tensor dw,
+                      Tensor dbias) override {
+    CheckMatMulBackward(type_, x, w, dout, dx, dw, dbias);
+  }
   void Rope(Stream, Tensor x_thK, Tensor positions, Tensor inv_freq, double) override {
     CheckRope(type_, x_thK, positions, inv_freq);
+  }
+  void RopeBackward(Stream, Tensor dx_thK, Tensor positions, Tensor inv_freq, double) override {
+    CheckRope(type_, dx_thK, positions, inv_freq);
   }
   void KvWrite(Stream, Tensor x_tgK, Tensor slots, Tensor cache) override {
     CheckKvWrite(type_, x_tgK, slots, cache);
@@ -59,18 +81,52 @@ class CountingBackend final : public Backend {
                   Tensor lse_th) override {
     CheckAttendTile(type_, q_thK, q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
   }
+  void AttentionDelta(Stream, Tensor o_thK, Tensor do_thK, Tensor delta_th) override {
+    CheckAttentionDelta(type_, o_thK, do_thK, delta_th);
+  }
+  void AttendTileBackward(Stream, Tensor q_thK, Tensor q_positions, const KvView& kv,
+                          Tensor kv_index, const AttentionSpec& spec, const Tile& tile,
+                          Tensor do_thK, Tensor lse_th, Tensor delta_th, Tensor dq_thK,
+                          Tensor dk_ngK, Tensor dv_ngK) override {
+    CheckAttendTileBackward(type_, q_thK, q_positions, kv, kv_index, spec, tile, do_thK, lse_th,
+                            delta_th, dq_thK, dk_ngK, dv_ngK);
+  }
   void AttentionMerge(Stream, Tensor o_nthK, Tensor lse_nth, Tensor o_thK) override {
     CheckAttentionMerge(type_, o_nthK, lse_nth, o_thK);
   }
   void SwiGlu(Stream, Tensor gate_tf, Tensor up_tf, Tensor out_tf) override {
     CheckSwiGlu(type_, gate_tf, up_tf, out_tf);
   }
+  void SwiGluBackward(Stream, Tensor gate_tf, Tensor up_tf, Tensor dout_tf, Tensor dgate_tf,
+                      Tensor dup_tf) override {
+    CheckSwiGluBackward(type_, gate_tf, up_tf, dout_tf, dgate_tf, dup_tf);
+  }
+  void Gelu(Stream, Tensor x_tf, Tensor out_tf) override { CheckGelu(type_, x_tf, out_tf); }
+  void GeluBackward(Stream, Tensor x_tf, Tensor dout_tf, Tensor dx_tf) override {
+    CheckGeluBackward(type_, x_tf, dout_tf, dx_tf);
+  }
   void Add(Stream, Tensor x, Tensor y) override { CheckAdd(type_, x, y); }
+  void AddBackward(Stream, Tensor dx, Tensor dy_1n) override { CheckAddBackward(type_, dx, dy_1n); }
+  void Scale(Stream, Tensor x, double) override { CheckScale(type_, x); }
   void VocabStatistics(Stream, Tensor logits, int64_t, Tensor labels, Tensor stat_t3) override {
     CheckVocabStatistics(type_, logits, labels, stat_t3);
   }
   void VocabMerge(Stream, Tensor parts_nt3, Tensor log_p_t, Tensor log_z_t) override {
     CheckVocabMerge(parts_nt3, log_p_t, log_z_t);
+  }
+  void VocabBackward(Stream, Tensor logits, int64_t, Tensor labels, Tensor log_z_t,
+                     Tensor d_log_p_t, Tensor d_log_z_t, Tensor dlogits) override {
+    CheckVocabBackward(type_, logits, labels, log_z_t, d_log_p_t, d_log_z_t, dlogits);
+  }
+
+  void SquaredSum(Stream, Tensor x_n, Tensor sum_1) override { CheckSquaredSum(type_, x_n, sum_1); }
+  void AdamW(Stream, const AdamWSpec&, Tensor step, Tensor gradient_n, Tensor w_n, Tensor m_n,
+             Tensor v_n) override {
+    CheckUpdate(type_, step, kAdamWFields, gradient_n, w_n, m_n, v_n);
+  }
+  void Adafactor(Stream, const AdafactorSpec&, Tensor step, Tensor gradient_n, Tensor w_n,
+                 Tensor m_n, Tensor v_n) override {
+    CheckUpdate(type_, step, kAdafactorFields, gradient_n, w_n, m_n, v_n);
   }
 
  private:

@@ -28,9 +28,15 @@ void CheckSameShape(const Tensor& a, const Tensor& b) {
   TOROID_CHECK_EQ(a.cols(), b.cols());
 }
 
+// Partial sums of a gain and a bias in f64 fit the scratch that a pool shares.
+constexpr int64_t kMaxNormDim = 131072;
+
 bool Converts(DType type) {
   return type == DType::kF32 || type == DType::kF64 || type == DType::kBF16;
 }
+
+// The gradient of a parameter: not wanted if it is empty.
+bool Wanted(const Tensor& gradient) { return gradient.data != nullptr && !gradient.empty(); }
 
 void CheckCacheType(DType type) { TOROID_CHECK_MSG(Converts(type), Info(type).name); }
 
@@ -54,12 +60,44 @@ void CheckEmbed(DType type, const Tensor& ids, const Tensor& table_vD, const Ten
                table_vD.dtype != DType::kU8);
 }
 
+void CheckEmbedBackward(DType type, const Tensor& ids, const Tensor& dout_tD,
+                        const Tensor& dtable_vD) {
+  CheckVector(ids, DType::kI32, dout_tD.rows());
+  CheckType(dout_tD, type);
+  CheckType(dtable_vD, type);
+  TOROID_CHECK_EQ(dtable_vD.cols(), dout_tD.cols());
+}
+
 void CheckRmsNorm(DType type, const Tensor& x_tD, const Tensor& gain_D, const Tensor& out_tD) {
   CheckType(x_tD, type);
   CheckType(out_tD, type);
   CheckSameShape(x_tD, out_tD);
   TOROID_CHECK(x_tD.dim_count >= 1);
   CheckVectorOfReals(gain_D, x_tD.dims[x_tD.dim_count - 1]);
+}
+
+void CheckRmsNormBackward(DType type, const Tensor& x_tD, const Tensor& gain_D,
+                          const Tensor& dout_tD, const Tensor& dx_tD, const Tensor& dgain_D) {
+  CheckRmsNorm(type, x_tD, gain_D, dout_tD);
+  CheckType(dx_tD, type);
+  CheckSameShape(dx_tD, x_tD);
+  TOROID_CHECK_LE(gain_D.size(), kMaxNormDim);
+  if (Wanted(dgain_D)) CheckVector(dgain_D, type, gain_D.size());
+}
+
+void CheckLayerNorm(DType type, const Tensor& x_tD, const Tensor& gain_D, const Tensor& bias_D,
+                    const Tensor& out_tD) {
+  CheckRmsNorm(type, x_tD, gain_D, out_tD);
+  TOROID_CHECK_EQ(x_tD.cols(), gain_D.size());
+  if (!bias_D.empty()) CheckVector(bias_D, gain_D.dtype, gain_D.size());
+}
+
+void CheckLayerNormBackward(DType type, const Tensor& x_tD, const Tensor& gain_D,
+                            const Tensor& dout_tD, const Tensor& dx_tD, const Tensor& dgain_D,
+                            const Tensor& dbias_D) {
+  CheckRmsNormBackward(type, x_tD, gain_D, dout_tD, dx_tD, dgain_D);
+  TOROID_CHECK_EQ(x_tD.cols(), gain_D.size());
+  if (Wanted(dbias_D)) CheckVector(dbias_D, type, gain_D.size());
 }
 
 void CheckMatMul(DType type, const Tensor& x, const Tensor& w, const Tensor& bias,
@@ -75,6 +113,20 @@ void CheckMatMul(DType type, const Tensor& x, const Tensor& w, const Tensor& bia
     TOROID_CHECK_EQ(w.cols() % Info(w.dtype).block, 0);
   }
   if (bias.data != nullptr && !bias.empty()) CheckVectorOfReals(bias, out.cols());
+}
+
+void CheckMatMulBackward(DType type, const Tensor& x, const Tensor& w, const Tensor& dout,
+                         const Tensor& dx, const Tensor& dw, const Tensor& dbias) {
+  CheckMatMul(type, x, w, dbias, dout);
+  if (Wanted(dx)) {
+    CheckType(dx, type);
+    CheckSameShape(dx, x);
+  }
+  if (Wanted(dw)) {
+    CheckType(dw, type);
+    CheckSameShape(dw, w);
+  }
+  if (Wanted(dbias)) CheckVector(dbias, type, dout.cols());
 }
 
 void CheckRope(DType type, const Tensor& x_thK, const Tensor& positions, const Tensor& inv_freq) {
@@ -130,6 +182,29 @@ void CheckAttendTile(DType type, const Tensor& q_thK, const Tensor& q_positions,
   TOROID_CHECK_GE(spec.window, 0);
 }
 
+void CheckAttentionDelta(DType type, const Tensor& o_thK, const Tensor& do_thK,
+                         const Tensor& delta_th) {
+  for (const Tensor* x : {&o_thK, &do_thK, &delta_th}) CheckType(*x, type);
+  TOROID_CHECK_EQ(o_thK.dim_count, 3);
+  CheckSameShape(o_thK, do_thK);
+  TOROID_CHECK_EQ(delta_th.rows(), o_thK.rows());
+  TOROID_CHECK_EQ(delta_th.cols(), o_thK.dims[1]);
+}
+
+void CheckAttendTileBackward(DType type, const Tensor& q_thK, const Tensor& q_positions,
+                             const KvView& kv, const Tensor& kv_index, const AttentionSpec& spec,
+                             const Tile& tile, const Tensor& do_thK, const Tensor& lse_th,
+                             const Tensor& delta_th, const Tensor& dq_thK, const Tensor& dk_ngK,
+                             const Tensor& dv_ngK) {
+  CheckAttendTile(type, q_thK, q_positions, kv, kv_index, spec, tile, do_thK, lse_th);
+  TOROID_CHECK_MSG(kv.page_table.data == nullptr && kv.length.data == nullptr, "pages in training");
+  for (const Tensor* x : {&delta_th, &dq_thK, &dk_ngK, &dv_ngK}) CheckType(*x, type);
+  CheckSameShape(delta_th, lse_th);
+  CheckSameShape(dq_thK, q_thK);
+  CheckSameShape(dk_ngK, kv.k);
+  CheckSameShape(dv_ngK, kv.v);
+}
+
 void CheckAttentionMerge(DType type, const Tensor& o_nthK, const Tensor& lse_nth,
                          const Tensor& o_thK) {
   CheckType(o_nthK, type);
@@ -149,12 +224,36 @@ void CheckSwiGlu(DType type, const Tensor& gate_tf, const Tensor& up_tf, const T
   CheckSameShape(gate_tf, out_tf);
 }
 
+void CheckSwiGluBackward(DType type, const Tensor& gate_tf, const Tensor& up_tf,
+                         const Tensor& dout_tf, const Tensor& dgate_tf, const Tensor& dup_tf) {
+  CheckSwiGlu(type, gate_tf, up_tf, dout_tf);
+  CheckSwiGlu(type, gate_tf, dgate_tf, dup_tf);
+}
+
+void CheckGelu(DType type, const Tensor& x_tf, const Tensor& out_tf) {
+  CheckType(x_tf, type);
+  CheckType(out_tf, type);
+  CheckSameShape(x_tf, out_tf);
+}
+
+void CheckGeluBackward(DType type, const Tensor& x_tf, const Tensor& dout_tf, const Tensor& dx_tf) {
+  CheckGelu(type, x_tf, dout_tf);
+  CheckGelu(type, x_tf, dx_tf);
+}
+
 void CheckAdd(DType type, const Tensor& x, const Tensor& y) {
   CheckType(x, type);
   CheckType(y, type);
   TOROID_CHECK_EQ(x.cols(), y.cols());
   TOROID_CHECK(y.rows() == x.rows() || y.rows() == 1);
 }
+
+void CheckAddBackward(DType type, const Tensor& dx, const Tensor& dy_1n) {
+  CheckType(dx, type);
+  CheckVector(dy_1n, type, dx.cols());
+}
+
+void CheckScale(DType type, const Tensor& x) { CheckType(x, type); }
 
 void CheckVocabStatistics(DType type, const Tensor& logits, const Tensor& labels,
                           const Tensor& stat_t3) {
@@ -170,6 +269,29 @@ void CheckVocabMerge(const Tensor& parts_nt3, const Tensor& log_p_t, const Tenso
   TOROID_CHECK(parts_nt3.contiguous());
   CheckVector(log_p_t, DType::kF64, parts_nt3.dims[1]);
   CheckVector(log_z_t, DType::kF64, parts_nt3.dims[1]);
+}
+
+void CheckVocabBackward(DType type, const Tensor& logits, const Tensor& labels,
+                        const Tensor& log_z_t, const Tensor& d_log_p_t, const Tensor& d_log_z_t,
+                        const Tensor& dlogits) {
+  CheckType(logits, type);
+  CheckType(dlogits, type);
+  CheckSameShape(logits, dlogits);
+  CheckVector(labels, DType::kI32, logits.rows());
+  for (const Tensor* x : {&log_z_t, &d_log_p_t, &d_log_z_t}) {
+    CheckVector(*x, DType::kF64, logits.rows());
+  }
+}
+
+void CheckSquaredSum(DType type, const Tensor& x_n, const Tensor& sum_1) {
+  CheckVector(x_n, type, x_n.size());
+  CheckVector(sum_1, DType::kF64, 1);
+}
+
+void CheckUpdate(DType type, const Tensor& step, int64_t step_size, const Tensor& gradient_n,
+                 const Tensor& w_n, const Tensor& m_n, const Tensor& v_n) {
+  CheckVector(step, DType::kF64, step_size);
+  for (const Tensor* x : {&gradient_n, &w_n, &m_n, &v_n}) CheckVector(*x, type, w_n.size());
 }
 
 }  // namespace toroid

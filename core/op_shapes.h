@@ -10,20 +10,51 @@ namespace toroid {
 void CheckCopy(const Tensor& x, const Tensor& out);
 void CheckFill(const Tensor& x);
 void CheckEmbed(DType type, const Tensor& ids, const Tensor& table_vD, const Tensor& out_tD);
+void CheckEmbedBackward(DType type, const Tensor& ids, const Tensor& dout_tD,
+                        const Tensor& dtable_vD);
 void CheckRmsNorm(DType type, const Tensor& x_tD, const Tensor& gain_D, const Tensor& out_tD);
+void CheckRmsNormBackward(DType type, const Tensor& x_tD, const Tensor& gain_D,
+                          const Tensor& dout_tD, const Tensor& dx_tD, const Tensor& dgain_D);
+void CheckLayerNorm(DType type, const Tensor& x_tD, const Tensor& gain_D, const Tensor& bias_D,
+                    const Tensor& out_tD);
+void CheckLayerNormBackward(DType type, const Tensor& x_tD, const Tensor& gain_D,
+                            const Tensor& dout_tD, const Tensor& dx_tD, const Tensor& dgain_D,
+                            const Tensor& dbias_D);
 void CheckMatMul(DType type, const Tensor& x, const Tensor& w, const Tensor& bias,
                  const Tensor& out);
+void CheckMatMulBackward(DType type, const Tensor& x, const Tensor& w, const Tensor& dout,
+                         const Tensor& dx, const Tensor& dw, const Tensor& dbias);
 void CheckRope(DType type, const Tensor& x_thK, const Tensor& positions, const Tensor& inv_freq);
 void CheckKvWrite(DType type, const Tensor& x_tgK, const Tensor& slots, const Tensor& cache);
 void CheckAttendTile(DType type, const Tensor& q_thK, const Tensor& q_positions, const KvView& kv,
                      const Tensor& kv_index, const AttentionSpec& spec, const Tile& tile,
                      const Tensor& o_thK, const Tensor& lse_th);
+void CheckAttentionDelta(DType type, const Tensor& o_thK, const Tensor& do_thK,
+                         const Tensor& delta_th);
+void CheckAttendTileBackward(DType type, const Tensor& q_thK, const Tensor& q_positions,
+                             const KvView& kv, const Tensor& kv_index, const AttentionSpec& spec,
+                             const Tile& tile, const Tensor& do_thK, const Tensor& lse_th,
+                             const Tensor& delta_th, const Tensor& dq_thK, const Tensor& dk_ngK,
+                             const Tensor& dv_ngK);
 void CheckAttentionMerge(DType type, const Tensor& o_nthK, const Tensor& lse_nth,
                          const Tensor& o_thK);
 void CheckSwiGlu(DType type, const Tensor& gate_tf, const Tensor& up_tf, const Tensor& out_tf);
+void CheckSwiGluBackward(DType type, const Tensor& gate_tf, const Tensor& up_tf,
+                         const Tensor& dout_tf, const Tensor& dgate_tf, const Tensor& dup_tf);
+void CheckGelu(DType type, const Tensor& x_tf, const Tensor& out_tf);
+void CheckGeluBackward(DType type, const Tensor& x_tf, const Tensor& dout_tf, const Tensor& dx_tf);
 void CheckAdd(DType type, const Tensor& x, const Tensor& y);
+void CheckAddBackward(DType type, const Tensor& dx, const Tensor& dy_1n);
+void CheckScale(DType type, const Tensor& x);
 void CheckVocabStatistics(DType type, const Tensor& logits, const Tensor& labels,
                           const Tensor& stat_t3);
 void CheckVocabMerge(const Tensor& parts_nt3, const Tensor& log_p_t, const Tensor& log_z_t);
+void CheckVocabBackward(DType type, const Tensor& logits, const Tensor& labels,
+                        const Tensor& log_z_t, const Tensor& d_log_p_t, const Tensor& d_log_z_t,
+                        const Tensor& dlogits);
+void CheckSquaredSum(DType type, const Tensor& x_n, const Tensor& sum_1);
+// step: so many doubles.
+void CheckUpdate(DType type, const Tensor& step, int64_t step_size, const Tensor& gradient_n,
+                 const Tensor& w_n, const Tensor& m_n, const Tensor& v_n);
 
 }  // namespace toroid
