@@ -18,12 +18,12 @@ using Cut256 = Cut<256, 2, 80, 2>;
 template <typename C>
 cudaError_t Launch(cudaStream_t stream, const AttentionHopperArgs& args) {
   Params params = {};
-  if (!MapTiles(args.q, args.q_tokens, args.q_stride, args.heads, C::kHeadDim, C::kRows,
-                &params.q) ||
-      !MapTiles(args.k, args.k_tokens, args.k_stride, args.kv_heads, C::kHeadDim, C::kKeys,
-                &params.k) ||
-      !MapTiles(args.v, args.k_tokens, args.v_stride, args.kv_heads, C::kHeadDim, C::kKeys,
-                &params.v)) {
+  if (!MapTiles(Element::kBf16, args.q, args.q_tokens, args.q_stride, args.heads, C::kHeadDim,
+                C::kRows, C::kHeadDim, &params.q) ||
+      !MapTiles(Element::kBf16, args.k, args.k_tokens, args.k_stride, args.kv_heads, C::kHeadDim,
+                C::kKeys, C::kHeadDim, &params.k) ||
+      !MapTiles(Element::kBf16, args.v, args.k_tokens, args.v_stride, args.kv_heads, C::kHeadDim,
+                C::kKeys, C::kHeadDim, &params.v)) {
     return cudaErrorInvalidValue;
   }
   int device = 0, processors = 0, l2_bytes = 0;
@@ -44,16 +44,14 @@ cudaError_t Launch(cudaStream_t stream, const AttentionHopperArgs& args) {
 
   const int64_t kv_head_bytes = args.k_tokens * C::kHeadDim * 4;
   const int64_t kv_heads = std::clamp<int64_t>(l2_bytes / 2 / kv_head_bytes, 1, args.kv_heads);
-  params.heads_at_a_time = std::max<int64_t>(1, kv_heads * args.heads / args.kv_heads);
+  params.tasks = {args.tiles, args.tile_count, args.heads,
+                  static_cast<int>(std::max<int64_t>(1, kv_heads * args.heads / args.kv_heads)),
+                  args.counters};
   params.kv_index = args.kv_index;
-  params.tiles = args.tiles;
-  params.tile_count = args.tile_count;
   params.o = args.o;
   params.o_stride = args.o_stride;
   params.lse = args.lse;
   params.lse_stride = args.lse_stride;
-  params.counters = args.counters;
-  params.heads = args.heads;
   params.head_dim = C::kHeadDim;
   params.scale_log2 = args.scale * kLog2E;
   params.fresh = args.fresh;

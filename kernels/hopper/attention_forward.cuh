@@ -20,7 +20,7 @@
 
 #include <cstdint>
 
-#include "kernels/attention_hopper.h"
+#include "kernels/hopper/attention_tasks.cuh"
 #include "kernels/hopper/mbarrier.cuh"
 #include "kernels/hopper/online_softmax.cuh"
 #include "kernels/hopper/tma.cuh"
@@ -46,11 +46,6 @@ struct Cut {
   static_assert(kKeys * 128 % kSwizzleAtomBytes == 0, "a panel begins on a swizzle atom");
 };
 
-struct Task {
-  AttentionTile tile;
-  int head;  // negative: no more
-};
-
 template <typename C>
 struct Shared {
   alignas(kSwizzleAtomBytes) __nv_bfloat16 q[C::kRows * C::kHeadDim];
@@ -64,38 +59,19 @@ struct Shared {
 
 struct Params {
   CUtensorMap q, k, v;
+  TaskList tasks;
   const int32_t* kv_index;
-  const AttentionTile* tiles;
   float* o;
   float* lse;
   int64_t o_stride, lse_stride;
-  int32_t* counters;
-  int tile_count, heads, head_dim;
-  int heads_at_a_time;  // heads whose K and V fit into L2 together: all tiles of these, then the
-                        // next
+  int head_dim;
   float scale_log2;
   bool fresh;
 };
 
-// Visible keys of row i of a tile: the first Limit(tile, i).
-__host__ __device__ inline int Limit(const AttentionTile& tile, int i) {
-  const int limit = i + tile.diagonal + 1;
-  return limit < 0 ? 0 : limit < tile.k_count ? limit : tile.k_count;
-}
-
 template <typename C>
 __device__ int KeyBlocks(const AttentionTile& tile) {
   return (Limit(tile, tile.q_count - 1) + C::kKeys - 1) / C::kKeys;
-}
-
-__device__ inline Task TaskOf(const Params& params, int index) {
-  const int group_tasks = params.heads_at_a_time * params.tile_count;
-  const int first_head = index / group_tasks * params.heads_at_a_time;
-  if (first_head >= params.heads) return {{}, -1};
-  const int heads = min(params.heads_at_a_time, params.heads - first_head);
-  const int rest = index % group_tasks;
-  if (rest >= heads * params.tile_count) return {{}, -1};
-  return {params.tiles[rest / heads], first_head + rest % heads};
 }
 
 template <typename C>
@@ -106,13 +82,13 @@ __device__ void Produce(const Params& params, Shared<C>& shared) {
   Cursor<C::kStages> k, v;
   int index = blockIdx.x;
   for (;;) {
-    const Task task = TaskOf(params, index);
+    const Task task = params.tasks.At(index);
     shared.task_empty[slot.stage].Wait(slot.phase ^ 1);
     shared.tasks[slot.stage] = task;
     shared.task_full[slot.stage].Arrive();
     slot.Advance();
     if (task.head < 0) break;
-    index = gridDim.x + atomicAdd(&params.counters[0], 1);
+    index = params.tasks.Next();
     const int blocks = KeyBlocks<C>(task.tile);
     if (blocks == 0) continue;
 
@@ -142,12 +118,7 @@ __device__ void Produce(const Params& params, Shared<C>& shared) {
     }
     load_v(0);
   }
-  // The last thread block to find no more leaves the counters as it found them.
-  __threadfence();
-  if (atomicAdd(&params.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
-    params.counters[0] = 0;
-    params.counters[1] = 0;
-  }
+  params.tasks.Finish();
 }
 
 // The rows of one thread: which they are, and their carry in device memory.
@@ -265,12 +236,6 @@ template <int kCount>
 __device__ void Rescale(float (&o)[kCount], const float (&factor)[2]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) o[i] *= factor[i / 2 % 2];
-}
-
-// Says, once per warp, that the warp is done with what the barrier guards.
-__device__ inline void Release(Barrier& empty) {
-  __syncwarp();
-  if (threadIdx.x % kWarpThreads == 0) empty.Arrive();
 }
 
 template <typename C>

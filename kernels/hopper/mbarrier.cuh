@@ -49,6 +49,12 @@ struct Barrier {
   }
 };
 
+// Says, once per warp, that the warp is done with what the barrier guards.
+__device__ inline void Release(Barrier& empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) empty.Arrive();
+}
+
 // Makes initialised barriers visible to the copy engine; a __syncthreads must follow.
 __device__ inline void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

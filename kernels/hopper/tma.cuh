@@ -43,4 +43,20 @@ __device__ inline void LoadTile(void* tile, const CUtensorMap* map, int row, int
       : "memory");
 }
 
+// Adds a box of float32 from shared memory (panels of 32 columns, swizzled as above) to device
+// memory, at token `row` and panel `panel` of `head`; rows outside the tensor are left out. The box
+// may be overwritten after WaitForReads by the same thread.
+__device__ inline void AddTile(const CUtensorMap* map, const void* tile, int row, int panel,
+                               int head) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group"
+      " [%0, {%2, %3, %4, %5}], [%1];\n"
+      "cp.async.bulk.commit_group;" ::"l"(map),
+      "r"(SharedAddress(tile)), "r"(0), "r"(row), "r"(panel), "r"(head)
+      : "memory");
+}
+__device__ inline void WaitForReads() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 }  // namespace toroid::hopper

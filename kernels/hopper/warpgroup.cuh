@@ -21,9 +21,21 @@ __device__ void TakeRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// Meets all threads of `kWarpgroups` warpgroups on a named barrier; 0 is __syncthreads.
+template <int kWarpgroups>
+__device__ void Meet(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kWarpgroups * kWarpgroupThreads) : "memory");
+}
+
+// What this thread stored to shared memory may be read by the tensor cores and the copy engine once
+// their user has met this thread.
+__device__ inline void PublishStores() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // The tensor cores taken in turns by `kWarpgroups` warpgroups, round robin (FlashAttention-3's
 // ping-pong): while one multiplies the others do their softmax. One named barrier per warpgroup,
-// on which it waits and its predecessor arrives. Barrier 0 is __syncthreads.
+// on which it waits and its predecessor arrives: barriers 1 .. kWarpgroups.
 template <int kWarpgroups>
 struct Turns {
   int me;

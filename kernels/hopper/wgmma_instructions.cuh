@@ -1,17 +1,13 @@
 // The instruction of each width N, m64nNk16 bf16: text only. wgmma.cuh says how they are used.
 //
-// MmaSharedShared: A and B in shared memory, both along their columns: D = (accumulate ? D : 0) + A
-// B^T. MmaRegisterShared: A in registers, B along its rows: D += A B.
+// MmaSharedShared: A and B in shared memory, both along their columns, D = (accumulate ? D : 0) + A
+// B^T, or with kAlongRows both along their rows, D = (accumulate ? D : 0) + A^T B.
+// MmaRegisterShared: A in registers, B along its rows, D += A B.
 #pragma once
 
 #include <cstdint>
 
 namespace toroid::hopper {
-
-template <int kCount>
-__device__ void MmaSharedShared(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate);
-template <int kCount>
-__device__ void MmaRegisterShared(float (&d)[kCount], const uint32_t* a, uint64_t b);
 
 // TOROID_R<n> names the operands %0 .. %<n - 1>, TOROID_D<n> binds them to d[0] .. d[n - 1].
 #define TOROID_D8(i)                                                                          \
@@ -43,17 +39,16 @@ __device__ void MmaRegisterShared(float (&d)[kCount], const uint32_t* a, uint64_
 
 // The operands after the kCount accumulators are numbered from kCount, as text: hence the numbers.
 #define TOROID_WGMMA(N, REGISTERS, ACCUMULATORS, I0, I1, I2, I3, I4)                              \
-  template <>                                                                                     \
+  template <bool kAlongRows = false>                                                              \
   __device__ inline void MmaSharedShared(float(&d)[N / 2], uint64_t a, uint64_t b,                \
                                          bool accumulate) {                                       \
     asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " I2                         \
                  ", 0;\n"                                                                         \
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS "}, " I0  \
-                 ", " I1 ", accumulate, 1, 1, 0, 0;\n}\n"                                         \
+                 ", " I1 ", accumulate, 1, 1, " I3 ", " I3 ";\n}\n"                               \
                  : ACCUMULATORS                                                                   \
-                 : "l"(a), "l"(b), "r"(int{accumulate}));                                         \
+                 : "l"(a), "l"(b), "r"(int{accumulate}), "n"(int{kAlongRows}));                   \
   }                                                                                               \
-  template <>                                                                                     \
   __device__ inline void MmaRegisterShared(float(&d)[N / 2], const uint32_t* a, uint64_t b) {     \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS "}, {" I0 \
                  ", " I1 ", " I2 ", " I3 "}, " I4 ", 1, 1, 1, 1;\n"                               \

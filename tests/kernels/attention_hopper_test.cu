@@ -13,37 +13,12 @@
 #include <vector>
 
 #include "kernels/attention_hopper.h"
+#include "tests/support/hopper.cuh"
 
 #pragma nv_diag_suppress 177  // GoogleTest's test_info_, unused by design
 
 namespace toroid {
 namespace {
-
-void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-
-template <typename T>
-struct DeviceArray {
-  T* data = nullptr;
-  size_t size = 0;
-
-  explicit DeviceArray(size_t n) : size(n) {
-    Ok(cudaMalloc(&data, n * sizeof(T) + 1));
-    Ok(cudaMemset(data, 0xff, n * sizeof(T)));  // NaN, as bf16, float and double
-  }
-  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) { Set(host); }
-  ~DeviceArray() { cudaFree(data); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  void Set(const std::vector<T>& host) {
-    Ok(cudaMemcpy(data, host.data(), size * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  std::vector<T> Get() const {
-    std::vector<T> host(size);
-    Ok(cudaMemcpy(host.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
-  }
-};
 
 // One thread block per (token, head): all scores of the token, then their softmax times V, for
 // every tile that holds the token.
@@ -95,17 +70,7 @@ struct Shape {
   int pad = 0;       // elements between tokens beyond the dense ones
 };
 
-class AttentionHopperTest : public testing::Test {
- protected:
-  void SetUp() override {
-    int devices = 0, major = 0, minor = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
-      GTEST_SKIP() << "no CUDA device";
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
-    if (major != 9 || minor != 0) GTEST_SKIP() << "no device of compute capability 9.0";
-  }
-};
+using AttentionHopperTest = HopperTest;
 
 // Inputs of one shape on the device, outputs, and what both ways make of a list of tiles.
 class Case {
@@ -163,10 +128,7 @@ class Case {
 
  private:
   std::vector<__nv_bfloat16> Normal(int tokens, int heads, float spread) {
-    std::normal_distribution<float> normal(0, spread);
-    std::vector<__nv_bfloat16> x(size_t(tokens) * Stride(heads));
-    for (__nv_bfloat16& value : x) value = __float2bfloat16(normal(random_));
-    return x;
+    return NormalBf16(size_t(tokens) * Stride(heads), spread, random_);
   }
   int64_t Stride(int heads) const { return int64_t{heads} * shape_.head_dim + shape_.pad; }
 
