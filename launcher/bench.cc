@@ -5,7 +5,8 @@
 //                matmul f32 2048^3; products of SmolLM2-135M at 512 tokens, f32, bf16, q4_1
 //                matvec of its feed-forward and output head: f32, bf16, q8_0, q4_1, cold in memory
 //                rms_norm, rope, swiglu on arrays larger than the caches
-//   attention    causal f32: 9 heads of 64, 9 on 3 KV heads, 8 on 2 of 128, at 2,048 and 8,192
+//   attention    causal f32: 9 heads of 64, 9 on 3 KV heads, 8 on 2 of 128, at 2,048 and 8,192;
+//                backward of the same at 2,048
 //                decode: one query on 4,096 keys, f32 and bf16, cold in memory
 //   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each
 //   ring [M]     ring prefill of M at 4,000 tokens, or attention alone at 8,192: against one rank

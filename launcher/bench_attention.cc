@@ -1,4 +1,4 @@
-// Attention of one rank: causal prefill, and one query against a long cache.
+// Attention of one rank: causal prefill, its backward, and one query against a long cache.
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -89,6 +89,13 @@ class Inputs {
     return absl::OkStatus();
   }
 
+  const Shape& shape() const { return shape_; }
+  const AttentionArgs<float>& args() const { return args_; }
+  const std::vector<float>& o() const { return o_; }
+  int64_t kv_head(int64_t head) const { return kv_index_[head]; }
+  double K(int64_t key, int64_t head, int64_t d) const { return At(args_.k, key, head, d); }
+  double V(int64_t key, int64_t head, int64_t d) const { return At(args_.v, key, head, d); }
+
  private:
   double At(const void* kv, int64_t key, int64_t head, int64_t d) const {
     const int64_t i = key * row_ + kv_index_[head] * shape_.head_dim + d;
@@ -105,6 +112,102 @@ class Inputs {
   int64_t turn_ = 0;
   AttentionArgs<float> args_;
 };
+
+// The backward of `inputs`, whose forward has been done.
+class Gradients {
+ public:
+  explicit Gradients(const Inputs& inputs)
+      : in_(inputs),
+        do_(inputs.o().size()),
+        dq_(inputs.o().size()),
+        dk_(inputs.args().k_count * inputs.args().k_stride),
+        dv_(dk_.size()),
+        delta_(inputs.args().q_count * inputs.args().heads) {
+    const AttentionArgs<float>& forward = inputs.args();
+    FillRandom(4, int64_t(do_.size()), do_.data());
+    args_.forward = forward, args_.kv_heads = inputs.shape().kv_heads;
+    args_.d_o = do_.data(), args_.do_stride = forward.o_stride;
+    args_.delta = delta_.data(), args_.delta_stride = forward.heads;
+    args_.dq = dq_.data(), args_.dq_stride = forward.q_stride;
+    args_.dk = dk_.data(), args_.dv = dv_.data();
+    args_.dk_stride = forward.k_stride, args_.dv_stride = forward.v_stride;
+  }
+
+  void Backward(ThreadPool& pool) {
+    const AttentionArgs<float>& f = args_.forward;
+    AttentionDelta(pool, f.o, f.o_stride, do_.data(), args_.do_stride, f.q_count, f.heads,
+                   f.head_dim, delta_.data(), f.heads);
+    for (std::vector<float>* x : {&dq_, &dk_, &dv_}) std::fill(x->begin(), x->end(), 0.0f);
+    AttendTileBackward(pool, args_);
+  }
+
+  // Eight queries' dq, and dk and dv of eight keys, in double, from the forward's lse and o.
+  absl::Status Verify(const std::string& name) const {
+    const AttentionArgs<float>& f = args_.forward;
+    for (int64_t i = 0; i < 8; ++i) {
+      const int64_t at = i * (f.q_count - 1) / 7, h = i % f.heads, g = in_.kv_head(h);
+      std::vector<double> dq(f.head_dim), dk(f.head_dim), dv(f.head_dim);
+      for (int64_t j = 0; j <= at; ++j) {
+        const double ds = ScoreGradient(at, j, h);
+        for (int64_t d = 0; d < f.head_dim; ++d) dq[d] += f.scale * ds * in_.K(j, h, d);
+      }
+      for (int64_t head = 0; head < f.heads; ++head) {
+        for (int64_t q = at; q < f.q_count && in_.kv_head(head) == g; ++q) {
+          const double p = Weight(q, at, head), ds = ScoreGradient(q, at, head);
+          for (int64_t d = 0; d < f.head_dim; ++d) {
+            dk[d] += f.scale * ds * f.q[Row(q, head) + d], dv[d] += p * do_[Row(q, head) + d];
+          }
+        }
+      }
+      for (int64_t d = 0; d < f.head_dim; ++d) {
+        const int64_t key = at * f.k_stride + g * f.head_dim + d;
+        TOROID_RETURN_IF_ERROR(ExpectClose(name, dq_[Row(at, h) + d], dq[d], 1e-4));
+        TOROID_RETURN_IF_ERROR(ExpectClose(name, dk_[key], dk[d], 1e-4));
+        TOROID_RETURN_IF_ERROR(ExpectClose(name, dv_[key], dv[d], 1e-4));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  int64_t Row(int64_t q, int64_t head) const {
+    return (q * args_.forward.heads + head) * args_.forward.head_dim;
+  }
+  double Weight(int64_t q, int64_t key, int64_t head) const {
+    const AttentionArgs<float>& f = args_.forward;
+    double score = 0;
+    for (int64_t d = 0; d < f.head_dim; ++d) score += f.q[Row(q, head) + d] * in_.K(key, head, d);
+    return std::exp(f.scale * score - f.lse[q * f.heads + head]);
+  }
+  double ScoreGradient(int64_t q, int64_t key, int64_t head) const {
+    double dp = 0, delta = 0;
+    for (int64_t d = 0; d < args_.forward.head_dim; ++d) {
+      const double grad = do_[Row(q, head) + d];
+      dp += grad * in_.V(key, head, d), delta += grad * in_.o()[Row(q, head) + d];
+    }
+    return Weight(q, key, head) * (dp - delta);
+  }
+
+  const Inputs& in_;
+  std::vector<float> do_, dq_, dk_, dv_, delta_;
+  AttentionBackwardArgs<float> args_;
+};
+
+absl::Status BackwardCase(BenchRun& run, const Shape& shape, int64_t tokens) {
+  const std::string name = absl::StrCat("backward f32 ", ShapeText(shape), " s", tokens);
+  if (!run.Wants(name)) return absl::OkStatus();
+  Inputs inputs(shape, DType::kF32, tokens, tokens, 1);
+  inputs.Attend(run.pool());
+  Gradients gradients(inputs);
+  return run.Case(
+      name, [&] { gradients.Backward(run.pool()); }, [&] { return gradients.Verify(name); },
+      [&](double seconds) {
+        // Five products where the forward has two.
+        const double flops =
+            5.0 * double(tokens) * double(tokens) * double(shape.heads * shape.head_dim);
+        return FlopsRow(name, flops, seconds, run.fma_peak());
+      });
+}
 
 absl::Status CausalCase(BenchRun& run, const Shape& shape, int64_t tokens) {
   const std::string name = absl::StrCat("causal f32 ", ShapeText(shape), " s", tokens);
@@ -139,6 +242,9 @@ absl::Status BenchAttention(BenchRun& run) {
     for (const int64_t tokens : {2048, 8192}) {
       TOROID_RETURN_IF_ERROR(CausalCase(run, shape, tokens));
     }
+  }
+  for (const Shape& shape : {mha, gqa, wide}) {
+    TOROID_RETURN_IF_ERROR(BackwardCase(run, shape, 2048));
   }
   for (const DType kv_type : {DType::kF32, DType::kBF16}) {
     for (const Shape& shape : {mha, gqa, wide}) {
