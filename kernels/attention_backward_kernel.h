@@ -36,7 +36,9 @@ class AttentionBackwardStrips {
     keys_ = kKeyBlock;
     while (Bytes(1) > ThreadPool::kScratchBytes) keys_ /= 2;
     max_strips_ = kMaxStrips;  // as many as a second-level cache may hold beside the keys
-    while (max_strips_ > 1 && Bytes(max_strips_) > ThreadPool::kScratchBytes / 4) --max_strips_;
+    while (max_strips_ > 1 && Bytes(max_strips_) > ThreadPool::kScratchBytes * 5 / 16) {
+      --max_strips_;
+    }
     T* next = static_cast<T*>(scratch);
     const int64_t keyed = keys_ * dims_, rows = max_strips_ * kWidth;
     k_ = Take(next, keyed), v_ = Take(next, keyed);
