@@ -6,8 +6,9 @@
 // the legend of core/tensor.h; `t` rows may be zero. Activations are f32, or f64 on a backend made
 // for proofs (dtype() says which); weights are any stored type, widened exactly inside the product.
 //
-// Implementations: cpu_backend (f32, f64), counting_backend (memory accounting only: `plan`). A
-// backend that cannot train yet derives from InferenceBackend (inference_backend.h).
+// Implementations: cpu_backend (f32, f64), cuda_backend (f32; no_cuda_backend in builds without
+// CUDA), counting_backend (memory accounting only: `plan`). A backend that cannot train yet derives
+// from InferenceBackend (inference_backend.h).
 #pragma once
 
 #include <atomic>
@@ -157,6 +158,20 @@ class Backend {
 // backend.
 std::unique_ptr<Backend> NewCpuBackend(DType type, int threads,
                                        std::atomic<int64_t>* ticks = nullptr);
+
+struct CudaOptions {
+  int device = 0;               // of those that this process sees
+  DType product = DType::kF32;  // what matrices are multiplied in (kernels/matmul.h): kF32, kBF16
+};
+
+// GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.
+int CudaDevices();
+
+// A device of compute capability 8.0 or later, its streams, and workspaces of 192 MiB to a compute
+// stream. dtype() is kF32. FailedPrecondition: no such device, or a build without CUDA;
+// OutOfRange: no memory. A CUDA error later on has lost the device's context and ends the process,
+// naming the op and the device. One thread at a time.
+absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& options);
 
 // Does no maths and allocates nothing: addresses are made up, so that the same model code on it
 // says how many bytes it would use. Streams have no queue.

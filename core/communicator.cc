@@ -90,6 +90,7 @@ void Communicator::Barrier(Stream s) {
 
 void Communicator::DoLocalCopy(Stream s, const void* x, void* out, int64_t bytes) {
   if (x == out || bytes == 0) return;
+  if (s.native != nullptr) return CopyOnDevice(s, x, out, bytes);
   if (s.cpu == nullptr) return;  // a backend that only counts
   s.cpu->Enqueue([=] {
     std::memmove(out, x, static_cast<size_t>(bytes));

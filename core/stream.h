@@ -54,4 +54,7 @@ class CpuStream {
   int64_t given_ = 0;                        // guarded by mutex_
 };
 
+// out = x, `bytes` of memory of the device that s.native is a stream of, in the stream's order.
+void CopyOnDevice(Stream s, const void* x, void* out, int64_t bytes);
+
 }  // namespace toroid

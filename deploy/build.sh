@@ -16,6 +16,7 @@ targets=("$@")
 [ $# -gt 0 ] || targets=(toroid)
 
 "$ROOT/deploy/setup.sh"
+if CUDA_HOME=$(cuda_home); then export CUDA_HOME; else unset CUDA_HOME; fi
 export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
 # Files that include gRPC take the compiler up to 1.5 GB.
 jobs=$(awk -v cores="$(nproc)" '/^MemAvailable/ { n = int($2 / 1.5e6); if (n > cores) n = cores

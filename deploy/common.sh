@@ -3,6 +3,20 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TOROID=$ROOT/build/toroid
 MODELS=${TOROID_MODELS:-$HOME/.cache/toroid/models}
 
+CUDA=$HOME/.cache/toroid/cuda  # what setup.sh --cuda brings
+
+# The folder of CUDA's compiler: CUDA_HOME, the usual place, or what setup.sh --cuda brought.
+cuda_home() {
+  local folder
+  for folder in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda "$CUDA"; do
+    if [ -x "$folder/bin/nvcc" ]; then
+      printf '%s\n' "$folder"
+      return 0
+    fi
+  done
+  return 1
+}
+
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 

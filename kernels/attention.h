@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -38,6 +39,7 @@ struct AttentionArgs {
   const int32_t* kv_index = nullptr;  // [heads]
   int64_t heads = 0, head_dim = 0;    // head_dim <= kMaxHeadDim
   int64_t q_begin = 0, q_count = 0, k_begin = 0, k_count = 0;
+  const int32_t* length = nullptr;  // on CUDA, may be null: keys from here on are not there
   bool causal = true;
   int64_t window = 0;  // 0: none
   double scale = 1;
@@ -51,6 +53,11 @@ inline constexpr int64_t kMaxHeadDim = 1024;
 
 void AttendTile(ThreadPool& pool, const AttentionArgs<float>& args);
 void AttendTile(ThreadPool& pool, const AttentionArgs<double>& args);
+
+// On a CUDA device, where `args.length` may stand; 64-byte aligned workspace that no other work
+// uses meanwhile. Bits follow from the shape alone.
+void AttendTile(CudaStream s, const AttentionArgs<float>& args, void* workspace,
+                int64_t workspace_bytes);
 
 // Backward over one tile: adds what the tile gives to dq, dk and dv. With s_ij as above, lse and o
 // those of the whole softmax (all tiles merged) and delta_i = do_i . o_i:

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -29,5 +30,7 @@ struct MergeArgs {
 
 void AttentionMerge(ThreadPool& pool, const MergeArgs<float>& args);
 void AttentionMerge(ThreadPool& pool, const MergeArgs<double>& args);
+
+void AttentionMerge(CudaStream s, const MergeArgs<float>& args);
 
 }  // namespace toroid

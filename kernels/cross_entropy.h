@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -19,6 +20,11 @@ void VocabStatistics(ThreadPool& pool, const T* logits, int64_t stride, int64_t 
 
 // parts: f64 [n, t, 3] of n shards, merged in order; log_p, log_z: f64 [t].
 void VocabMerge(ThreadPool& pool, const double* parts, int64_t n, int64_t t, double* log_p,
+                double* log_z);
+
+void VocabStatistics(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
+                     int64_t vocab_begin, const int32_t* labels, double* stat);
+void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double* log_p,
                 double* log_z);
 
 // Backward of both: with p_j = e^(logit_j - log Z), d log Z / d logit_j = p_j and

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 
 namespace toroid {
@@ -24,5 +25,10 @@ constexpr bool IsStoredWeight(DType type) {
 // out[i] = element begin + i of the row, i < count. begin and count are multiples of the block.
 void DecodeRow(DType type, const void* row, int64_t begin, int64_t count, float* out);
 void DecodeRow(DType type, const void* row, int64_t begin, int64_t count, double* out);
+
+// On a CUDA device: n rows of k weights, row_bytes apart, of a type of IsStoredWeight, to f32 or
+// bf16. Each row is written up to the next multiple of 8, with zeros behind k.
+void DecodeRows(CudaStream s, DType type, const void* rows, int64_t row_bytes, int64_t n, int64_t k,
+                DType out_type, void* out, int64_t out_stride);
 
 }  // namespace toroid

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -24,6 +25,14 @@ void FillRows(ThreadPool& pool, DType type, void* x, int64_t stride, int64_t row
 template <typename T>
 void AddRows(ThreadPool& pool, T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t rows,
              int64_t cols);
+
+// As the above, on a CUDA device.
+void CopyRows(CudaStream s, DType x_type, const void* x, int64_t x_stride, DType out_type,
+              void* out, int64_t out_stride, int64_t rows, int64_t cols);
+void FillRows(CudaStream s, DType type, void* x, int64_t stride, int64_t rows, int64_t cols,
+              double value);
+void AddRows(CudaStream s, float* x, int64_t x_stride, const float* y, int64_t y_stride,
+             int64_t rows, int64_t cols);
 
 // Backward of x += y with y one row: dy [cols] += sum over rows of dx, added in double in order of
 // the rows. (Where y has rows of its own, dy is dx.)

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -13,6 +14,11 @@ namespace toroid {
 template <typename T>
 void Embed(ThreadPool& pool, const int32_t* ids, int64_t t, DType table_type, const void* table,
            int64_t table_stride, int64_t v, int64_t dim, int64_t vocab_begin, T* out,
+           int64_t out_stride);
+
+// table: a type of IsStoredWeight.
+void Embed(CudaStream s, const int32_t* ids, int64_t t, DType table_type, const void* table,
+           int64_t table_stride, int64_t v, int64_t dim, int64_t vocab_begin, float* out,
            int64_t out_stride);
 
 // Backward of out[i] = table[ids[i] - vocab_begin]: dtable[ids[i] - vocab_begin] += dout[i], in

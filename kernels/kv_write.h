@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -13,5 +14,8 @@ namespace toroid {
 void KvWrite(ThreadPool& pool, DType x_type, const void* x, int64_t x_stride, int64_t t,
              int64_t cols, const int64_t* slots, DType cache_type, void* cache,
              int64_t cache_stride);
+
+void KvWrite(CudaStream s, const float* x, int64_t x_stride, int64_t t, int64_t cols,
+             const int64_t* slots, DType cache_type, void* cache, int64_t cache_stride);
 
 }  // namespace toroid

@@ -11,7 +11,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -35,6 +37,34 @@ struct MatMulArgs {
 
 void MatMul(ThreadPool& pool, const MatMulArgs<float>& args);
 void MatMul(ThreadPool& pool, const MatMulArgs<double>& args);
+
+inline constexpr int64_t kMatMulWorkspaceBytes = int64_t{128} << 20;
+
+// The same product on one CUDA device: up to kMatVecRows rows by our own kernels, as on a CPU; more
+// by cuBLASLt, whose chosen algorithms are kept by shape. `product` is the type that matrices are
+// multiplied in, while sums are float32: kF32 (without TF32), or kBF16, which rounds x and wider
+// weights to bf16. One thread at a time.
+class CudaMatMul {
+ public:
+  explicit CudaMatMul(DType product);  // the device is current
+  ~CudaMatMul();
+  CudaMatMul(const CudaMatMul&) = delete;
+  CudaMatMul& operator=(const CudaMatMul&) = delete;
+
+  // workspace: kMatMulWorkspaceBytes, 256-byte aligned, that no other work uses meanwhile.
+  void Run(CudaStream s, const MatMulArgs<float>& args, void* workspace);
+  // cuBLASLt's first error, by name; null: none.
+  const char* error() const { return error_; }
+
+ private:
+  struct Plans;
+  void Keep(int status);
+  void Product(CudaStream s, const MatMulArgs<float>& args, char* workspace);
+
+  const DType product_;
+  const char* error_ = nullptr;
+  std::unique_ptr<Plans> plans_;
+};
 
 // Backward of out = x w^T + bias:
 //   dx [m, k]  = dout [m, n] w [n, k]      written, or added to with add_dx
@@ -63,5 +93,4 @@ struct MatMulBackwardArgs {
 
 void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<float>& args);
 void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<double>& args);
-
 }  // namespace toroid

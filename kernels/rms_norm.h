@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -14,6 +15,10 @@ namespace toroid {
 template <typename T>
 void RmsNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t outer, int64_t inner,
              int64_t dim, DType gain_type, const void* gain, double epsilon, T* out,
+             int64_t out_stride);
+
+void RmsNorm(CudaStream s, const float* x, int64_t x_stride, int64_t outer, int64_t inner,
+             int64_t dim, DType gain_type, const void* gain, double epsilon, float* out,
              int64_t out_stride);
 
 // Backward. With r = 1 / sqrt(mean(x^2) + epsilon):

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -13,6 +14,9 @@ namespace toroid {
 // x: [t, heads, head_dim] in place, stride elements between tokens. inv_freq: [head_dim / 2].
 template <typename T>
 void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
+          const int32_t* positions, const double* inv_freq, double scale);
+
+void Rope(CudaStream s, float* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
           const int32_t* positions, const double* inv_freq, double scale);
 
 // Backward, in place: the gradient turns back, by -a instead of a (cos and sin times `scale`

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -12,6 +13,9 @@ void SwiGlu(ThreadPool& pool, const float* gate, int64_t gate_stride, const floa
             int64_t up_stride, float* out, int64_t out_stride, int64_t rows, int64_t cols);
 void SwiGlu(ThreadPool& pool, const double* gate, int64_t gate_stride, const double* up,
             int64_t up_stride, double* out, int64_t out_stride, int64_t rows, int64_t cols);
+
+void SwiGlu(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
+            int64_t up_stride, float* out, int64_t out_stride, int64_t rows, int64_t cols);
 
 // Backward: with s = 1 / (1 + e^-gate),
 //   dup = dout gate s,   dgate = dout up s (1 + gate (1 - s)).

@@ -146,6 +146,7 @@ absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicato
   if (workload == "collectives") return BenchCollectives(run, *world);
   TOROID_ASSIGN_OR_RETURN(LoadRequest load, LoadOptions(arguments, "striped:16"));
   load.threads = run.threads();
+  load.device = Device::kCpu;
   TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
   TOROID_ASSIGN_OR_RETURN(load.mesh, ParseMesh(mesh, world->size(), "ring"));
   TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, Lengths(arguments, workload));
@@ -159,6 +160,7 @@ absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicato
 
 absl::Status RunBench(const Arguments& arguments) {
   TOROID_RETURN_IF_ERROR(CheckWorkload(arguments));
+  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "bench"));
   if (const std::string error = IsaError(); !error.empty()) return UsageError(error);
   const int64_t asked = arguments.Count("--threads"), samples = arguments.Count("--samples");
   if (asked > 4096) return UsageError("bad value of --threads: give 0 to 4096");

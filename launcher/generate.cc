@@ -106,6 +106,7 @@ absl::Status OnRanks(const Arguments& arguments) {
 
 absl::Status ThroughController(const Arguments& arguments, const std::string& controller) {
   InferenceRequest request;
+  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "--controller"));
   TOROID_ASSIGN_OR_RETURN(request.placement.load, LoadOptions(arguments, "striped:16"));
   TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
   TOROID_ASSIGN_OR_RETURN(request.placement.mesh, ParseMeshWish(mesh));

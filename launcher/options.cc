@@ -28,6 +28,8 @@ const OptionTable kMeshOptions = {
         {"--threads", ValueKind::kCount, "N", "0",
          "per rank; 0: the host's cores split over its ranks", true},
         {"--compute", ValueKind::kChoice, "f32|f64|bf16", "f32", "arithmetic", true},
+        {"--device", ValueKind::kChoice, "auto|cpu|cuda", "auto",
+         "auto: a GPU for one rank, where there is one", true},
         {"--max-model-len,--context", ValueKind::kCount, "N", "0",
          "longest prompt + output in tokens; 0: the model's own", true},
         {"--page-tokens", ValueKind::kCount, "N", "16", "tokens of a cache page", true},
@@ -130,6 +132,8 @@ absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
   load.compute = compute == "f64"    ? Compute::kF64
                  : compute == "bf16" ? Compute::kBF16
                                      : Compute::kF32;
+  const std::string device = arguments.Text("--device");
+  load.device = device == "cpu" ? Device::kCpu : device == "cuda" ? Device::kCuda : Device::kAuto;
   load.context = arguments.Count("--context");
   load.page_tokens = arguments.Count("--page-tokens");
   if (load.page_tokens < 1 || load.page_tokens > 65536) {
@@ -224,6 +228,12 @@ absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_f
     TOROID_ASSIGN_OR_RETURN(prompt.text, ReadTextFile(arguments.Text("--prompt-file")));
   }
   return prompt;
+}
+
+absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view who) {
+  if (arguments.Text("--device") != "cuda") return absl::OkStatus();
+  return UsageError(
+      absl::StrCat("--device cuda with ", who, ": that is of CPUs in this version: drop the flag"));
 }
 
 ProgressMode ProgressOption(const Arguments& arguments) {

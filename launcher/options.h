@@ -26,6 +26,9 @@ absl::StatusOr<std::string> MeshText(const Arguments& arguments);
 absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
                                         absl::string_view default_layout);
 
+// A usage error for --device cuda where `who` ("a controller", "bench") computes on CPUs alone.
+absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view who);
+
 // Sampling and limits, without prompt_ids. Usage errors name the flag and its range.
 absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments);
 

@@ -46,6 +46,28 @@ uint64_t BuildFingerprint() {
   return print;
 }
 
+// The backend that `load` asks for, of one of `ranks` ranks, which all choose alike.
+absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const LoadRequest& load, int ranks,
+                                                   std::atomic<int64_t>* ticks) {
+  const bool f64 = load.compute == Compute::kF64;
+  if (load.device == Device::kCuda && ranks > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--device cuda with ", ranks,
+                     " ranks: GPUs work alone in this version: use one rank, or --device cpu"));
+  }
+  if (load.device == Device::kCuda && f64) {
+    return absl::InvalidArgumentError(
+        "--device cuda with --compute f64: use --device cpu, or --compute f32 or bf16");
+  }
+  if (load.device == Device::kCuda ||
+      (load.device == Device::kAuto && ranks == 1 && !f64 && CudaDevices() > 0)) {
+    CudaOptions options;
+    options.product = load.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
+    return NewCudaBackend(options);
+  }
+  return NewCpuBackend(f64 ? DType::kF64 : DType::kF32, std::max(1, load.threads), ticks);
+}
+
 }  // namespace
 
 Engine::~Engine() = default;
@@ -76,9 +98,13 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
                            const EngineEvents& events) {
   const int rank = world->rank(), size = world->size();
   const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
-  ops_ = counting ? NewCountingBackend(type)
-                  : NewCpuBackend(type, std::max(1, load_.threads),
-                                  board_ != nullptr ? board_->ticks() : nullptr);
+  if (counting) {
+    ops_ = NewCountingBackend(type);
+  } else {
+    auto ops = BackendOf(load_, size, board_ != nullptr ? board_->ticks() : nullptr);
+    TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
+    ops_ = std::move(*ops);
+  }
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
   mesh_ = std::make_unique<Mesh>(std::move(world), load_.mesh);

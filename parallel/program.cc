@@ -82,7 +82,8 @@ class Reader {
 template <typename Stream, typename P>
 void Fields(Stream&& field, P& p) {
   field(p.number), field(p.kind);
-  field(p.load.model), field(p.load.mesh), field(p.load.layout), field(p.load.compute);
+  field(p.load.model), field(p.load.mesh), field(p.load.layout), field(p.load.compute),
+      field(p.load.device);
   field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
   field(p.load.verify_weights);
   field(p.generate.prompt_ids), field(p.generate.max_tokens), field(p.generate.sampling);

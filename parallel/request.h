@@ -13,6 +13,8 @@
 namespace toroid {
 
 enum class Compute { kF32, kF64, kBF16 };
+// kAuto: a GPU where the build, the machine and the request allow it.
+enum class Device { kAuto, kCpu, kCuda };
 
 // How a model is placed on a world; fixed for as long as it is loaded.
 struct LoadRequest {
@@ -20,6 +22,7 @@ struct LoadRequest {
   MeshShape mesh;     // product = world size
   LayoutRule layout{LayoutRule::Kind::kStriped, 16};
   Compute compute = Compute::kF32;
+  Device device = Device::kCpu;
   int64_t context = 0;          // longest prompt + output, tokens; 0: the model's own
   int64_t page_tokens = 16;     // tokens of a cache page
   int threads = 0;              // per rank; 0: the host's cores split evenly over its ranks

@@ -111,6 +111,7 @@ absl::Status RunAlone(const Engine& engine, const VerifyRequest& request, Comput
   load.mesh = MeshShape{};
   load.layout = {LayoutRule::Kind::kContiguous, 1};
   load.compute = compute;
+  load.device = Device::kCpu;  // on a GPU too: a reference of other code is the better one
   TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> alone,
                           Engine::CreatePart(std::make_unique<SelfCommunicator>(),
                                              engine.shared_source(), load, request.layers, board));

@@ -63,8 +63,6 @@ struct Placement {
   std::string pod;  // empty: any
 };
 
-enum class Device { kAuto, kCpu };
-
 struct JobSpec {
   std::string name;
   Device device = Device::kAuto;

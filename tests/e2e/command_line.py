@@ -12,6 +12,8 @@ def test_mistakes_are_usage_errors():
     refused(run("generate", MODEL), 2, "no prompt")
     refused(run("generate", MODEL, "--prompt", "x", "--prompt-ids", "1"), 2, "several prompts")
     refused(run("generate", MODEL, "--prompt", "x", "--top-p", "2"), 2, "--top-p")
+    refused(run("generate", MODEL, "--prompt", "x", "--device", "tpu"), 2, "--device", "cuda")
+    refused(run("bench", "ops", "--device", "cuda"), 2, "--device", "bench")
     refused(run("generate", MODEL, "--prompt", "x", env={"TOROID_THREADS": "some"}), 2, "TOROID_THREADS")
     refused(run(), 2, "no verb")
     refused(run("job"), 2, "submit|list|get")

@@ -290,6 +290,16 @@ TEST_F(SmolLm2Test, GreedyTextEqualsTransformers) {
   ExpectGreedy(On({1, 1, 2}), "smollm2/greedy", 0, 1);
 }
 
+using SmolLm2Cuda = SmolLm2Test;
+
+TEST_F(SmolLm2Cuda, AnswersAndTextEqualTransformers) {
+  if (CudaDevices() == 0) GTEST_SKIP() << NewCudaBackend({}).status().message();
+  EngineCase c = On({1, 1, 1});
+  c.device = Device::kCuda;
+  ExpectGreedy(c, "smollm2/chat", 0, 5);
+  ExpectGreedy(c, "smollm2/greedy", 0, 3);
+}
+
 TEST_F(SmolLm2Slow, ChatAnswersEqualTransformersOnSixMeshes) {
   for (const MeshShape mesh : kSixMeshes) ExpectGreedy(On(mesh), "smollm2/chat", 0, 5);
 }

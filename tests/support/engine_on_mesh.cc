@@ -45,6 +45,7 @@ void OnEngines(const EngineCase& c, const std::function<void(Engine&)>& use,
   load.context = c.context;
   load.page_tokens = c.page_tokens;
   load.threads = c.threads;
+  load.device = c.device;
   const auto source = TestSource(c.model);
   RunOnRanks(
       int(c.mesh.size()),

@@ -28,6 +28,7 @@ struct EngineCase {
   int64_t context = 0;   // 0: the model's own
   int64_t layers = 0;    // the first so many, 0: all
   int threads = 1;       // per rank
+  Device device = Device::kCpu;
 };
 
 // "ring=2,tensor=2 zigzag", for SCOPED_TRACE.

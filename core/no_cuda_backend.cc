@@ -1,0 +1,19 @@
+// In the place of cuda_backend.cc in a build without CUDA.
+#include "absl/status/status.h"
+#include "core/backend.h"
+#include "core/check.h"
+
+namespace toroid {
+
+int CudaDevices() { return 0; }
+
+absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions&) {
+  return absl::FailedPreconditionError(
+      "this toroid was built without CUDA: use --device cpu, or build it with -DTOROID_CUDA=ON");
+}
+
+void CopyOnDevice(Stream, const void*, void*, int64_t) {
+  TOROID_CHECK_MSG(false, "a device's stream in a build without CUDA");
+}
+
+}  // namespace toroid

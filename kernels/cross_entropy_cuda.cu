@@ -1,0 +1,76 @@
+#include "kernels/cross_entropy.h"
+#include "kernels/device.cuh"
+
+namespace toroid {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Folded {
+  double max = -INFINITY, sum = 0;
+  __device__ void Add(double other_max, double other_sum) {
+    if (other_max == -INFINITY) return;
+    const double both = fmax(max, other_max);
+    const double kept = max == -INFINITY ? 0.0 : sum * exp(max - both);
+    sum = kept + other_sum * exp(other_max - both);
+    max = both;
+  }
+};
+
+// A block per row, read twice: for its maximum, then (from the cache) for the sum.
+__global__ void StatisticsKernel(const float* logits, int64_t stride, int64_t n,
+                                 int64_t vocab_begin, const int32_t* labels, double* stat) {
+  __shared__ float shared_max[kThreads / kWarp];
+  __shared__ double shared_sum[kThreads / kWarp];
+  const int64_t row = blockIdx.x;
+  const float* x = logits + row * stride;
+  float max = -INFINITY;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) max = fmaxf(max, x[i]);
+  max = BlockMax<kThreads>(max, shared_max);
+  double sum = 0;
+  if (max != -INFINITY) {
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += double(expf(x[i] - max));
+  }
+  sum = BlockSum<kThreads>(sum, shared_sum);
+  if (threadIdx.x != 0) return;
+  double* out = stat + row * 3;
+  Folded folded{out[0], out[1]};
+  folded.Add(double(max), sum);
+  out[0] = folded.max, out[1] = folded.sum;
+  const int64_t label = labels[row] - vocab_begin;
+  if (label >= 0 && label < n) out[2] = double(x[label]);
+}
+
+struct MergeShards {
+  const double* parts;
+  int64_t n, t;
+  double* log_p;
+  double* log_z;
+  __device__ void operator()(int64_t i, int64_t) const {
+    Folded folded;
+    double label = -INFINITY;
+    for (int64_t part = 0; part < n; ++part) {
+      const double* s = parts + (part * t + i) * 3;
+      folded.Add(s[0], s[1]);
+      label = fmax(label, s[2]);
+    }
+    log_z[i] = folded.max == -INFINITY ? -INFINITY : folded.max + log(folded.sum);
+    log_p[i] = label == -INFINITY ? -INFINITY : label - log_z[i];
+  }
+};
+
+}  // namespace
+
+void VocabStatistics(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
+                     int64_t vocab_begin, const int32_t* labels, double* stat) {
+  if (n == 0 || t == 0) return;
+  StatisticsKernel<<<unsigned(t), kThreads, 0, s>>>(logits, stride, n, vocab_begin, labels, stat);
+}
+
+void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double* log_p,
+                double* log_z) {
+  ForEach(s, t, 1, MergeShards{parts, n, t, log_p, log_z});
+}
+
+}  // namespace toroid

@@ -1,0 +1,45 @@
+#include "kernels/stored_weight.cuh"
+
+namespace toroid {
+
+namespace {
+
+// A thread per unit. Columns from k to the end of the last unit become zero.
+template <DType kType, typename To>
+struct DecodeUnit {
+  const uint8_t* rows;
+  int64_t row_bytes, k;
+  To* out;
+  int64_t out_stride;
+  __device__ void operator()(int64_t row, int64_t unit) const {
+    float values[kUnit];
+    LoadUnit<kType, false>(rows + row * row_bytes, unit, k, values);
+    for (int half = 0; half < 2; ++half) {
+      To* to = out + row * out_stride + UnitHalf<kType>(unit, half);
+      for (int i = 0; i < 4; ++i) to[i] = Convert<To>(values[half * 4 + i]);
+    }
+  }
+};
+
+template <typename To>
+void Decode(CudaStream s, DType type, const void* rows, int64_t row_bytes, int64_t n, int64_t k,
+            To* out, int64_t out_stride) {
+  WithStoredType(type, [&]<DType kType>() {
+    ForEach(
+        s, n, CeilDiv(k, kUnit),
+        DecodeUnit<kType, To>{static_cast<const uint8_t*>(rows), row_bytes, k, out, out_stride});
+  });
+}
+
+}  // namespace
+
+void DecodeRows(CudaStream s, DType type, const void* rows, int64_t row_bytes, int64_t n, int64_t k,
+                DType out_type, void* out, int64_t out_stride) {
+  if (out_type == DType::kBF16) {
+    Decode(s, type, rows, row_bytes, n, k, static_cast<__nv_bfloat16*>(out), out_stride);
+  } else {
+    Decode(s, type, rows, row_bytes, n, k, static_cast<float*>(out), out_stride);
+  }
+}
+
+}  // namespace toroid

@@ -1,0 +1,104 @@
+#include "kernels/device.cuh"
+#include "kernels/elementwise.h"
+
+namespace toroid {
+
+namespace {
+
+template <typename From, typename To>
+struct ConvertElement {
+  const From* x;
+  int64_t x_stride;
+  To* out;
+  int64_t out_stride;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    out[row * out_stride + col] = Convert<To>(x[row * x_stride + col]);
+  }
+};
+
+template <typename T>
+struct FillElement {
+  T* x;
+  int64_t stride;
+  T value;
+  __device__ void operator()(int64_t row, int64_t col) const { x[row * stride + col] = value; }
+};
+
+struct AddElement {
+  float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    x[row * x_stride + col] += y[row * y_stride + col];
+  }
+};
+
+// The two plain types of a conversion are known from here on.
+template <typename From>
+void ConvertFrom(CudaStream s, const void* x, int64_t x_stride, DType out_type, void* out,
+                 int64_t out_stride, int64_t rows, int64_t cols) {
+  const auto convert = [&](auto* to) {
+    using To = std::remove_reference_t<decltype(*to)>;
+    ForEach(s, rows, cols,
+            ConvertElement<From, To>{static_cast<const From*>(x), x_stride, to, out_stride});
+  };
+  if (out_type == DType::kF32) convert(static_cast<float*>(out));
+  if (out_type == DType::kF64) convert(static_cast<double*>(out));
+  if (out_type == DType::kBF16) convert(static_cast<__nv_bfloat16*>(out));
+}
+
+template <typename T>
+void FillAs(CudaStream s, void* x, int64_t stride, int64_t rows, int64_t cols, T value) {
+  ForEach(s, rows, cols, FillElement<T>{static_cast<T*>(x), stride, value});
+}
+
+}  // namespace
+
+void CopyRows(CudaStream s, DType x_type, const void* x, int64_t x_stride, DType out_type,
+              void* out, int64_t out_stride, int64_t rows, int64_t cols) {
+  if (rows == 0 || cols == 0 || (x == out && x_type == out_type)) return;
+  if (x_type == out_type) {
+    const size_t bytes = size_t(RowBytes(x_type, cols));
+    if (rows == 1 || (x_stride == cols && out_stride == cols)) {
+      cudaMemcpyAsync(out, x, bytes * size_t(rows), cudaMemcpyDeviceToDevice, s);
+    } else {
+      cudaMemcpy2DAsync(out, size_t(RowBytes(x_type, out_stride)), x,
+                        size_t(RowBytes(x_type, x_stride)), bytes, size_t(rows),
+                        cudaMemcpyDeviceToDevice, s);
+    }
+    return;
+  }
+  if (x_type == DType::kF32) {
+    ConvertFrom<float>(s, x, x_stride, out_type, out, out_stride, rows, cols);
+  } else if (x_type == DType::kF64) {
+    ConvertFrom<double>(s, x, x_stride, out_type, out, out_stride, rows, cols);
+  } else if (x_type == DType::kBF16) {
+    ConvertFrom<__nv_bfloat16>(s, x, x_stride, out_type, out, out_stride, rows, cols);
+  }
+}
+
+void FillRows(CudaStream s, DType type, void* x, int64_t stride, int64_t rows, int64_t cols,
+              double value) {
+  switch (type) {
+    case DType::kF32:
+      return FillAs(s, x, stride, rows, cols, float(value));
+    case DType::kF64:
+      return FillAs(s, x, stride, rows, cols, value);
+    case DType::kBF16:
+      return FillAs(s, x, stride, rows, cols, ToBf16(float(value)));
+    case DType::kI32:
+      return FillAs(s, x, stride, rows, cols, int32_t(value));
+    case DType::kI64:
+      return FillAs(s, x, stride, rows, cols, int64_t(value));
+    default:
+      return;
+  }
+}
+
+void AddRows(CudaStream s, float* x, int64_t x_stride, const float* y, int64_t y_stride,
+             int64_t rows, int64_t cols) {
+  ForEach(s, rows, cols, AddElement{x, x_stride, y, y_stride});
+}
+
+}  // namespace toroid

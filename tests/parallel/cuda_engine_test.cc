@@ -1,0 +1,123 @@
+// The engine on a GPU: the CPU's numbers and tokens, by the same model code.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/backend_side.h"
+#include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
+
+namespace toroid {
+namespace {
+
+using CudaEngine = OnGpu;
+
+const char* const kModels[] = {"random:tiny-gqa",   "random:tiny-mqa",   "random:tiny-mistral",
+                               "random:tiny-qwen2", "random:tiny-qwen3", "random:tiny-1m"};
+
+ScoreResult ScoreText(const EngineCase& c, int64_t tokens) {
+  return ScoreOn(c, {MixedIds(tokens, TestSource(c.model)->config.vocab), 4, true});
+}
+
+GenerateResult GenerateText(const EngineCase& c, int64_t prompt) {
+  GenerateRequest request;
+  request.prompt_ids = MixedIds(prompt, TestSource(c.model)->config.vocab);
+  request.max_tokens = 48;
+  request.ignore_eos = true;
+  request.logprobs = true;
+  return GenerateOn(c, request);
+}
+
+TEST(DeviceTest, WhatAGpuCannotDoIsRefusedByName) {
+  LoadRequest load;
+  load.model = "random:tiny-gqa";
+  load.device = Device::kCuda;
+  load.compute = Compute::kF64;
+  const auto f64 =
+      Engine::Create(std::make_unique<SelfCommunicator>(), TestSource(load.model), load, nullptr);
+  EXPECT_EQ(f64.status().code(), absl::StatusCode::kInvalidArgument);
+  load.compute = Compute::kF32;
+  if (CudaDevices() == 0) {
+    const auto none =
+        Engine::Create(std::make_unique<SelfCommunicator>(), TestSource(load.model), load, nullptr);
+    EXPECT_EQ(none.status().code(), absl::StatusCode::kFailedPrecondition) << none.status();
+  }
+  load.device = Device::kAuto;  // always finds something
+  const auto some =
+      Engine::Create(std::make_unique<SelfCommunicator>(), TestSource(load.model), load, nullptr);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ((*some)->stream().native != nullptr, CudaDevices() > 0);
+}
+
+TEST_F(CudaEngine, ScoresAsTheCpuInFloat64) {
+  for (const char* model : kModels) {
+    for (int64_t tokens : {1, 7, 100, 300}) {
+      SCOPED_TRACE(testing::Message() << model << " " << tokens);
+      const ScoreResult truth = ScoreText({.model = model}, tokens);
+      const ScoreResult narrow = ScoreText({.model = model, .compute = Compute::kF32}, tokens);
+      const ScoreResult gpu =
+          ScoreText({.model = model, .compute = Compute::kF32, .device = Device::kCuda}, tokens);
+      double cpu_error = 1e-5, gpu_error = 0;
+      for (size_t i = 0; i < truth.logprobs.size(); ++i) {
+        cpu_error = std::max(cpu_error, std::abs(narrow.logprobs[i] - truth.logprobs[i]));
+        gpu_error = std::max(gpu_error, std::abs(gpu.logprobs[i] - truth.logprobs[i]));
+      }
+      EXPECT_LE(gpu_error, 4 * cpu_error);
+    }
+  }
+}
+
+TEST_F(CudaEngine, MakesTheCpusTokens) {
+  for (const char* model : kModels) {
+    for (int64_t prompt : {1, 20, 200}) {
+      SCOPED_TRACE(testing::Message() << model << " " << prompt);
+      const EngineCase cpu{.model = model, .compute = Compute::kF32};
+      EngineCase gpu = cpu;
+      gpu.device = Device::kCuda;
+      gpu.shuffle = 3;  // pages in any physical order
+      const GenerateResult a = GenerateText(cpu, prompt), b = GenerateText(gpu, prompt);
+      ASSERT_EQ(a.ids.size(), 48u);
+      if (a.min_margin > 1e-3) {
+        EXPECT_EQ(a.ids, b.ids) << "margin " << a.min_margin;
+      }
+    }
+  }
+}
+
+TEST_F(CudaEngine, InBf16IsNearAndNotTheSame) {
+  for (const char* model : {"random:tiny-gqa", "random:tiny-1m"}) {
+    const ScoreResult truth = ScoreText({.model = model, .compute = Compute::kBF16}, 100);
+    const ScoreResult gpu =
+        ScoreText({.model = model, .compute = Compute::kBF16, .device = Device::kCuda}, 100);
+    EXPECT_NEAR(gpu.mean_nll, truth.mean_nll, 0.02);
+    EXPECT_GT(std::abs(gpu.mean_nll - truth.mean_nll), 1e-9);  // negative control
+  }
+}
+
+TEST_F(CudaEngine, ForeseesItsMemory) {
+  OnEngines({.compute = Compute::kF32, .device = Device::kCuda}, [](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = MixedIds(50, engine.config().vocab);
+    request.max_tokens = 20;
+    const auto result = engine.Generate(request, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->report.memory.peak, result->report.memory.predicted);
+  });
+}
+
+TEST_F(CudaEngine, RefusesSeveralRanks) {
+  LoadRequest load;
+  load.model = "random:tiny-gqa";
+  load.device = Device::kCuda;
+  load.mesh = {1, 2, 1};
+  RunOnRanks(
+      2,
+      [&](std::unique_ptr<Communicator> world) {
+        const auto engine = Engine::Create(std::move(world), TestSource(load.model), load, nullptr);
+        EXPECT_EQ(engine.status().code(), absl::StatusCode::kInvalidArgument) << engine.status();
+      },
+      std::chrono::seconds(60));
+}
+
+}  // namespace
+}  // namespace toroid
