@@ -1,15 +1,12 @@
 // toroid launch: prints and runs the mpirun or srun line that works here, and says in one line what
 // Open MPI says in ten.
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
@@ -21,6 +18,7 @@
 #include "launcher/verbs.h"
 #include "parallel/launcher_environment.h"
 #include "rpc/mpirun_line.h"
+#include "rpc/start_process.h"
 
 namespace toroid {
 namespace {
@@ -42,46 +40,21 @@ void PassSignalsOn() {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) sigaction(signal, &action, nullptr);
 }
 
-// Starts argv with its stderr in a pipe, whose reading end is returned in *reader.
-absl::StatusOr<pid_t> Start(const std::vector<std::string>& argv, int* reader) {
-  std::array<int, 2> ends;
-  if (pipe2(ends.data(), O_CLOEXEC) != 0) {
-    return absl::InternalError(absl::StrCat("cannot make a pipe: ", std::strerror(errno)));
-  }
-  std::vector<char*> words;
-  for (const std::string& word : argv) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  const pid_t parent = getpid();
-  const pid_t pid = fork();
-  if (pid < 0) return absl::InternalError(absl::StrCat("cannot fork: ", std::strerror(errno)));
-  if (pid == 0) {
-    // mpirun ends its ranks on SIGTERM, so nothing outlives us.
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(kExitFailure);
-    dup2(ends[1], STDERR_FILENO);
-    execv(words[0], words.data());
-    _exit(127);
-  }
-  close(ends[1]);
-  *reader = ends[0];
-  return pid;
-}
-
 // Shows the ranks' stderr until mpirun has ended; its wait status.
-int Supervise(pid_t pid, int reader, MpirunFilter* filter) {
+int Supervise(const StartedProcess& mpirun, MpirunFilter* filter) {
   std::array<char, 4096> block;
   while (true) {
-    const ssize_t n = read(reader, block.data(), block.size());
+    const ssize_t n = read(mpirun.error, block.data(), block.size());
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) break;
     const std::string shown = filter->Feed({block.data(), static_cast<size_t>(n)});
     if (!shown.empty() && write(STDERR_FILENO, shown.data(), shown.size()) < 0) break;
   }
-  close(reader);
+  close(mpirun.error);
   const std::string rest = filter->Finish();
   if (!rest.empty() && write(STDERR_FILENO, rest.data(), rest.size()) < 0) return kExitFailure;
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  while (waitpid(mpirun.pid, &status, 0) < 0 && errno == EINTR) {
   }
   return status;
 }
@@ -136,11 +109,13 @@ absl::Status RunLaunch(const Arguments& arguments) {
   if (!arguments.Flag("--quiet")) Talk(absl::StrCat("+ ", ShellQuoted(line)));
 
   PassSignalsOn();
-  int reader = -1;
-  TOROID_ASSIGN_OR_RETURN(const pid_t pid, Start(line, &reader));
-  child = pid;
+  ProcessSpec spec;  // mpirun gets SIGTERM at our end and passes it on: nothing outlives us
+  spec.argv = line;
+  spec.read_error = true;
+  TOROID_ASSIGN_OR_RETURN(const StartedProcess mpirun, StartProcess(spec));
+  child = mpirun.pid;
   MpirunFilter filter;
-  const int status = Supervise(pid, reader, &filter);
+  const int status = Supervise(mpirun, &filter);
   child = 0;
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (interrupted) return SilentExit(kExitInterrupted);

@@ -1,14 +1,10 @@
 // toroid up: controller and agents on this machine, as processes of their own.
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <string>
 #include <thread>
 
@@ -23,6 +19,7 @@
 #include "launcher/verbs.h"
 #include "rpc/agent_process.h"
 #include "rpc/client.h"
+#include "rpc/start_process.h"
 
 namespace toroid {
 namespace {
@@ -36,31 +33,15 @@ struct Child {
   int output = -1;  // reading end of its stdout
 };
 
-// Forked from the main thread, which lives as long as this process: the
-// parent-death signal follows the thread. Between fork and exec only
-// async-signal-safe calls.
+// From the main thread, which lives as long as this process.
 absl::Status Start(Child* child) {
-  std::array<int, 2> ends;
-  if (pipe2(ends.data(), O_CLOEXEC) != 0) {
-    return absl::InternalError(absl::StrCat("cannot make a pipe: ", std::strerror(errno)));
-  }
-  std::vector<char*> words;
-  for (const std::string& word : child->argv) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  const pid_t parent = getpid();
-  const pid_t pid = fork();
-  if (pid < 0) return absl::InternalError(absl::StrCat("cannot fork: ", std::strerror(errno)));
-  if (pid == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(kExitFailure);
-    dup2(ends[1], STDOUT_FILENO);
-    execv(words[0], words.data());
-    _exit(127);
-  }
-  close(ends[1]);
+  ProcessSpec spec;
+  spec.argv = child->argv;
+  spec.read_output = true;
+  TOROID_ASSIGN_OR_RETURN(const StartedProcess started, StartProcess(spec));
   if (child->output >= 0) close(child->output);
-  child->output = ends[0];
-  child->pid = pid;
+  child->output = started.output;
+  child->pid = started.pid;
   return absl::OkStatus();
 }
 
@@ -108,9 +89,8 @@ class Family {
     return Start(&children_.back());
   }
 
-  // Looks once for children that have ended. The controller's end, or an
-  // agent's before `ready`, is ours too; later an agent is started again after
-  // a second.
+  // Looks once for children that have ended. The controller's end, or an agent's before `ready`, is
+  // ours too; later an agent is started again after a second.
   absl::Status Look(bool ready) {
     for (Child& child : children_) {
       int status = 0;
@@ -132,8 +112,8 @@ class Family {
     return absl::OkStatus();
   }
 
-  // Agents first, so that they still can tell the controller; what is left
-  // after ten seconds is killed.
+  // Agents first, so that they still can tell the controller; what is left after ten seconds is
+  // killed.
   void Stop() {
     for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
       if (child->pid > 0) kill(child->pid, SIGTERM);
@@ -167,9 +147,7 @@ std::string PodName(int64_t index) {
 absl::Status RunUp(const Arguments& arguments) {
   const int64_t pods = arguments.Count("--pods"), ranks = arguments.Count("--ranks");
   if (pods < 1 || pods > 1000 || ranks < 1 || ranks > 4096) {
-    return UsageError(
-        "bad value of --pods or --ranks: give 1 to 1000 pods of "
-        "1 to 4096 ranks");
+    return UsageError("bad value of --pods or --ranks: give 1 to 1000 pods of 1 to 4096 ranks");
   }
   // Said once here, before anything starts.
   for (const std::string& root : arguments.Texts("--root")) {
@@ -249,13 +227,11 @@ const Verb kUpVerb = {
     .positionals = {},
     .tables = {&kUpOptions, &kControllerOptionsTable, &kAgentOptionsTable},
     .examples =
-        "toroid up --pods 2 --ranks 2 --root "
-        "models=$HOME/.cache/toroid/models\n"
+        "toroid up --pods 2 --ranks 2 --root models=$HOME/.cache/toroid/models\n"
         "toroid up --listen 127.0.0.1:0 --state /tmp/state",
     .run = RunUp,
     .details =
-        "Prints one line, READY ADDRESS, once all pods are there. "
-        "Without --state jobs are\n"
+        "Prints one line, READY ADDRESS, once all pods are there. Without --state jobs are\n"
         "forgotten at the end. An agent that dies is started again.",
 };
 

@@ -19,6 +19,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "rpc/start_process.h"
 #include "rpc/world_exit.h"
 
 extern char** environ;
@@ -28,37 +29,8 @@ namespace {
 
 constexpr size_t kMaxLine = 16 << 10;
 
-absl::Status SystemError(const char* what) {
-  return absl::UnavailableError(
-      absl::StrCat("cannot start a world: ", what, ": ", strerror(errno)));
-}
-
-std::vector<char*> Pointers(const std::vector<std::string>& words) {
-  std::vector<char*> out;
-  for (const std::string& word : words) out.push_back(const_cast<char*>(word.c_str()));
-  out.push_back(nullptr);
-  return out;
-}
-
-// In the child: async-signal-safe calls only.
-[[noreturn]] void BecomeWorld(pid_t parent, int null_fd, int out_fd, int error_fd, char** argv,
-                              char** environment) {
-  (void)setpgid(0, 0);
-  (void)prctl(PR_SET_PDEATHSIG, SIGTERM);
-  if (getppid() != parent) _exit(126);  // it died before the line above
-  for (int number = 1; number < NSIG; ++number) {
-    struct sigaction action;
-    memset(&action, 0, sizeof(action));
-    action.sa_handler = SIG_DFL;
-    (void)sigaction(number, &action, nullptr);
-  }
-  sigset_t none;
-  sigemptyset(&none);
-  (void)sigprocmask(SIG_SETMASK, &none, nullptr);
-  if (dup2(null_fd, 0) < 0 || dup2(out_fd, 1) < 0 || dup2(error_fd, 2) < 0) _exit(126);
-  (void)syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
-  execve(argv[0], argv, environment);
-  _exit(127);
+absl::Status CannotStart(absl::string_view why) {
+  return absl::UnavailableError(absl::StrCat("cannot start a world: ", why));
 }
 
 // Process ids whose parent is this process.
@@ -136,39 +108,22 @@ std::vector<std::string> AllowedEnvironment() {
 absl::StatusOr<WorldProcess> WorldProcess::Start(const std::vector<std::string>& argv,
                                                  const std::vector<std::string>& environment) {
   (void)prctl(PR_SET_CHILD_SUBREAPER, 1);
-  int out[2], error[2];
-  if (pipe2(out, O_CLOEXEC) != 0) return SystemError("pipe");
-  if (pipe2(error, O_CLOEXEC) != 0) {
-    close(out[0]);
-    close(out[1]);
-    return SystemError("pipe");
-  }
-  const int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-  std::vector<char*> arguments = Pointers(argv);
-  std::vector<char*> variables = Pointers(environment);
-  const pid_t parent = getpid();
-  const pid_t pid = fork();
-  if (pid == 0) {
-    BecomeWorld(parent, null_fd, out[1], error[1], arguments.data(), variables.data());
-  }
-  const int failure = errno;
-  close(out[1]);
-  close(error[1]);
-  close(null_fd);
+  ProcessSpec spec;
+  spec.argv = argv;
+  spec.environment = &environment;
+  spec.read_output = spec.read_error = true;
+  spec.detached = true;
+  const absl::StatusOr<StartedProcess> started = StartProcess(spec);
+  if (!started.ok()) return CannotStart(started.status().message());
   WorldProcess process;
-  process.output_[0].fd = out[0];
-  process.output_[1].fd = error[0];
+  process.pid_ = started->pid;
+  process.output_[0].fd = started->output;
+  process.output_[1].fd = started->error;
   for (const Pipe& pipe : process.output_) {
     (void)fcntl(pipe.fd, F_SETFL, fcntl(pipe.fd, F_GETFL) | O_NONBLOCK);
   }
-  if (pid < 0) {
-    errno = failure;
-    return SystemError("fork");
-  }
-  (void)setpgid(pid, pid);  // whoever is first of the two
-  process.pid_ = pid;
-  process.exit_fd_ = static_cast<int>(syscall(SYS_pidfd_open, pid, 0u));
-  if (process.exit_fd_ < 0) return SystemError("pidfd_open");
+  process.exit_fd_ = static_cast<int>(syscall(SYS_pidfd_open, process.pid_, 0u));
+  if (process.exit_fd_ < 0) return CannotStart(strerror(errno));
   return process;
 }
 
