@@ -1,8 +1,7 @@
-// toroid generate: a prompt in, tokens out, on the ranks here or through a
-// controller.
+// toroid generate: a prompt in, tokens out, on the ranks here or through a controller.
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
-#include "launcher/exit_code.h"
+#include "launcher/client.h"
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
@@ -10,14 +9,14 @@
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
-#include "rpc/client.h"
 #include "rpc/prompt.h"
 
 namespace toroid {
 namespace {
 
-// Where the answer goes: tokens as they come, or one object at the end; talk on
-// stderr.
+constexpr char kLayout[] = "striped:16";  // whose owner depends on the position alone
+
+// Where the answer goes: tokens as they come, or one object at the end; talk on stderr.
 class Printer {
  public:
   explicit Printer(const Arguments& arguments)
@@ -28,9 +27,9 @@ class Printer {
         meter_(ProgressOption(arguments)) {}
 
   void OnProgress(const Progress& progress) {
-    const absl::string_view phase = progress.phase;
-    if (phase == "decode" && stream_) return;  // the text itself is the progress
-    meter_.Update(phase, progress.done, progress.total, phase == "load" ? "bytes" : "tokens");
+    const bool decode = absl::string_view(progress.phase) == "decode";
+    if (decode && stream_) return;  // the text itself is the progress
+    meter_.Update(progress);
   }
 
   void OnToken(const TokenEvent& token) {
@@ -51,7 +50,7 @@ class Printer {
     meter_.Clear();
     if (!result.ok()) {
       if (!streamed_.empty()) WriteStdout("\n");
-      return Interrupt::Cancelled() ? Interrupt::Reason() : result.status();
+      return Interrupt::ReasonOr(result.status());
     }
     if (json_) {
       WriteStdout(absl::StrCat(GenerateJson(model_, *result), "\n"));
@@ -78,14 +77,8 @@ class Printer {
 
 absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const GenerateRequest sampling, GenerateOptions(arguments));
-  DirectRun run;
-  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, "striped:16"));
-  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
-  PromptSpec prompt;
-  if (SpeaksForWorld()) {  // standard input is rank 0's
-    TOROID_ASSIGN_OR_RETURN(prompt, PromptOptions(arguments, /*keep_files=*/false));
-  }
-  TakeLimits(arguments, &run);
+  TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
+  TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
   Printer printer(arguments);
   run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
     Program program;
@@ -104,36 +97,25 @@ absl::Status OnRanks(const Arguments& arguments) {
   return answered;
 }
 
-absl::Status ThroughController(const Arguments& arguments, const std::string& controller) {
-  InferenceRequest request;
-  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "--controller"));
-  TOROID_ASSIGN_OR_RETURN(request.placement.load, LoadOptions(arguments, "striped:16"));
-  TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
-  TOROID_ASSIGN_OR_RETURN(request.placement.mesh, ParseMeshWish(mesh));
-  request.placement.pod = arguments.Text("--pod");
-  request.keep_alive = absl::Seconds(arguments.Real("--keep-alive"));
-  const double timeout = arguments.Real("--timeout");
-  if (timeout > 0) request.timeout = absl::Seconds(timeout);
+absl::Status ThroughController(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(InferenceRequest request, InferenceOptions(arguments, kLayout));
   GenerateTask task;
   TOROID_ASSIGN_OR_RETURN(task.request, GenerateOptions(arguments));
   TOROID_ASSIGN_OR_RETURN(task.prompt, PromptOptions(arguments, /*keep_files=*/true));
   request.task = std::move(task);
 
-  Interrupt::Install(timeout);
-  ClientOptions options;
-  options.controller = controller;
-  options.interrupt = Interrupt::Flag();
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   Printer printer(arguments);
   GenerateObserver observer;
   observer.on_accepted = [&](const Accepted& accepted) { printer.OnAccepted(accepted); };
   observer.on_progress = [&](const Progress& progress) { printer.OnProgress(progress); };
   observer.on_token = [&](const TokenEvent& token) { printer.OnToken(token); };
-  return printer.Finish(NewClient(options)->Generate(request, observer));
+  return printer.Finish(client->Generate(request, observer));
 }
 
 absl::Status RunGenerate(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
-  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments, controller);
+  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
 }
 
 const OptionTable kStreamOptions = {
@@ -151,10 +133,9 @@ const Verb kGenerateVerb = {
     .examples =
         "toroid generate random:tiny-gqa --prompt Hello --max-tokens 16\n"
         "toroid generate /models/smollm2 --chat --prompt @question.txt\n"
-        "toroid launch -n 4 generate /models/smollm2 --mesh ring=2,tensor=2 "
-        "--prompt-file book.txt\n"
-        "toroid generate /models/smollm2 --controller 127.0.0.1:7070 --prompt "
-        "Hello -o json",
+        "toroid launch -n 4 generate /models/smollm2 --mesh ring=2,tensor=2 --prompt-file "
+        "book.txt\n"
+        "toroid generate /models/smollm2 --controller 127.0.0.1:7070 --prompt Hello -o json",
     .run = RunGenerate,
 };
 

@@ -75,4 +75,8 @@ absl::Status Interrupt::Reason() {
   }
 }
 
+absl::Status Interrupt::ReasonOr(const absl::Status& status) {
+  return Cancelled() ? Reason() : status;
+}
+
 }  // namespace toroid

@@ -22,6 +22,8 @@ class Interrupt {
   static const std::atomic<bool>* Flag();
   // Why: OK while nothing happened, else Cancelled (exit 130) or DeadlineExceeded (exit 124).
   static absl::Status Reason();
+  // Reason() if the work was asked to stop, else `status`: what a cut-off call ends with.
+  static absl::Status ReasonOr(const absl::Status& status);
 };
 
 }  // namespace toroid

@@ -173,7 +173,7 @@ absl::Status RunLogs(const Arguments& arguments) {
                         : absl::StrCat("[", from, line.error ? " err] " : "] ", line.text, "\n"));
     return !Interrupt::Cancelled();
   });
-  return Interrupt::Cancelled() ? Interrupt::Reason() : status;
+  return Interrupt::ReasonOr(status);
 }
 
 absl::Status RunCancel(const Arguments& arguments) {

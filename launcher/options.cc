@@ -153,6 +153,20 @@ absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
   return load;
 }
 
+absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
+                                                  absl::string_view default_layout) {
+  InferenceRequest request;
+  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "--controller"));
+  TOROID_ASSIGN_OR_RETURN(request.placement.load, LoadOptions(arguments, default_layout));
+  TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
+  TOROID_ASSIGN_OR_RETURN(request.placement.mesh, ParseMeshWish(mesh));
+  request.placement.pod = arguments.Text("--pod");
+  request.keep_alive = absl::Seconds(arguments.Real("--keep-alive"));
+  const double timeout = arguments.Real("--timeout");
+  if (timeout > 0) request.timeout = absl::Seconds(timeout);
+  return request;
+}
+
 absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments) {
   struct Range {
     const char* flag;
@@ -234,6 +248,10 @@ absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view w
   if (arguments.Text("--device") != "cuda") return absl::OkStatus();
   return UsageError(
       absl::StrCat("--device cuda with ", who, ": that is of CPUs in this version: drop the flag"));
+}
+
+absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments) {
+  return SpeaksForWorld() ? PromptOptions(arguments, /*keep_files=*/false) : PromptSpec();
 }
 
 ProgressMode ProgressOption(const Arguments& arguments) {

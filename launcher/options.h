@@ -32,9 +32,16 @@ absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view w
 // Sampling and limits, without prompt_ids. Usage errors name the flag and its range.
 absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments);
 
+// What a controller is asked to do, without the task: mesh, --pod, --keep-alive, --timeout and all
+// of LoadOptions.
+absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
+                                                  absl::string_view default_layout);
+
 // Exactly one of --prompt, --prompt-file (--file), --prompt-ids; texts are read here, ids parsed.
 // Under a controller --prompt-file stays a path (`keep_files`): the world reads it.
 absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files);
+// The same in direct mode: rank 0 reads files and standard input, on other ranks it is empty.
+absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments);
 
 ProgressMode ProgressOption(const Arguments& arguments);
 

@@ -72,6 +72,11 @@ void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
   }
 }
 
+void ProgressMeter::Update(const Progress& progress) {
+  const absl::string_view phase = progress.phase;
+  Update(phase, progress.done, progress.total, phase == "load" ? "bytes" : "tokens");
+}
+
 void ProgressMeter::Clear() {
   if (on_screen_) write_("\r\033[K");
   on_screen_ = false;

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "parallel/request.h"
 
 namespace toroid {
 
@@ -30,6 +31,8 @@ class ProgressMeter {
 
   // `unit`: "tokens" or "bytes". A new phase ends the one before. done <= total; total 0 = unknown.
   void Update(absl::string_view phase, int64_t done, int64_t total, absl::string_view unit);
+  // Of a world's program.
+  void Update(const Progress& progress);
   // Takes the bar off the screen, before other text is written.
   void Clear();
 

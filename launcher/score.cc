@@ -2,7 +2,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/status_macros.h"
-#include "launcher/exit_code.h"
+#include "launcher/client.h"
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
@@ -10,14 +10,15 @@
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
-#include "rpc/client.h"
 #include "rpc/prompt.h"
 
 namespace toroid {
 namespace {
 
+constexpr char kLayout[] = "zigzag";  // balances causal attention over the ring
+
 absl::Status Print(const Arguments& arguments, const absl::StatusOr<ScoreResult>& result) {
-  if (!result.ok()) return Interrupt::Cancelled() ? Interrupt::Reason() : result.status();
+  if (!result.ok()) return Interrupt::ReasonOr(result.status());
   if (arguments.Text("--format") == "json") {
     WriteStdout(absl::StrCat(ScoreJson(arguments.Text("MODEL"), *result), "\n"));
   } else {
@@ -43,14 +44,8 @@ ScoreRequest Request(const Arguments& arguments) {
 }
 
 absl::Status OnRanks(const Arguments& arguments) {
-  DirectRun run;
-  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, "zigzag"));
-  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
-  PromptSpec prompt;
-  if (SpeaksForWorld()) {
-    TOROID_ASSIGN_OR_RETURN(prompt, PromptOptions(arguments, /*keep_files=*/false));
-  }
-  TakeLimits(arguments, &run);
+  TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
+  TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
   const size_t limit = static_cast<size_t>(arguments.Count("--limit"));
   ProgressMeter meter(ProgressOption(arguments));
   run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
@@ -62,10 +57,7 @@ absl::Status OnRanks(const Arguments& arguments) {
     return program;
   };
   absl::Status answered = absl::OkStatus();
-  run.channel.on_progress = [&](uint64_t, const Progress& p) {
-    const absl::string_view phase = p.phase;
-    meter.Update(phase, p.done, p.total, phase == "load" ? "bytes" : "tokens");
-  };
+  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
   run.channel.on_scored = [&](uint64_t, const absl::StatusOr<ScoreResult>& result) {
     meter.Clear();
     answered = Print(arguments, result);
@@ -74,31 +66,20 @@ absl::Status OnRanks(const Arguments& arguments) {
   return answered;
 }
 
-absl::Status ThroughController(const Arguments& arguments, const std::string& controller) {
-  InferenceRequest request;
-  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "--controller"));
-  TOROID_ASSIGN_OR_RETURN(request.placement.load, LoadOptions(arguments, "zigzag"));
-  TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
-  TOROID_ASSIGN_OR_RETURN(request.placement.mesh, ParseMeshWish(mesh));
-  request.placement.pod = arguments.Text("--pod");
-  request.keep_alive = absl::Seconds(arguments.Real("--keep-alive"));
-  const double timeout = arguments.Real("--timeout");
-  if (timeout > 0) request.timeout = absl::Seconds(timeout);
+absl::Status ThroughController(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(InferenceRequest request, InferenceOptions(arguments, kLayout));
   ScoreTask task;
   task.request = Request(arguments);
   task.limit = arguments.Count("--limit");
   TOROID_ASSIGN_OR_RETURN(task.text, PromptOptions(arguments, /*keep_files=*/true));
   request.task = std::move(task);
-  Interrupt::Install(timeout);
-  ClientOptions options;
-  options.controller = controller;
-  options.interrupt = Interrupt::Flag();
-  return Print(arguments, NewClient(options)->Score(request));
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  return Print(arguments, client->Score(request));
 }
 
 absl::Status RunScore(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
-  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments, controller);
+  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
 }
 
 const OptionTable kScoreOptions = {
@@ -118,8 +99,8 @@ const Verb kScoreVerb = {
     .tables = {&kPromptOptions, &kScoreOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
                &kControllerOptions, &kOutputOptions},
     .examples =
-        "toroid score /models/smollm2 --file /usr/share/common-licenses/GPL-3 "
-        "--limit 1021 --top 5\n"
+        "toroid score /models/smollm2 --file /usr/share/common-licenses/GPL-3 --limit 1021 --top "
+        "5\n"
         "toroid launch -n 2 score random:tiny-gqa --prompt-ids 1,2,3 -o json",
     .run = RunScore,
 };

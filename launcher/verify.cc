@@ -37,7 +37,7 @@ std::string WorstByLayer(const VerifyResult& result) {
 }
 
 absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult>& result) {
-  if (!result.ok()) return Interrupt::Cancelled() ? Interrupt::Reason() : result.status();
+  if (!result.ok()) return Interrupt::ReasonOr(result.status());
   const std::string worst =
       absl::StrFormat("%s of layer %d, error %.3e, bound %.1e", result->worst.tensor,
                       result->worst.layer, result->worst.error, result->worst.bound);
@@ -76,16 +76,13 @@ absl::StatusOr<std::vector<int32_t>> Ids(const Arguments& arguments, const Promp
 }
 
 absl::Status RunVerify(const Arguments& arguments) {
-  DirectRun run;
-  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, "striped:16"));
-  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
+  TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, "striped:16"));
   const bool has_text =
       arguments.Has("--prompt") || arguments.Has("--prompt-file") || arguments.Has("--prompt-ids");
   PromptSpec prompt;
-  if (has_text && SpeaksForWorld()) {
-    TOROID_ASSIGN_OR_RETURN(prompt, PromptOptions(arguments, /*keep_files=*/false));
+  if (has_text) {
+    TOROID_ASSIGN_OR_RETURN(prompt, PromptOfRankZero(arguments));
   }
-  TakeLimits(arguments, &run);
   ProgressMeter meter(ProgressOption(arguments));
   run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
     Program program;
@@ -95,10 +92,7 @@ absl::Status RunVerify(const Arguments& arguments) {
     return program;
   };
   absl::Status answered = absl::OkStatus();
-  run.channel.on_progress = [&](uint64_t, const Progress& p) {
-    const absl::string_view phase = p.phase;
-    meter.Update(phase, p.done, p.total, phase == "load" ? "bytes" : "tokens");
-  };
+  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
   run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
     meter.Clear();
     answered = Print(arguments, result);

@@ -11,6 +11,7 @@
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
+#include "launcher/options.h"
 #include "parallel/launcher_environment.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/progress_board.h"
@@ -19,8 +20,8 @@
 namespace toroid {
 namespace {
 
-// Rank 0's end of the loop in direct mode: load, then the request, then exit.
-// An error on the way is kept in `failed` and ends the world.
+// Rank 0's end of the loop in direct mode: load, then the request, then exit. An error on the way
+// is kept in `failed` and ends the world.
 struct Direction {
   DirectRun run;
   int64_t world_size = 1;
@@ -63,15 +64,20 @@ struct Direction {
   }
 };
 
-// What rank 0 will say, it says at once and ends the world; a rank that is
-// still there after this has to speak for itself.
+// What rank 0 will say, it says at once and ends the world; a rank that is still there after this
+// has to speak for itself.
 constexpr std::chrono::milliseconds kRankZeroSpeaks{1500};
 
 }  // namespace
 
-void TakeLimits(const Arguments& arguments, DirectRun* run) {
-  run->timeout = arguments.Real("--timeout");
-  run->stall_timeout = arguments.Real("--stall-timeout");
+absl::StatusOr<DirectRun> DirectOptions(const Arguments& arguments,
+                                        absl::string_view default_layout) {
+  DirectRun run;
+  TOROID_ASSIGN_OR_RETURN(run.load, LoadOptions(arguments, default_layout));
+  TOROID_ASSIGN_OR_RETURN(run.mesh, MeshText(arguments));
+  run.timeout = arguments.Real("--timeout");
+  run.stall_timeout = arguments.Real("--stall-timeout");
+  return run;
 }
 
 void EndWithLauncher() {
