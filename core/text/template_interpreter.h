@@ -26,6 +26,7 @@ class TemplateInterpreter {
   absl::StatusOr<std::string> Run();
 
  private:
+  static constexpr int kMaxDepth = 600;  // of evaluation, macros included
   enum class Flow { kNext, kBreak, kContinue };
   using Frame = absl::flat_hash_map<std::string, Value>;
 
@@ -35,6 +36,8 @@ class TemplateInterpreter {
     std::vector<std::pair<std::string, Value>> named;
     // Argument `position`, or the one called `name`; null if neither is given.
     const Value* Get(size_t position, std::string_view name) const;
+    // It is given and true.
+    bool IsTrue(size_t position, std::string_view name) const;
   };
 
   bool ok() const { return status_.ok(); }
@@ -50,7 +53,7 @@ class TemplateInterpreter {
   // Fails if the two have no order.
   int Compare(const Value& a, const Value& b);
 
-  // template_statements.cc
+  // template_execute.cc
   Flow Execute(const Body& body);
   Flow ExecuteOne(const Node& node);
   Flow If(const Node& node);
@@ -63,11 +66,18 @@ class TemplateInterpreter {
   void Emit(std::string_view text);
   Value CallMacro(const Node& macro, const Arguments& arguments);
 
-  // template_expressions.cc
+  // template_evaluate.cc
   Value Evaluate(const Node& node);
   Value EvaluateInner(const Node& node);
   Value Lookup(const std::string& name);
   Value DictLiteral(const Node& node);
+  Value Attribute(const Value& object, const std::string& name);
+  Value Item(const Value& object, const Value& key);
+  Value Slice(const Node& node);
+  // The items of what can be iterated. Fails for what cannot.
+  Value::List Iterate(const Value& value);
+
+  // template_operators.cc
   Value Binary(const Node& node);
   Value Add(const Value& a, const Value& b);
   Value Multiply(const Value& a, const Value& b);
@@ -77,35 +87,36 @@ class TemplateInterpreter {
   Value Comparison(const Node& node);
   bool CompareOnce(const std::string& op, const Value& a, const Value& b);
   bool Contains(const Value& container, const Value& item);
-  Value Attribute(const Value& object, const std::string& name);
-  Value Item(const Value& object, const Value& key);
-  Value Slice(const Node& node);
+
+  // template_calls.cc
+  Arguments EvaluateArguments(const Node& node, size_t first);
   Value Call(const Node& node);
   Value CallValue(const Value& callee, const Arguments& arguments);
   Value CallGlobal(const std::string& name, const Arguments& arguments);
   Value Range(const Arguments& arguments);
   Value CallLoop(const std::string& name, const Value& self, const Arguments& arguments);
-  Arguments EvaluateArguments(const Node& node, size_t first);
-  // The items of what can be iterated. Fails for what cannot.
-  Value::List Iterate(const Value& value);
+  std::string FormatTime(const std::string& format);
 
   // template_filters.cc
   Value Filter(const Node& node);
   Value ApplyFilter(const std::string& name, const Value& input, const Arguments& arguments);
   Value Length(const Value& input);
   Value NumberFilter(const std::string& name, const Value& input, const Arguments& arguments);
-  Value ListFilter(const std::string& name, const Value& input, const Arguments& arguments);
-  int CompareFolded(const Value& a, const Value& b);
-  Value SortItems(Value::List items, const Value& attribute, bool reverse, bool case_sensitive);
-  Value Map(const Value& input, const Arguments& arguments);
-  Value Select(const Value& input, const Arguments& arguments, bool by_attribute, bool keep);
-  Value Sort(const Value& input, const Arguments& arguments);
   Value ToJson(const Value& input, const Arguments& arguments);
   Value Indent(const Value& input, const Arguments& arguments);
   Value ByPath(const Value& value, const Value& path);
+
+  // template_list_filters.cc
+  Value ListFilter(const std::string& name, const Value& input, const Arguments& arguments);
+  Value Map(const Value& input, const Arguments& arguments);
+  Value Select(const Value& input, const Arguments& arguments, bool by_attribute, bool keep);
+  int CompareFolded(const Value& a, const Value& b);
+  Value Sort(const Value& input, const Arguments& arguments);
+  Value SortItems(Value::List items, const Value& attribute, bool reverse, bool case_sensitive);
+
+  // template_is_tests.cc
   bool Test(const Node& node);
   bool ApplyTest(const std::string& name, const Value& input, const Arguments& arguments);
-  std::string FormatTime(const std::string& format);
 
   // template_methods.cc
   bool HasMethod(const Value& object, std::string_view name) const;
@@ -127,20 +138,5 @@ class TemplateInterpreter {
   size_t base_ = 0;  // frames below it, but for the first, are not seen: we are in a macro
   std::string* out_ = nullptr;
 };
-
-// Texts as Python's str methods see them; `text` is valid UTF-8.
-namespace template_text {
-enum Side { kLeft = 1, kRight = 2, kBoth = 3 };
-// Strips `characters`, or white space if null.
-std::string_view Strip(std::string_view text, const std::string* characters, Side side);
-size_t CountCharacters(std::string_view text);
-std::string Upper(std::string_view text);
-std::string Lower(std::string_view text);
-std::string Capitalize(std::string_view text);
-// Words start after what is not a letter (str.title), or after blanks and brackets (the filter).
-std::string Title(std::string_view text, bool as_filter);
-bool IsSpace(char32_t c);
-std::vector<std::string_view> Characters(std::string_view text);
-}  // namespace template_text
 
 }  // namespace toroid

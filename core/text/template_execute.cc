@@ -1,3 +1,4 @@
+// Statements, macros and the run as a whole.
 #include <algorithm>
 #include <utility>
 
@@ -9,7 +10,6 @@ namespace toroid {
 namespace {
 
 constexpr size_t kMaxTemplateBytes = 256 << 10;
-constexpr int kMaxDepth = 600;       // of evaluation, macros included
 constexpr int kMaxValueDepth = 100;  // of lists in lists
 
 }  // namespace
