@@ -14,38 +14,17 @@
 // REQUIRES: kv_type f32 or bf16, head_dim a multiple of L, at most kNarrowRows rows to a KV head.
 #pragma once
 
+#include "kernels/attention_narrow_rows.h"
 #include "kernels/attention_visible.h"
-#include "kernels/vector.h"
 
 namespace toroid {
 namespace {
-
-// The lanes of four vectors added up: result[i] is the sum of v[i].
-template <int L>
-inline Lanes<float, 4>::V SumEach(const typename Lanes<float, L>::V* v) {
-  using V4 = Lanes<float, 4>::V;
-  constexpr int kQuarters = L / 4;
-  V4 part[4];
-  for (int i = 0; i < 4; ++i) {
-    const V4* quarters = reinterpret_cast<const V4*>(&v[i]);
-    part[i] = quarters[0];
-    for (int j = 1; j < kQuarters; ++j) part[i] += quarters[j];
-  }
-  const V4 low01 = __builtin_shufflevector(part[0], part[1], 0, 4, 1, 5) +
-                   __builtin_shufflevector(part[0], part[1], 2, 6, 3, 7);
-  const V4 low23 = __builtin_shufflevector(part[2], part[3], 0, 4, 1, 5) +
-                   __builtin_shufflevector(part[2], part[3], 2, 6, 3, 7);
-  return __builtin_shufflevector(low01, low23, 0, 1, 4, 5) +
-         __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-}
 
 // E: what K and V hold, float or uint16_t (bf16).
 template <int L, typename E>
 class NarrowAttention {
  public:
-  using N = Lanes<float, L>;
-  using V = typename N::V;
-  using I = typename N::I;
+  using Kernels = NarrowRows<L, E>;
 
   NarrowAttention(const AttentionArgs<float>& args, const AttentionBlock<float>& block,
                   void* scratch)
@@ -76,11 +55,11 @@ class NarrowAttention {
     if (low < high) {
       for (int run = 0; run < run_count_; ++run) LoadQueries(runs_[run]);
       low = b_.key_begin + (low - b_.key_begin) / kKeyBlock * kKeyBlock;
-      FindRows(low, high, next_);
+      FindRows(a_, low, high, next_);
       for (int64_t begin = low; begin < high; begin += kKeyBlock) {
         const int64_t count = high - begin < kKeyBlock ? high - begin : kKeyBlock;
         __builtin_memcpy(now_, next_, sizeof(now_));
-        if (begin + count < high) FindRows(begin + count, high, next_);
+        if (begin + count < high) FindRows(a_, begin + count, high, next_);
         ahead_k_ = ahead_v_ = Ahead();
         for (int run = 0; run < run_count_; ++run) {
           AttendKeys(runs_[run], begin, count);
@@ -102,19 +81,6 @@ class NarrowAttention {
   int64_t FirstRow(const HeadRun& run) const { return run.head * b_.token_count; }
   int64_t Rows(const HeadRun& run) const { return run.heads * b_.token_count; }
 
-  static V LoadWide(const float* x) { return N::LoadOnce(x); }
-  static V LoadWide(const uint16_t* x) {
-    typedef uint16_t Half __attribute__((vector_size(2 * L)));
-    Half half;
-    __builtin_memcpy(&half, x, sizeof(half));
-    V v = reinterpret_cast<V>(__builtin_convertvector(half, I) << 16);
-    asm("" : "+x"(v));
-    return v;
-  }
-
-  // How many of `left` rows one pass takes: three, but rather twice two than three and one.
-  static int64_t RowsOfPass(int64_t left) { return left == 4 ? 2 : left < 3 ? left : 3; }
-
   void LoadQueries(const HeadRun& run) {
     const float scale = float(a_.scale);
     for (int64_t i = 0; i < Rows(run); ++i) {
@@ -134,25 +100,12 @@ class NarrowAttention {
   void AttendKeys(const HeadRun& run, int64_t begin, int64_t count) {
     for (int64_t j = 0; j < count; j += 4) Scores(run, j);
     for (int64_t i = 0; i < Rows(run); ++i) {
-      Softmax(FirstRow(run) + i, s_ + i * kKeyBlock, seen_[i / run.heads], begin, count);
+      const int64_t row = FirstRow(run) + i;
+      Kernels::Softmax(s_ + i * kKeyBlock, seen_[i / run.heads], begin, count, dim_,
+                       o_ + row * dim_, max_ + row, sum_ + row);
     }
     for (int64_t d = 0; d + kPiece <= dim_; d += kPiece) Accumulate<4>(run, d, count);
     for (int64_t d = dim_ / kPiece * kPiece; d < dim_; d += L) Accumulate<1>(run, d, count);
-  }
-
-  // The places of the 64 keys from `begin` on; the last one stands for those from `end` on.
-  void FindRows(int64_t begin, int64_t end, int64_t* rows) const {
-    const int64_t count = end - begin < kKeyBlock ? end - begin : kKeyBlock;
-    int64_t left = 0;  // keys of this page still to come
-    for (int64_t j = 0; j < count; ++j, --left) {
-      if (left == 0) {
-        rows[j] = PhysicalRow(a_, begin + j);
-        left = a_.page_table ? a_.page_tokens - (begin + j) % a_.page_tokens : count;
-      } else {
-        rows[j] = rows[j - 1] + 1;
-      }
-    }
-    for (int64_t j = count; j < kKeyBlock; ++j) rows[j] = rows[count - 1];
   }
 
   // Prefetches one row of the next keys, in the order in which rows lie in memory. Called as often
@@ -174,112 +127,23 @@ class NarrowAttention {
       k[i] = run.k + now_[j + i] * a_.k_stride;
       PrefetchNext(&ahead_k_, &HeadRun::k, a_.k_stride);
     }
-    for (int64_t i = 0, rows = Rows(run); i < rows;) {
-      const float* q = q_ + (FirstRow(run) + i) * dim_;
-      float* s = s_ + i * kKeyBlock + j;
-      const int64_t pass = RowsOfPass(rows - i);
-      if (pass == 3) {
-        ScoreRows<3>(k, q, s);
-      } else if (pass == 2) {
-        ScoreRows<2>(k, q, s);
-      } else {
-        ScoreRows<1>(k, q, s);
-      }
-      i += pass;
-    }
+    ForPasses(Rows(run), [&]<int R>(int64_t i) {
+      Kernels::template Scores<R>(k, q_ + (FirstRow(run) + i) * dim_, dim_, s_ + i * kKeyBlock + j);
+    });
   }
 
-  template <int R>
-  void ScoreRows(const E* const* k, const float* q, float* s) const {
-    const int64_t dim = dim_;
-    V sum[R][4] = {};
-    for (int64_t d = 0; d < dim; d += L) {
-      V x[R];
-#pragma GCC unroll 3
-      for (int r = 0; r < R; ++r) x[r] = N::LoadOnce(q + r * dim + d);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const V y = LoadWide(k[i] + d);
-#pragma GCC unroll 3
-        for (int r = 0; r < R; ++r) sum[r][i] += y * x[r];
-      }
-    }
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) {
-      Lanes<float, 4>::Store(s + r * kKeyBlock, SumEach<L>(sum[r]));
-    }
-  }
-
-  // s becomes p; max, sum and o go over to the new maximum. As in AttentionStrips, 0 stands for the
-  // maximum of a row that has seen no key.
-  void Softmax(int64_t row, float* s, KeyRange seen, int64_t begin, int64_t count) {
-    const V minus_inf = N::Set(-__builtin_inff());
-    if (seen.begin > begin || seen.end < begin + kKeyBlock) {
-      for (int64_t j = 0; j < kKeyBlock; ++j) {
-        s[j] = begin + j >= seen.begin && begin + j < seen.end ? s[j] : -__builtin_inff();
-      }
-    }
-    V most = minus_inf;
-    for (int64_t j = 0; j < count; j += L) most = N::Max(N::Load(s + j), most);
-    const float block_max = N::MaxLane(most);
-    const float max = block_max > max_[row] ? block_max : max_[row];
-    const float safe = max == -__builtin_inff() ? 0 : max;
-    V sum = {};
-    for (int64_t j = 0; j < count; j += L) {
-      const V p = Exp<L>(N::Load(s + j) - N::Set(safe), 0.0f);
-      N::Store(s + j, p);
-      sum += p;
-    }
-    const V rescale = Exp<L>(N::Set(max_[row] - safe), 0.0f);
-    sum_[row] = sum_[row] * rescale[0] + N::Sum(sum);
-    if (max > max_[row]) {
-      float* o = o_ + row * dim_;
-      for (int64_t d = 0; d < dim_; d += L) N::Store(o + d, N::Load(o + d) * rescale);
-    }
-    max_[row] = max;
-  }
-
-  // o[row][d ..] += sum_j p[row][j] v[j][d ..) for the rows of the run and C vectors.
+  // o[row][d ..] += sum_j p[row][j] v[j][d ..) for the rows of the run and C vectors. The first
+  // pass over the values prefetches the next ones.
   template <int C>
   void Accumulate(const HeadRun& run, int64_t d, int64_t count) {
-    for (int64_t i = 0, rows = Rows(run); i < rows;) {
-      float* o = o_ + (FirstRow(run) + i) * dim_ + d;
-      const float* p = s_ + i * kKeyBlock;
-      const int64_t pass = RowsOfPass(rows - i);
+    ForPasses(Rows(run), [&]<int R>(int64_t i) {
       const bool first = d == 0 && i == 0;
-      if (pass == 3) {
-        AccumulateRows<3, C>(run.v + d, p, count, o, first);
-      } else if (pass == 2) {
-        AccumulateRows<2, C>(run.v + d, p, count, o, first);
-      } else {
-        AccumulateRows<1, C>(run.v + d, p, count, o, first);
-      }
-      i += pass;
-    }
-  }
-
-  template <int R, int C>
-  void AccumulateRows(const E* values, const float* p, int64_t count, float* o, bool first) {
-    V sum[R][C];
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) sum[r][c] = N::Load(o + r * dim_ + c * L);
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      if (first) PrefetchNext(&ahead_v_, &HeadRun::v, a_.v_stride);
-      const E* v = values + now_[j] * a_.v_stride;
-      V x[R];
-#pragma GCC unroll 3
-      for (int r = 0; r < R; ++r) x[r] = N::Set(p[r * kKeyBlock + j]);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        const V y = LoadWide(v + c * L);
-#pragma GCC unroll 3
-        for (int r = 0; r < R; ++r) sum[r][c] += y * x[r];
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) N::Store(o + r * dim_ + c * L, sum[r][c]);
-    }
+      const auto prefetch = [&] {
+        if (first) PrefetchNext(&ahead_v_, &HeadRun::v, a_.v_stride);
+      };
+      Kernels::template Accumulate<R, C>(run.v + d, now_, a_.v_stride, s_ + i * kKeyBlock, count,
+                                         dim_, o_ + (FirstRow(run) + i) * dim_ + d, prefetch);
+    });
   }
 
   // o / sum and lse = max + ln sum, for rows that saw a key here.

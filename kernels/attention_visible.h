@@ -56,5 +56,21 @@ inline int64_t PhysicalRow(const AttentionArgs<T>& args, int64_t key) {
          key % args.page_tokens;
 }
 
+// The rows of the kKeyBlock keys from `begin` on; the last one stands for those from `end` on.
+template <typename T>
+inline void FindRows(const AttentionArgs<T>& args, int64_t begin, int64_t end, int64_t* rows) {
+  const int64_t count = end - begin < kKeyBlock ? end - begin : kKeyBlock;
+  int64_t left = 0;  // keys of this page still to come
+  for (int64_t j = 0; j < count; ++j, --left) {
+    if (left == 0) {
+      rows[j] = PhysicalRow(args, begin + j);
+      left = args.page_table ? args.page_tokens - (begin + j) % args.page_tokens : count;
+    } else {
+      rows[j] = rows[j - 1] + 1;
+    }
+  }
+  for (int64_t j = count; j < kKeyBlock; ++j) rows[j] = rows[count - 1];
+}
+
 }  // namespace
 }  // namespace toroid
