@@ -217,7 +217,7 @@ const Verb kBenchVerb = {
     .summary = "time ops, attention, a model, the ring or collectives, with the bound beside each",
     .positionals = {{"WORKLOAD", true, "ops, attention, model, ring or collectives"},
                     {"MODEL", false, "model, ring: a directory, a GGUF file or random:NAME"}},
-    .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kOutputOptions},
+    .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid bench ops --only matvec\n"
         "toroid bench model random:124m --threads 2 -o json\n"

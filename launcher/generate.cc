@@ -24,6 +24,7 @@ class Printer {
         json_(arguments.Text("--format") == "json"),
         stream_(!json_ && !arguments.Flag("--no-stream")),
         quiet_(arguments.Flag("--quiet")),
+        verbose_(VerboseOption(arguments)),
         meter_(ProgressOption(arguments)) {}
 
   void OnProgress(const Progress& progress) {
@@ -39,11 +40,19 @@ class Printer {
     streamed_ += token.text;
   }
 
-  void OnAccepted(const Accepted& accepted) {
+  void OnAccepted(const LoadRequest& load, const Accepted& accepted) {
     if (quiet_) return;
     meter_.Clear();
     Talk(absl::StrCat("pod ", accepted.pod, ", mesh ", ToString(accepted.mesh),
                       accepted.kept ? ", model already loaded" : ""));
+    OnWorld(load, accepted.mesh, {});
+  }
+
+  void OnWorld(const LoadRequest& load, const MeshShape& mesh,
+               const std::vector<std::string>& hosts) {
+    if (!verbose_) return;
+    meter_.Clear();
+    TalkLines(WorldDetails(load, mesh, hosts));
   }
 
   absl::Status Finish(const absl::StatusOr<GenerateResult>& result) {
@@ -64,13 +73,14 @@ class Printer {
     } else {
       WriteStdout(absl::StrCat(result->text, "\n"));
     }
+    if (verbose_) TalkLines(RunDetails(result->report));
     if (!quiet_) Talk(GenerateSummary(*result));
     return result->finish == FinishReason::kCancelled ? Interrupt::Reason() : absl::OkStatus();
   }
 
  private:
   const std::string model_;
-  const bool json_, stream_, quiet_;
+  const bool json_, stream_, quiet_, verbose_;
   ProgressMeter meter_;
   std::string streamed_;
 };
@@ -80,7 +90,8 @@ absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
   TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
   Printer printer(arguments);
-  run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
+  run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
+    printer.OnWorld(load, model.mesh, model.hosts);
     Program program;
     program.kind = ProgramKind::kGenerate;
     program.generate = sampling;
@@ -107,7 +118,9 @@ absl::Status ThroughController(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   Printer printer(arguments);
   GenerateObserver observer;
-  observer.on_accepted = [&](const Accepted& accepted) { printer.OnAccepted(accepted); };
+  observer.on_accepted = [&](const Accepted& accepted) {
+    printer.OnAccepted(request.placement.load, accepted);
+  };
   observer.on_progress = [&](const Progress& progress) { printer.OnProgress(progress); };
   observer.on_token = [&](const TokenEvent& token) { printer.OnToken(token); };
   return printer.Finish(client->Generate(request, observer));
@@ -129,7 +142,7 @@ const Verb kGenerateVerb = {
     .summary = "continue a prompt, here or through a controller",
     .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
     .tables = {&kPromptOptions, &kSamplingOptions, &kStreamOptions, &kModelOptions, &kMeshOptions,
-               &kRunOptions, &kControllerOptions, &kOutputOptions},
+               &kRunOptions, &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid generate random:tiny-gqa --prompt Hello --max-tokens 16\n"
         "toroid generate /models/smollm2 --chat --prompt @question.txt\n"

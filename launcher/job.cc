@@ -13,6 +13,7 @@
 #include "launcher/options.h"
 #include "launcher/quantity.h"
 #include "launcher/suggest.h"
+#include "launcher/summary.h"
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 
@@ -20,6 +21,7 @@ namespace toroid {
 namespace {
 
 bool Json(const Arguments& arguments) { return arguments.Text("--format") == "json"; }
+bool JsonLines(const Arguments& arguments) { return arguments.Text("--format") == "jsonl"; }
 
 // "RUNNING on pod a (mesh data=1,ring=2,tensor=1): sentence"
 std::string StateLine(const JobStatus& job) {
@@ -52,12 +54,20 @@ absl::Status Verdict(const JobStatus& job) {
   return absl::OkStatus();
 }
 
-void PrintResult(const JobStatus& job) {
+// The answer of a job that has ended: with -o json it is in the job's object, and only -v adds.
+void PrintResult(const Arguments& arguments, const JobStatus& job) {
+  const RunReport* report = nullptr;
+  std::string text;
   if (const auto* generate = std::get_if<GenerateResult>(&job.result)) {
-    WriteStdout(absl::StrCat(generate->text, "\n"));
+    report = &generate->report;
+    text = absl::StrCat(generate->text, "\n");
   } else if (const auto* score = std::get_if<ScoreResult>(&job.result)) {
-    WriteStdout(absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n"));
+    report = &score->report;
+    text = absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n");
   }
+  if (report == nullptr) return;
+  if (!Json(arguments)) WriteStdout(text);
+  if (VerboseOption(arguments)) TalkLines(RunDetails(*report));
 }
 
 // Follows a job to its end, printing each change; the last status.
@@ -87,11 +97,8 @@ absl::Status RunSubmit(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(job, Follow(*client, job.id, 0, [&](const JobEvent& event) {
                             if (talk) Talk(StateLine(event.status));
                           }));
-  if (Json(arguments)) {
-    WriteStdout(absl::StrCat(JobJson(job), "\n"));
-  } else {
-    PrintResult(job);
-  }
+  if (Json(arguments)) WriteStdout(absl::StrCat(JobJson(job), "\n"));
+  PrintResult(arguments, job);
   return Verdict(job);
 }
 
@@ -137,18 +144,24 @@ absl::Status RunGet(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(const JobStatus job, client->GetJob(arguments.Text("ID")));
   PrintJob(arguments, job);
-  if (!Json(arguments)) PrintResult(job);
+  PrintResult(arguments, job);
   return absl::OkStatus();
 }
 
 absl::Status RunWatch(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   const uint64_t from = static_cast<uint64_t>(arguments.Count("--from-sequence"));
+  const bool json = Json(arguments), lines = JsonLines(arguments);
+  std::vector<JobEvent> events;
   TOROID_ASSIGN_OR_RETURN(
       const JobStatus job, Follow(*client, arguments.Text("ID"), from, [&](const JobEvent& event) {
-        WriteStdout(
-            absl::StrCat(Json(arguments) ? JobEventJson(event) : StateLine(event.status), "\n"));
+        if (json) {
+          events.push_back(event);
+        } else {
+          WriteStdout(absl::StrCat(lines ? JobEventJson(event) : StateLine(event.status), "\n"));
+        }
       }));
+  if (json) WriteStdout(absl::StrCat(JobEventListJson(events), "\n"));
   return Verdict(job);
 }
 
@@ -165,14 +178,23 @@ absl::Status RunLogs(const Arguments& arguments) {
     query.ranks.push_back(rank);
   }
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
-  const bool json = Json(arguments), plain = arguments.Flag("--no-prefix");
+  const bool json = Json(arguments), lines = JsonLines(arguments);
+  const bool plain = arguments.Flag("--no-prefix");
+  std::vector<LogLine> log;
   const absl::Status status = client->StreamLogs(query, [&](const LogLine& line) {
-    const std::string from = line.rank < 0 ? "mpirun" : absl::StrCat("rank ", line.rank);
-    WriteStdout(json    ? absl::StrCat(LogLineJson(line), "\n")
-                : plain ? absl::StrCat(line.text, "\n")
-                        : absl::StrCat("[", from, line.error ? " err] " : "] ", line.text, "\n"));
+    if (json) {
+      log.push_back(line);
+    } else if (lines) {
+      WriteStdout(absl::StrCat(LogLineJson(line), "\n"));
+    } else if (plain) {
+      WriteStdout(absl::StrCat(line.text, "\n"));
+    } else {
+      const std::string from = line.rank < 0 ? "mpirun" : absl::StrCat("rank ", line.rank);
+      WriteStdout(absl::StrCat("[", from, line.error ? " err] " : "] ", line.text, "\n"));
+    }
     return !Interrupt::Cancelled();
   });
+  if (json && status.ok()) WriteStdout(absl::StrCat(LogListJson(log), "\n"));
   return Interrupt::ReasonOr(status);
 }
 
@@ -224,11 +246,10 @@ const Verb kJobSubmitVerb = {
     .name = "job submit",
     .summary = "hand a job to the controller (also: submit)",
     .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
-    .tables = {&kSubmitOptions, &kClientOptions, &kOutputOptions},
+    .tables = {&kSubmitOptions, &kClientOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid job submit deploy/jobs/generate.textproto --wait\n"
-        "toroid job submit job.yaml --set generate.max_tokens=64 --set "
-        "mesh.ring=2",
+        "toroid job submit job.yaml --set generate.max_tokens=64 --set mesh.ring=2",
     .run = RunSubmit,
 };
 const Verb kJobListVerb = {
@@ -243,7 +264,7 @@ const Verb kJobGetVerb = {
     .name = "job get",
     .summary = "the present state of a job, and its result",
     .positionals = {kId},
-    .tables = {&kClientOptions, &kOutputOptions},
+    .tables = {&kClientOptions, &kOutputOptions, &kDetailOptions},
     .examples = "toroid job get ID\ntoroid job get ID -o json",
     .run = RunGet,
 };
@@ -251,15 +272,15 @@ const Verb kJobWatchVerb = {
     .name = "job watch",
     .summary = "follow a job's states to its end; exit 5 if it fails",
     .positionals = {kId},
-    .tables = {&kWatchOptions, &kClientOptions, &kOutputOptions},
-    .examples = "toroid job watch ID",
+    .tables = {&kWatchOptions, &kClientOptions, &kLinesOptions},
+    .examples = "toroid job watch ID\ntoroid job watch ID -o jsonl",
     .run = RunWatch,
 };
 const Verb kJobLogsVerb = {
     .name = "job logs",
     .summary = "what a job's ranks wrote",
     .positionals = {kId},
-    .tables = {&kLogsOptions, &kClientOptions, &kOutputOptions},
+    .tables = {&kLogsOptions, &kClientOptions, &kLinesOptions},
     .examples = "toroid job logs ID --follow --rank 0",
     .run = RunLogs,
 };

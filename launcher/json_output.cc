@@ -103,6 +103,29 @@ Json Job(const JobStatus& status) {
   return json;
 }
 
+Json Event(const JobEvent& event) {
+  Json json = Object();
+  json["sequence"] = event.sequence;
+  json["time"] = TimeJson(event.time);
+  json["job"] = Job(event.status);
+  return json;
+}
+
+Json Log(const LogLine& line) {
+  Json json = Object();
+  json["rank"] = line.rank;
+  json["stream"] = line.error ? "stderr" : "stdout";
+  json["text"] = line.text;
+  json["next_offset"] = line.next_offset;
+  return json;
+}
+
+Json Model(const ModelStatus& model) {
+  return {{"name", model.name},   {"context", model.context},
+          {"vocab", model.vocab}, {"mesh", MeshJson(model.mesh)},
+          {"pod", model.pod},     {"has_chat_template", model.has_chat_template}};
+}
+
 Json Pod(const PodStatus& pod) {
   Json json = Object();
   json["name"] = pod.name;
@@ -113,6 +136,15 @@ Json Pod(const PodStatus& pod) {
   json["model"] = pod.model;
   json["epoch"] = pod.epoch;
   json["last_seen"] = TimeJson(pod.last_seen);
+  return json;
+}
+
+// {"schema":1, name:[..]}
+template <typename Item>
+Json List(const char* name, const std::vector<Item>& items, Json (*write)(const Item&)) {
+  Json json = Object();
+  json[name] = Json::array();
+  for (const Item& item : items) json[name].push_back(write(item));
   return json;
 }
 
@@ -182,51 +214,31 @@ std::string TokenizeJson(const TokenizeResult& result, bool pieces) {
 std::string JobJson(const JobStatus& status) { return Dump(Job(status)); }
 
 std::string JobListJson(const JobPage& page) {
-  Json json = Object();
-  json["jobs"] = Json::array();
-  for (const JobStatus& status : page.jobs) json["jobs"].push_back(Job(status));
+  Json json = List("jobs", page.jobs, Job);
   json["next_page_token"] = page.next_page_token;
   return Dump(json);
 }
 
-std::string JobEventJson(const JobEvent& event) {
-  Json json = Object();
-  json["sequence"] = event.sequence;
-  json["time"] = TimeJson(event.time);
-  json["job"] = Job(event.status);
-  return Dump(json);
+std::string JobEventJson(const JobEvent& event) { return Dump(Event(event)); }
+
+std::string JobEventListJson(const std::vector<JobEvent>& events) {
+  return Dump(List("events", events, Event));
 }
 
 std::string PodJson(const PodStatus& pod) { return Dump(Pod(pod)); }
 
 std::string PodListJson(const std::vector<PodStatus>& pods) {
-  Json json = Object();
-  json["pods"] = Json::array();
-  for (const PodStatus& pod : pods) json["pods"].push_back(Pod(pod));
-  return Dump(json);
+  return Dump(List("pods", pods, Pod));
 }
 
 std::string ModelListJson(const std::vector<ModelStatus>& models) {
-  Json json = Object();
-  json["models"] = Json::array();
-  for (const ModelStatus& model : models) {
-    json["models"].push_back({{"name", model.name},
-                              {"context", model.context},
-                              {"vocab", model.vocab},
-                              {"mesh", MeshJson(model.mesh)},
-                              {"pod", model.pod},
-                              {"has_chat_template", model.has_chat_template}});
-  }
-  return Dump(json);
+  return Dump(List("models", models, Model));
 }
 
-std::string LogLineJson(const LogLine& line) {
-  Json json = Object();
-  json["rank"] = line.rank;
-  json["stream"] = line.error ? "stderr" : "stdout";
-  json["text"] = line.text;
-  json["next_offset"] = line.next_offset;
-  return Dump(json);
+std::string LogLineJson(const LogLine& line) { return Dump(Log(line)); }
+
+std::string LogListJson(const std::vector<LogLine>& lines) {
+  return Dump(List("lines", lines, Log));
 }
 
 std::string FactsJson(const JsonRow& facts, const std::vector<JsonRow>* rows) {

@@ -20,10 +20,12 @@ std::string TokenizeJson(const TokenizeResult& result, bool pieces);
 std::string JobJson(const JobStatus& status);
 std::string JobListJson(const JobPage& page);
 std::string JobEventJson(const JobEvent& event);
+std::string JobEventListJson(const std::vector<JobEvent>& events);
 std::string PodJson(const PodStatus& pod);
 std::string PodListJson(const std::vector<PodStatus>& pods);
 std::string ModelListJson(const std::vector<ModelStatus>& models);
 std::string LogLineJson(const LogLine& line);
+std::string LogListJson(const std::vector<LogLine>& lines);
 
 // Rows of a benchmark or a table of facts: names in order, values as text or numbers.
 struct JsonField {

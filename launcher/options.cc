@@ -81,14 +81,32 @@ const OptionTable kRunOptions = {
          "a world without progress for so long is ended, naming the rank; 0: never", true},
     }};
 
-const OptionTable kOutputOptions = {
+const Option kProgress = {"--progress", ValueKind::kChoice, "auto|bar|lines|none",
+                          "auto",       "on stderr",        true};
+const Option kQuiet = {"-q,--quiet", ValueKind::kFlag, "", "", "no progress, no summary", true};
+
+const OptionTable kOutputOptions = {"output",
+                                    {
+                                        {"-o,--format", ValueKind::kChoice, "text|json", "text",
+                                         "json: one object on stdout", true},
+                                        kProgress,
+                                        kQuiet,
+                                    }};
+
+const OptionTable kLinesOptions = {
     "output",
     {
-        {"-o,--format", ValueKind::kChoice, "text|json", "text", "json: one object on stdout",
-         true},
-        {"--progress", ValueKind::kChoice, "auto|bar|lines|none", "auto", "on stderr", true},
-        {"-q,--quiet", ValueKind::kFlag, "", "", "no progress, no summary", true},
-        {"-v,--verbose", ValueKind::kFlag, "", "", "say more on stderr", true},
+        {"-o,--format", ValueKind::kChoice, "text|json|jsonl", "text",
+         "json: one object on stdout, at the end; jsonl: one a line, as they come", true},
+        kProgress,
+        kQuiet,
+    }};
+
+const OptionTable kDetailOptions = {
+    "detail",
+    {
+        {"-v,--verbose", ValueKind::kFlag, "", "",
+         "on stderr: each rank's place and host, and what each phase took and sent", true},
     }};
 
 const OptionTable kControllerOptions = {
@@ -252,6 +270,10 @@ absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view w
 
 absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments) {
   return SpeaksForWorld() ? PromptOptions(arguments, /*keep_files=*/false) : PromptSpec();
+}
+
+bool VerboseOption(const Arguments& arguments) {
+  return arguments.Flag("--verbose") && !arguments.Flag("--quiet");
 }
 
 ProgressMode ProgressOption(const Arguments& arguments) {

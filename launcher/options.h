@@ -14,7 +14,9 @@ extern const OptionTable kMeshOptions;        // --mesh --layout --threads --com
 extern const OptionTable kSamplingOptions;    // --max-tokens --temperature ..
 extern const OptionTable kPromptOptions;      // --prompt --prompt-file --prompt-ids --chat ..
 extern const OptionTable kRunOptions;         // --timeout --stall-timeout
-extern const OptionTable kOutputOptions;      // -o --progress -q -v
+extern const OptionTable kOutputOptions;      // -o --progress -q
+extern const OptionTable kLinesOptions;       // the same, for verbs whose answer is a stream
+extern const OptionTable kDetailOptions;      // -v, of verbs that run a model
 extern const OptionTable kControllerOptions;  // --controller --pod --keep-alive
 extern const OptionTable kModelOptions;       // --model, --seed
 
@@ -42,6 +44,9 @@ absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
 absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files);
 // The same in direct mode: rank 0 reads files and standard input, on other ranks it is empty.
 absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments);
+
+// -v, unless -q is given too.
+bool VerboseOption(const Arguments& arguments);
 
 ProgressMode ProgressOption(const Arguments& arguments);
 

@@ -32,6 +32,7 @@ absl::Status Print(const Arguments& arguments, const absl::StatusOr<ScoreResult>
     if (rows.size() > 1) absl::StrAppend(&text, Table(rows, ColourStdout()));
     WriteStdout(text);
   }
+  if (VerboseOption(arguments)) TalkLines(RunDetails(result->report));
   if (!arguments.Flag("--quiet")) Talk(ScoreSummary(*result));
   return absl::OkStatus();
 }
@@ -48,7 +49,9 @@ absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
   const size_t limit = static_cast<size_t>(arguments.Count("--limit"));
   ProgressMeter meter(ProgressOption(arguments));
-  run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
+  run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
+    meter.Clear();
+    if (VerboseOption(arguments)) TalkLines(WorldDetails(load, model.mesh, model.hosts));
     Program program;
     program.kind = ProgramKind::kScore;
     program.score = Request(arguments);
@@ -97,7 +100,7 @@ const Verb kScoreVerb = {
     .summary = "loss of a text and the logits behind its last token",
     .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
     .tables = {&kPromptOptions, &kScoreOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
-               &kControllerOptions, &kOutputOptions},
+               &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid score /models/smollm2 --file /usr/share/common-licenses/GPL-3 --limit 1021 --top "
         "5\n"

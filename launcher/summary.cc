@@ -22,6 +22,21 @@ std::string Tail(const RunReport& report) {
   return text;
 }
 
+std::string ComputeName(Compute compute) {
+  return compute == Compute::kF64 ? "f64" : compute == Compute::kBF16 ? "bf16" : "f32";
+}
+
+// "; sent per rank: ring 1.2 MiB, tensor 0 B", empty for a world of one rank. bytes: of an axis.
+template <typename Bytes>
+std::string Sent(const RunReport& report, Bytes bytes) {
+  std::string text;
+  for (const AxisReport& axis : report.comm) {
+    absl::StrAppend(&text, text.empty() ? "; sent per rank: " : ", ", axis.axis, " ",
+                    PerRank(bytes(axis)));
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string PerRank(const std::vector<int64_t>& bytes) {
@@ -52,6 +67,54 @@ std::string GenerateSummary(const GenerateResult& result) {
 std::string ScoreSummary(const ScoreResult& result) {
   return absl::StrFormat("%d tokens scored, %.1f tokens/s%s", result.tokens,
                          result.report.timing.prefill_tokens_per_s, Tail(result.report));
+}
+
+std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& mesh,
+                                      const std::vector<std::string>& hosts) {
+  std::vector<std::string> lines = {absl::StrCat(
+      "world: mesh ", ToString(mesh), "; layout ", ToString(load.layout), "; compute ",
+      ComputeName(load.compute), "; context ",
+      load.context > 0 ? absl::StrCat(load.context, " tokens") : std::string("the model's own"),
+      "; pages of ", load.page_tokens, " tokens")};
+  for (int64_t rank = 0; rank < mesh.size(); ++rank) {
+    const int64_t tensor = rank % mesh.tensor, rest = rank / mesh.tensor;
+    lines.push_back(absl::StrCat("rank ", rank, ": data ", rest / mesh.ring, ", ring ",
+                                 rest % mesh.ring, ", tensor ", tensor));
+    if (!hosts.empty()) {
+      absl::StrAppend(&lines.back(), ", host ", hosts.at(static_cast<size_t>(rank)));
+    }
+  }
+  return lines;
+}
+
+std::vector<std::string> RunDetails(const RunReport& report) {
+  std::vector<std::string> lines;
+  const Timing& timing = report.timing;
+  if (timing.load_s > 0) lines.push_back(absl::StrFormat("load: %.3fs", timing.load_s));
+  if (timing.prefill_s > 0) {
+    lines.push_back(absl::StrFormat(
+        "prefill: %.3fs, %.1f tokens/s%s", timing.prefill_s, timing.prefill_tokens_per_s,
+        Sent(report, [](const AxisReport& axis) { return axis.prefill_bytes_sent; })));
+  }
+  if (timing.decode_s > 0) {
+    lines.push_back(absl::StrFormat("decode: %.3fs, %.1f tokens/s%s", timing.decode_s,
+                                    timing.decode_tokens_per_s,
+                                    Sent(report, [](const AxisReport& axis) {
+                                      std::vector<int64_t> bytes = axis.bytes_sent;
+                                      for (size_t i = 0; i < bytes.size(); ++i) {
+                                        bytes[i] -= axis.prefill_bytes_sent.at(i);
+                                      }
+                                      return bytes;
+                                    })));
+  }
+  const MemoryReport& memory = report.memory;
+  if (!memory.peak.empty()) {
+    lines.push_back(absl::StrCat("memory per rank: ", PerRank(memory.predicted), " foreseen, ",
+                                 PerRank(memory.peak), " used; weights ", PerRank(memory.weights),
+                                 ", cache ", PerRank(memory.kv), ", scratch ",
+                                 PerRank(memory.scratch), "; resident ", PerRank(memory.resident)));
+  }
+  return lines;
 }
 
 }  // namespace toroid

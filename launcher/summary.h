@@ -1,4 +1,4 @@
-// What people read after a run: one line on stderr.
+// What people read of a run on stderr: one line at its end, and what -v adds.
 #pragma once
 
 #include <string>
@@ -8,16 +8,24 @@
 
 namespace toroid {
 
-// "1.2 MiB" if all ranks agree, "1.2/1.3/1.2 MiB" for up to eight, else "1.2
-// MiB to 1.3 MiB".
+// "1.2 MiB" if all ranks agree, "1.2/1.3/1.2 MiB" for up to eight, else "1.2 MiB to 1.3 MiB".
 std::string PerRank(const std::vector<int64_t>& bytes);
 
 // Bytes that each rank sent over an axis; zeros if the axis has one rank.
 std::vector<int64_t> BytesSent(const RunReport& report, const std::string& axis);
 
-// "64 tokens, 12.3 tokens/s; prompt 4012 tokens, 512 tokens/s; loaded in 1.2s;
-// peak .. per rank; ring .. sent per rank"
+// "64 tokens, 12.3 tokens/s; prompt 4012 tokens, 512 tokens/s; loaded in 1.2s; peak .. per rank;
+// ring
+// .. sent per rank"
 std::string GenerateSummary(const GenerateResult& result);
 std::string ScoreSummary(const ScoreResult& result);
+
+// What -v adds, a line each. Of a world: mesh, layout and limits, then each rank's coordinates and
+// host; hosts: by rank, or empty if they are not known.
+std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& mesh,
+                                      const std::vector<std::string>& hosts);
+// Of a finished run, each phase that took time: seconds, rate, bytes sent per rank by axis; then
+// memory, foreseen and used.
+std::vector<std::string> RunDetails(const RunReport& report);
 
 }  // namespace toroid

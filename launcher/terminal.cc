@@ -80,4 +80,8 @@ void Talk(absl::string_view line) {
   std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
 }
 
+void TalkLines(const std::vector<std::string>& lines) {
+  for (const std::string& line : lines) Talk(line);
+}
+
 }  // namespace toroid

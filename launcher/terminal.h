@@ -29,5 +29,6 @@ std::string Table(const std::vector<std::vector<std::string>>& rows, bool colour
 void WriteStdout(absl::string_view text);
 // One line of talk on stderr.
 void Talk(absl::string_view line);
+void TalkLines(const std::vector<std::string>& lines);
 
 }  // namespace toroid

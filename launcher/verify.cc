@@ -9,6 +9,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
+#include "launcher/summary.h"
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
@@ -47,6 +48,7 @@ absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult
     WriteStdout(
         absl::StrCat(WorstByLayer(*result), result->pass ? "pass: " : "FAIL: ", worst, "\n"));
   }
+  if (VerboseOption(arguments)) TalkLines(RunDetails(result->report));
   if (result->pass) return absl::OkStatus();
   return WithExitCode(absl::InternalError(absl::StrCat("not equal to one rank: ", worst,
                                                        ": please report this with the command")),
@@ -84,7 +86,9 @@ absl::Status RunVerify(const Arguments& arguments) {
     TOROID_ASSIGN_OR_RETURN(prompt, PromptOfRankZero(arguments));
   }
   ProgressMeter meter(ProgressOption(arguments));
-  run.request = [&](const LoadedModel& model) -> absl::StatusOr<Program> {
+  run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
+    meter.Clear();
+    if (VerboseOption(arguments)) TalkLines(WorldDetails(load, model.mesh, model.hosts));
     Program program;
     program.kind = ProgramKind::kVerify;
     program.verify.layers = arguments.Count("--layers");
@@ -116,7 +120,7 @@ const Verb kVerifyVerb = {
     .summary = "compare this mesh with one rank in float64, tensor by tensor",
     .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
     .tables = {&kVerifyOptions, &kPromptOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
-               &kOutputOptions},
+               &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid launch -n 4 verify /models/smollm2 --mesh ring=2,tensor=2\n"
         "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json",

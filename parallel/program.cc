@@ -203,6 +203,7 @@ class Runner {
       model.chat_template = model.tokenizer->chat_template();
     }
     model.mesh = program.load.mesh;
+    model.hosts = hosts_;
     return model;
   }
 
@@ -213,9 +214,9 @@ class Runner {
                                         " is not of the world's " + std::to_string(world_.size()) +
                                         " ranks");
     }
-    if (request.threads <= 0) {
-      request.threads = int(ThreadsPerRank(AffinityCores(), HostsOf(world_)));
-    }
+    const WorldHosts hosts = HostsOf(world_);
+    hosts_ = hosts.names;
+    if (request.threads <= 0) request.threads = int(ThreadsPerRank(AffinityCores(), hosts));
     absl::StatusOr<ModelSource> source = OpenModel(request.model, request.seed);
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, source.status()));
     auto engine = Engine::Create(world_.Split([](int) { return 0; }),
@@ -231,6 +232,7 @@ class Runner {
   ProgressBoard* board_;
   std::unique_ptr<Engine> engine_;
   LoadRequest asked_;
+  std::vector<std::string> hosts_;  // by rank
   double fresh_load_s_ = 0;
 };
 

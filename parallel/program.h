@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -44,6 +45,7 @@ struct LoadedModel {
   std::shared_ptr<const Tokenizer> tokenizer;  // null for random: models: token = byte
   std::string chat_template;                   // empty if the model has none
   MeshShape mesh;
+  std::vector<std::string> hosts;  // by world rank
 };
 
 // Rank 0's ends of the loop. Callbacks run on the loop's thread and must not block for long.

@@ -46,6 +46,24 @@ def test_text_streams_and_summary_is_talk():
     check(answer["text"] + "\n" == result.out, repr(answer["text"]), repr(result.out))
 
 
+def test_verbose_says_where_and_how_long():
+    words = ["generate", MODEL, *PROMPT, "--mesh", "ring=2", "--layout", "contiguous"]
+    plain, verbose = launch(2, *words), launch(2, *words, "-v")
+    check(verbose.code == 0 and verbose.out == plain.out, verbose.err)
+    host = os.uname().nodename
+    for said in ["mesh data=1,ring=2,tensor=1", "layout contiguous",
+                 f"rank 0: data 0, ring 0, tensor 0, host {host}",
+                 f"rank 1: data 0, ring 1, tensor 0, host {host}", "load: ", "prefill: ",
+                 "decode: ", "sent per rank: ring ", "memory per rank: ", " foreseen"]:
+        check(said in verbose.err, repr(said), "is missing in", verbose.err)
+        check(said.startswith("mesh") or said not in plain.err, repr(said), "without -v:", plain.err)
+    check(launch(2, *words, "-v", "-q").err == "", "-q is quiet")
+    scored = run("score", MODEL, "--prompt", "abc", "-v")
+    check("rank 0: data 0" in scored.err and "decode: " not in scored.err, scored.err)
+    verified = run("verify", MODEL, "--tokens", 8, "-v")
+    check("layout striped:16" in verified.err and "load: " in verified.err, verified.err)
+
+
 def test_prompts_from_everywhere():
     text = "one two three"
     ids = ",".join(str(b) for b in text.encode())

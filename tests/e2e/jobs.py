@@ -34,15 +34,21 @@ def test_every_file_runs():
         submitted = {}
         for file in files:
             id = good(up.run("job", "submit", file)).out.strip()
-            states = [event["job"]["state"] for event in lines(up.run("job", "watch", id, "-o", "json"))]
+            states = [event["job"]["state"] for event in lines(up.run("job", "watch", id, "-o", "jsonl"))]
             check(states[-1] == "SUCCEEDED", states)
-            events = lines(up.run("job", "watch", id, "--from-sequence", 1, "-o", "json"))
+            events = lines(up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl"))
+            whole = up.run("job", "watch", id, "--from-sequence", 1, "-o", "json").json()
+            check(whole["events"] == events, whole)
             check([e["sequence"] for e in events] == list(range(1, len(events) + 1)), events)
             check([e["job"]["state"] for e in events][0] == "QUEUED", events)
             job = up.run("job", "get", id, "-o", "json").json()
             check(job["state"] == "SUCCEEDED" and job["mesh"]["ring"] == 2, job)
             submitted[id] = job
-            good(up.run("job", "logs", id))
+            said = lines(up.run("job", "logs", id, "-o", "jsonl"))
+            check(up.run("job", "logs", id, "-o", "json").json()["lines"] == said, said)
+            detail = good(up.run("job", "get", id, "-v")).err
+            check("prefill: " in detail and "memory per rank: " in detail, detail)
+            check(good(up.run("job", "get", id)).err == "", "detail without -v")
         generated, scored = submitted.values()
         check(len(generated["result"]["ids"]) == 16, generated)
         check(scored["result"]["tokens"] > 10 and scored["result"]["mean_nll"] > 0, scored)

@@ -79,6 +79,22 @@ TEST(JsonOutput, Tokenize) {
   EXPECT_EQ(TokenizeJson({{1, 2}, {}}, false), R"({"schema":1,"count":2,"ids":[1,2]})");
 }
 
+TEST(JsonOutput, StreamsAreLinesOrOneObject) {
+  JobEvent event;
+  event.sequence = 3;
+  event.status.id = "j";
+  const auto parse = [](const std::string& text) { return nlohmann::json::parse(text); };
+  EXPECT_EQ(parse(JobEventJson(event))["sequence"], 3);
+  const nlohmann::json events = parse(JobEventListJson({event, event}));
+  EXPECT_EQ(events["schema"], 1);
+  ASSERT_EQ(events["events"].size(), 2u);
+  EXPECT_EQ(events["events"][1], parse(JobEventJson(event)));
+  EXPECT_EQ(LogListJson({}), R"({"schema":1,"lines":[]})");
+  const std::string line = R"({"schema":1,"rank":2,"stream":"stderr","text":"x","next_offset":9})";
+  EXPECT_EQ(LogLineJson({9, 2, true, "x"}), line);
+  EXPECT_EQ(LogListJson({{9, 2, true, "x"}}), R"({"schema":1,"lines":[)" + line + "]}");
+}
+
 TEST(JsonOutput, OddNumbersAndTextStayJson) {
   GenerateResult result;
   result.text = "\xff\xfe";
