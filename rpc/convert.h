@@ -20,12 +20,10 @@
 namespace toroid {
 
 // --- statuses
-// -------------------------------------------------------------------------------------
 google::rpc::Status ToProto(const absl::Status& status);
 absl::Status FromProto(const google::rpc::Status& status);
 
-// --- models, prompts, results (convert_model.cc)
-// --------------------------------------------------
+// --- models, prompts (convert_model.cc)
 v1::Mesh ToProto(const MeshShape& mesh);
 MeshShape MeshFromProto(const v1::Mesh& mesh);
 v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive);
@@ -34,6 +32,11 @@ v1::GenerateTask ToProto(const GenerateTask& task);
 absl::StatusOr<GenerateTask> FromProto(const v1::GenerateTask& task);
 v1::ScoreTask ToProto(const ScoreTask& task);
 absl::StatusOr<ScoreTask> FromProto(const v1::ScoreTask& task);
+// "5m", "500ms"; empty: `missing`. BadField names `field`.
+absl::StatusOr<absl::Duration> ReadDuration(const std::string& text, const char* field,
+                                            absl::Duration missing);
+
+// --- results (convert_result.cc)
 v1::ModelInfo ToProto(const ModelStatus& model);
 ModelStatus FromProto(const v1::ModelInfo& model);
 v1::Token ToProto(const TokenEvent& token);
@@ -44,12 +47,8 @@ v1::ScoreResult ToProto(const ScoreResult& result);
 ScoreResult FromProto(const v1::ScoreResult& result);
 v1::TokenizeResponse ToProto(const TokenizeResult& result);
 TokenizeResult FromProto(const v1::TokenizeResponse& result);
-// "5m", "500ms"; empty: `missing`. BadField names `field`.
-absl::StatusOr<absl::Duration> ReadDuration(const std::string& text, const char* field,
-                                            absl::Duration missing);
 
 // --- jobs, pods (convert_job.cc)
-// ------------------------------------------------------------------
 v1::JobSpec ToProto(const JobSpec& spec);
 absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& spec);
 v1::JobState ToProto(JobState state);
@@ -67,7 +66,6 @@ PodStatus FromProto(const v1::Pod& pod);
 JobCodec ProtoJobCodec();
 
 // --- between our own processes (convert_internal.cc)
-// ----------------------------------------------
 internal::v1::WorldId ToProto(const WorldId& id);
 WorldId FromProto(const internal::v1::WorldId& id);
 internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& program);
