@@ -191,7 +191,7 @@ absl::Status RunBench(const Arguments& arguments) {
     return UsageError(absl::StrCat("no such case: --only ", arguments.Text("--only"),
                                    ": run without it to see the cases"));
   }
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(BenchJson(arguments.Text("WORKLOAD"), ranks, run), "\n"));
   } else {
     WriteStdout(Table(BenchCells(run.rows()), ColourStdout()));

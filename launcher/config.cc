@@ -69,7 +69,7 @@ absl::Status RunShow(const Arguments& arguments) {
                         absl::StrCat("bad job spec: ", path, ": ", spec.status().message()));
   }
   const v1::JobSpec merged = ToProto(*spec);
-  const bool origin = arguments.Flag("--origin"), json = arguments.Text("--format") == "json";
+  const bool origin = arguments.Flag("--origin"), json = JsonOption(arguments);
   if (!origin && !json) {
     std::string printed;
     google::protobuf::TextFormat::PrintToString(merged, &printed);

@@ -21,7 +21,7 @@ class Printer {
  public:
   explicit Printer(const Arguments& arguments)
       : model_(arguments.Text("MODEL")),
-        json_(arguments.Text("--format") == "json"),
+        json_(JsonOption(arguments)),
         stream_(!json_ && !arguments.Flag("--no-stream")),
         quiet_(arguments.Flag("--quiet")),
         verbose_(VerboseOption(arguments)),

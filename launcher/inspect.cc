@@ -82,7 +82,7 @@ std::string Text(const ModelDescription& model, bool tensors) {
 absl::Status RunInspect(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(arguments.Text("MODEL")));
   const ModelDescription model = Describe(source);
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(Json(model), "\n"));
   } else {
     WriteStdout(Text(model, arguments.Flag("--tensors")));

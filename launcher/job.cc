@@ -20,7 +20,6 @@
 namespace toroid {
 namespace {
 
-bool Json(const Arguments& arguments) { return arguments.Text("--format") == "json"; }
 bool JsonLines(const Arguments& arguments) { return arguments.Text("--format") == "jsonl"; }
 
 // "RUNNING on pod a (mesh data=1,ring=2,tensor=1): sentence"
@@ -66,7 +65,7 @@ void PrintResult(const Arguments& arguments, const JobStatus& job) {
     text = absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n");
   }
   if (report == nullptr) return;
-  if (!Json(arguments)) WriteStdout(text);
+  if (!JsonOption(arguments)) WriteStdout(text);
   if (VerboseOption(arguments)) TalkLines(RunDetails(*report));
 }
 
@@ -90,14 +89,14 @@ absl::Status RunSubmit(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, arguments.Text("--request-id")));
   if (!arguments.Flag("--wait")) {
-    WriteStdout(absl::StrCat(Json(arguments) ? JobJson(job) : job.id, "\n"));
+    WriteStdout(absl::StrCat(JsonOption(arguments) ? JobJson(job) : job.id, "\n"));
     return absl::OkStatus();
   }
   const bool talk = !arguments.Flag("--quiet");
   TOROID_ASSIGN_OR_RETURN(job, Follow(*client, job.id, 0, [&](const JobEvent& event) {
                             if (talk) Talk(StateLine(event.status));
                           }));
-  if (Json(arguments)) WriteStdout(absl::StrCat(JobJson(job), "\n"));
+  if (JsonOption(arguments)) WriteStdout(absl::StrCat(JobJson(job), "\n"));
   PrintResult(arguments, job);
   return Verdict(job);
 }
@@ -120,7 +119,7 @@ absl::Status RunList(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const JobPage page,
                           client->ListJobs(states, static_cast<int>(arguments.Count("--limit")),
                                            arguments.Text("--page-token")));
-  if (Json(arguments)) {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(JobListJson(page), "\n"));
     return absl::OkStatus();
   }
@@ -137,7 +136,7 @@ absl::Status RunList(const Arguments& arguments) {
 }
 
 void PrintJob(const Arguments& arguments, const JobStatus& job) {
-  WriteStdout(absl::StrCat(Json(arguments) ? JobJson(job) : StateLine(job), "\n"));
+  WriteStdout(absl::StrCat(JsonOption(arguments) ? JobJson(job) : StateLine(job), "\n"));
 }
 
 absl::Status RunGet(const Arguments& arguments) {
@@ -151,7 +150,7 @@ absl::Status RunGet(const Arguments& arguments) {
 absl::Status RunWatch(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   const uint64_t from = static_cast<uint64_t>(arguments.Count("--from-sequence"));
-  const bool json = Json(arguments), lines = JsonLines(arguments);
+  const bool json = JsonOption(arguments), lines = JsonLines(arguments);
   std::vector<JobEvent> events;
   TOROID_ASSIGN_OR_RETURN(
       const JobStatus job, Follow(*client, arguments.Text("ID"), from, [&](const JobEvent& event) {
@@ -178,7 +177,7 @@ absl::Status RunLogs(const Arguments& arguments) {
     query.ranks.push_back(rank);
   }
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
-  const bool json = Json(arguments), lines = JsonLines(arguments);
+  const bool json = JsonOption(arguments), lines = JsonLines(arguments);
   const bool plain = arguments.Flag("--no-prefix");
   std::vector<LogLine> log;
   const absl::Status status = client->StreamLogs(query, [&](const LogLine& line) {

@@ -272,6 +272,8 @@ absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments) {
   return SpeaksForWorld() ? PromptOptions(arguments, /*keep_files=*/false) : PromptSpec();
 }
 
+bool JsonOption(const Arguments& arguments) { return arguments.Text("--format") == "json"; }
+
 bool VerboseOption(const Arguments& arguments) {
   return arguments.Flag("--verbose") && !arguments.Flag("--quiet");
 }

@@ -45,6 +45,9 @@ absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_f
 // The same in direct mode: rank 0 reads files and standard input, on other ranks it is empty.
 absl::StatusOr<PromptSpec> PromptOfRankZero(const Arguments& arguments);
 
+// -o json: one object on stdout.
+bool JsonOption(const Arguments& arguments);
+
 // -v, unless -q is given too.
 bool VerboseOption(const Arguments& arguments);
 

@@ -11,8 +11,6 @@
 namespace toroid {
 namespace {
 
-bool Json(const Arguments& arguments) { return arguments.Text("--format") == "json"; }
-
 std::string PodTable(const std::vector<PodStatus>& pods) {
   std::vector<std::vector<std::string>> rows = {
       {"pod", "host", "slots", "state", "job", "model", "epoch"}};
@@ -25,13 +23,13 @@ std::string PodTable(const std::vector<PodStatus>& pods) {
 }
 
 void PrintPod(const Arguments& arguments, const PodStatus& pod) {
-  WriteStdout(Json(arguments) ? absl::StrCat(PodJson(pod), "\n") : PodTable({pod}));
+  WriteStdout(JsonOption(arguments) ? absl::StrCat(PodJson(pod), "\n") : PodTable({pod}));
 }
 
 absl::Status RunPodList(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(const auto pods, client->ListPods());
-  WriteStdout(Json(arguments) ? absl::StrCat(PodListJson(pods), "\n") : PodTable(pods));
+  WriteStdout(JsonOption(arguments) ? absl::StrCat(PodListJson(pods), "\n") : PodTable(pods));
   return absl::OkStatus();
 }
 
@@ -53,7 +51,7 @@ absl::Status RunPodDrain(const Arguments& arguments) {
 absl::Status RunModels(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(const auto models, client->ListModels());
-  if (Json(arguments)) {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(ModelListJson(models), "\n"));
     return absl::OkStatus();
   }

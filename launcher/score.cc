@@ -19,7 +19,7 @@ constexpr char kLayout[] = "zigzag";  // balances causal attention over the ring
 
 absl::Status Print(const Arguments& arguments, const absl::StatusOr<ScoreResult>& result) {
   if (!result.ok()) return Interrupt::ReasonOr(result.status());
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(ScoreJson(arguments.Text("MODEL"), *result), "\n"));
   } else {
     std::string text = absl::StrFormat("tokens %d  mean nll %.6f  perplexity %.4f\n",

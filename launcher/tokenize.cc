@@ -27,7 +27,7 @@ absl::Status RunTokenize(const Arguments& arguments) {
   if (pieces) {
     for (const int32_t id : result.ids) result.pieces.emplace_back(tokenizer->Piece(id));
   }
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(TokenizeJson(result, pieces), "\n"));
   } else if (pieces) {
     std::string lines;

@@ -42,7 +42,7 @@ absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult
   const std::string worst =
       absl::StrFormat("%s of layer %d, error %.3e, bound %.1e", result->worst.tensor,
                       result->worst.layer, result->worst.error, result->worst.bound);
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(VerifyJson(arguments.Text("MODEL"), *result), "\n"));
   } else {
     WriteStdout(

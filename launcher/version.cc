@@ -22,7 +22,7 @@ absl::Status RunVersion(const Arguments& arguments) {
                          {"mpi", TOROID_MPI_VERSION},
                          {"compiler", absl::StrCat("g++ ", __VERSION__)},
                          {"libc", absl::StrCat("glibc ", gnu_get_libc_version())}};
-  if (arguments.Text("--format") == "json") {
+  if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(FactsJson(facts), "\n"));
     return absl::OkStatus();
   }

@@ -38,30 +38,25 @@ HostRecord ThisHost() {
 }  // namespace
 
 LauncherEnvironment DetectLauncher(const GetEnvironment& get) {
-  LauncherEnvironment found;
   // The innermost launcher counts: mpirun inside a Slurm job, not Slurm; and Slurm's own tasks
   // before the PMI or PMIx that it provides, since its numbers are there even when that is not.
-  if (get("OMPI_COMM_WORLD_SIZE") != nullptr) {
-    found.launcher = Launcher::kOpenMpi;
-    found.promised_size = Number(get, "OMPI_COMM_WORLD_SIZE", 1);
-    found.rank_hint = Number(get, "OMPI_COMM_WORLD_RANK", 0);
-    found.local_rank = Number(get, "OMPI_COMM_WORLD_LOCAL_RANK", 0);
-  } else if (get("SLURM_PROCID") != nullptr) {
-    found.launcher = Launcher::kSlurm;
-    found.promised_size = Number(get, "SLURM_NTASKS", 1);
-    found.rank_hint = Number(get, "SLURM_PROCID", 0);
-    found.local_rank = Number(get, "SLURM_LOCALID", 0);
-  } else if (get("PMI_SIZE") != nullptr) {
-    found.launcher = Launcher::kPmi;
-    found.promised_size = Number(get, "PMI_SIZE", 1);
-    found.rank_hint = Number(get, "PMI_RANK", 0);
-    found.local_rank = Number(get, "MPI_LOCALRANKID", 0);
-  } else if (get("PMIX_RANK") != nullptr) {
-    found.launcher = Launcher::kPmix;
-    found.rank_hint = Number(get, "PMIX_RANK", 0);
-    found.promised_size = 1;  // PMIx tells the size only when asked
+  struct Names {
+    Launcher launcher;
+    const char *sign, *size, *rank, *local_rank;
+  };
+  static constexpr Names kLaunchers[] = {
+      {Launcher::kOpenMpi, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
+       "OMPI_COMM_WORLD_LOCAL_RANK"},
+      {Launcher::kSlurm, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"},
+      {Launcher::kPmi, "PMI_SIZE", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"},
+      {Launcher::kPmix, "PMIX_RANK", "", "PMIX_RANK", ""},  // PMIx tells sizes only when asked
+  };
+  for (const Names& names : kLaunchers) {
+    if (get(names.sign) == nullptr) continue;
+    return {names.launcher, Number(get, names.size, 1), Number(get, names.rank, 0),
+            Number(get, names.local_rank, 0)};
   }
-  return found;
+  return {};
 }
 
 LauncherEnvironment ThisLauncherEnvironment() {

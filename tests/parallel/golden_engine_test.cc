@@ -8,18 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/all_close.h"
 #include "tests/support/engine_on_mesh.h"
 #include "tests/support/golden.h"
 
 namespace toroid {
 namespace {
-
-double Distance(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-  return worst;
-}
 
 class GoldenEngineTest : public ::testing::TestWithParam<GoldenModel> {
  protected:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/reference/open_reference.h"
+#include "tests/support/all_close.h"
 #include "tests/support/engine_on_mesh.h"
 #include "tests/support/golden.h"
 
@@ -146,15 +147,6 @@ std::vector<double> ResidualOn(const EngineCase& c, const std::vector<int32_t>& 
       },
       minutes(10));
   return whole;
-}
-
-double Distance(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (!(std::abs(a[i] - b[i]) <= worst)) worst = std::abs(a[i] - b[i]);
-  }
-  return worst;
 }
 
 TEST_F(SmolLm2Test, FourLayersInFloat64EqualTransformersOnEveryMesh) {

@@ -40,6 +40,17 @@ double RelativeError(const std::vector<A>& x, const std::vector<B>& reference) {
   return largest > 0 ? error / largest : error;
 }
 
+// The largest difference; infinite if sizes differ or one is NaN.
+inline double Distance(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double difference = std::abs(a[i] - b[i]);
+    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+  }
+  return worst;
+}
+
 template <typename A, typename B>
 ::testing::AssertionResult AllClose(const std::vector<A>& x, const std::vector<B>& reference,
                                     double tolerance = Tolerance<A>::kForward) {

@@ -59,13 +59,17 @@ void OnEngines(const EngineCase& c, const std::function<void(Engine&)>& use,
       deadline);
 }
 
-ScoreResult ScoreOn(const EngineCase& c, const ScoreRequest& request,
-                    std::chrono::milliseconds deadline) {
-  ScoreResult answer;
+namespace {
+
+// What `call` answers on rank 0.
+template <typename Result>
+Result AnswerOn(const EngineCase& c, std::chrono::milliseconds deadline,
+                const std::function<absl::StatusOr<Result>(Engine&)>& call) {
+  Result answer;
   OnEngines(
       c,
       [&](Engine& engine) {
-        const auto result = engine.Score(request, {});
+        const auto result = call(engine);
         ASSERT_TRUE(result.ok()) << result.status();
         if (engine.mesh().rank() == 0) answer = *result;
       },
@@ -73,18 +77,16 @@ ScoreResult ScoreOn(const EngineCase& c, const ScoreRequest& request,
   return answer;
 }
 
+}  // namespace
+
+ScoreResult ScoreOn(const EngineCase& c, const ScoreRequest& request,
+                    std::chrono::milliseconds deadline) {
+  return AnswerOn<ScoreResult>(c, deadline, [&](Engine& e) { return e.Score(request, {}); });
+}
+
 GenerateResult GenerateOn(const EngineCase& c, const GenerateRequest& request,
                           std::chrono::milliseconds deadline) {
-  GenerateResult answer;
-  OnEngines(
-      c,
-      [&](Engine& engine) {
-        const auto result = engine.Generate(request, {});
-        ASSERT_TRUE(result.ok()) << result.status();
-        if (engine.mesh().rank() == 0) answer = *result;
-      },
-      deadline);
-  return answer;
+  return AnswerOn<GenerateResult>(c, deadline, [&](Engine& e) { return e.Generate(request, {}); });
 }
 
 std::vector<double> LogitsOn(const EngineCase& c, const std::vector<int32_t>& ids) {

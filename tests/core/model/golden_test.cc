@@ -14,17 +14,10 @@
 #include "core/model/rope.h"
 #include "core/random.h"
 #include "tests/reference/open_reference.h"
+#include "tests/support/all_close.h"
 
 namespace toroid {
 namespace {
-
-// Largest difference; of different sizes, infinity.
-double Distance(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-  return worst;
-}
 
 double Largest(const std::vector<double>& a) { return Distance(a, std::vector<double>(a.size())); }
 

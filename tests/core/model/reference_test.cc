@@ -10,6 +10,7 @@
 
 #include "core/random.h"
 #include "tests/reference/model.h"
+#include "tests/support/all_close.h"
 
 namespace toroid {
 namespace {
@@ -64,13 +65,6 @@ ReferenceInput Input(const ModelConfig& c, std::vector<int32_t> ids) {
   }
   input.taps = true;
   return input;
-}
-
-double Distance(const Array& a, const Array& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-  return worst;
 }
 
 Array Rows(const Array& x, int64_t cols, int64_t begin, int64_t count) {
