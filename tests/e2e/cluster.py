@@ -42,7 +42,10 @@ def test_the_same_tokens_and_a_kept_world():
         check(first.code == 0, first.err)
         check(first.json()["ids"] == alone["ids"], first.out)
         check(first.json()["timing"]["load_s"] > 0, "the first request loads")
-        second = up.run("generate", MODEL, *PROMPT, "-o", "json").json()
+        detailed = up.run("generate", MODEL, *PROMPT, "-o", "json", "-v")
+        for said in ["rank 1: data 0, ring 1, tensor 0", "prefill: ", "memory per rank: "]:
+            check(said in detailed.err and said not in first.err, repr(said), detailed.err)
+        second = detailed.json()
         check(second["ids"] == alone["ids"] and second["timing"]["load_s"] == 0, second["timing"])
         check(MODEL in up.run("models").out, "models")
         pods = up.run("pods", "-o", "json").json()["pods"]
