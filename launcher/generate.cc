@@ -45,14 +45,14 @@ class Printer {
     meter_.Clear();
     Talk(absl::StrCat("pod ", accepted.pod, ", mesh ", ToString(accepted.mesh),
                       accepted.kept ? ", model already loaded" : ""));
-    OnWorld(load, accepted.mesh, {});
+    Detail(WorldDetails(load, accepted.mesh, {}));
   }
 
-  void OnWorld(const LoadRequest& load, const MeshShape& mesh,
-               const std::vector<std::string>& hosts) {
+  // Of a world, with -v.
+  void Detail(const std::vector<std::string>& lines) {
     if (!verbose_) return;
     meter_.Clear();
-    TalkLines(WorldDetails(load, mesh, hosts));
+    TalkLines(lines);
   }
 
   absl::Status Finish(const absl::StatusOr<GenerateResult>& result) {
@@ -73,7 +73,7 @@ class Printer {
     } else {
       WriteStdout(absl::StrCat(result->text, "\n"));
     }
-    if (verbose_) TalkLines(RunDetails(result->report));
+    Detail(RunDetails(result->report));
     if (!quiet_) Talk(GenerateSummary(*result));
     return result->finish == FinishReason::kCancelled ? Interrupt::Reason() : absl::OkStatus();
   }
@@ -91,7 +91,7 @@ absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
   Printer printer(arguments);
   run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
-    printer.OnWorld(load, model.mesh, model.hosts);
+    printer.Detail(WorldDetails(load, model));
     Program program;
     program.kind = ProgramKind::kGenerate;
     program.generate = sampling;

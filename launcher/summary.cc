@@ -87,6 +87,11 @@ std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& 
   return lines;
 }
 
+std::vector<std::string> WorldDetails(LoadRequest load, const LoadedModel& model) {
+  load.context = model.context;
+  return WorldDetails(load, model.mesh, model.hosts);
+}
+
 std::vector<std::string> RunDetails(const RunReport& report) {
   std::vector<std::string> lines;
   const Timing& timing = report.timing;

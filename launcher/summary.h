@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/program.h"
 #include "parallel/request.h"
 
 namespace toroid {
@@ -24,6 +25,8 @@ std::string ScoreSummary(const ScoreResult& result);
 // host; hosts: by rank, or empty if they are not known.
 std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& mesh,
                                       const std::vector<std::string>& hosts);
+// The same in direct mode, where rank 0 knows the hosts and the context.
+std::vector<std::string> WorldDetails(LoadRequest load, const LoadedModel& model);
 // Of a finished run, each phase that took time: seconds, rate, bytes sent per rank by axis; then
 // memory, foreseen and used.
 std::vector<std::string> RunDetails(const RunReport& report);

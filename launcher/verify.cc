@@ -88,7 +88,7 @@ absl::Status RunVerify(const Arguments& arguments) {
   ProgressMeter meter(ProgressOption(arguments));
   run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
     meter.Clear();
-    if (VerboseOption(arguments)) TalkLines(WorldDetails(load, model.mesh, model.hosts));
+    if (VerboseOption(arguments)) TalkLines(WorldDetails(load, model));
     Program program;
     program.kind = ProgramKind::kVerify;
     program.verify.layers = arguments.Count("--layers");
