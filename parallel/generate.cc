@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "parallel/engine_sequence.h"
 #include "parallel/host_exchange.h"
@@ -32,6 +33,11 @@ absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
                                                 const EngineEvents& events) {
   TOROID_RETURN_IF_ERROR(CheckRequest(request.prompt_ids, request.max_tokens));
   TOROID_RETURN_IF_ERROR(request.sampling.Validate());
+  for (const int32_t id : request.stop_ids) {
+    if (id >= 0 && id < config().vocab) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stop id ", id, " is outside the vocabulary: use ids 0 to ", config().vocab - 1));
+  }
   const absl::StatusOr<MemoryUse> foreseen = ForeseeGenerate(request);
   TOROID_RETURN_IF_ERROR(Reserve(foreseen));
 
@@ -46,7 +52,10 @@ absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
     status = ShareStatus(mesh_->world(), Begin(sequence));
     std::vector<CommCounters> prefilled = before;
     if (status.ok()) status = Run(sequence, request, result, prefilled);
-    if (status.ok()) FillReport(*foreseen, before, prefilled, result.report);
+    // Cancelled is what all ranks agreed on, so they still can gather: what was done is told.
+    if (status.ok() || absl::IsCancelled(status)) {
+      FillReport(*foreseen, before, prefilled, result.report);
+    }
   }
   cache_->End();
   scratch_->Trim();
@@ -58,11 +67,14 @@ absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
 absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, GenerateResult& result,
                          std::vector<CommCounters>& prefilled) {
   const auto start = Clock::now();
+  Timing& timing = result.report.timing;
   std::vector<double> logits;
   {
     Arena::Mark mark(*scratch_);
-    TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
+    const absl::StatusOr<Tensor> prefill = Prefill(sequence);
     prefilled = Counters();
+    timing.prefill_s = Seconds(start, Clock::now());
+    TOROID_ASSIGN_OR_RETURN(Tensor x_uD, prefill);
     TOROID_RETURN_IF_ERROR(PromptLogProbs(sequence, x_uD, request.prompt_logprobs, result));
     logits = LastLogits(sequence, GatherRows(sequence, x_uD, {result.prompt_tokens - 1}));
   }
@@ -74,15 +86,14 @@ absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, Gen
     }
   }
   const auto prefill_end = Clock::now();
-  Timing& timing = result.report.timing;
   timing.prefill_s = Seconds(start, prefill_end);
   timing.prefill_tokens_per_s = double(result.prompt_tokens) / timing.prefill_s;
-  TOROID_RETURN_IF_ERROR(DecodeLoop(sequence, request, std::move(logits), result));
+  const absl::Status decoded = DecodeLoop(sequence, request, std::move(logits), result);
   timing.decode_s = Seconds(prefill_end, Clock::now());
   if (timing.decode_s > 0) {
     timing.decode_tokens_per_s = double(result.ids.size()) / timing.decode_s;
   }
-  return absl::OkStatus();
+  return decoded;
 }
 
 absl::Status Engine::PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64_t count,

@@ -184,10 +184,51 @@ TEST(EngineTest, CancelStopsAndTheNextRequestRuns) {
     const auto cancelled = engine.Generate(request, events);
     ASSERT_TRUE(cancelled.ok());
     EXPECT_EQ(cancelled->finish, FinishReason::kCancelled);
+    // What was done until then is reported as that of a request that ended by itself.
+    const RunReport& report = cancelled->report;
+    EXPECT_EQ(report.mesh, (MeshShape{1, 2, 1}));
+    EXPECT_GT(report.timing.decode_tokens_per_s, 0);
+    EXPECT_EQ(report.memory.peak.size(), 2u);
+    ASSERT_FALSE(report.comm.empty());
+    EXPECT_EQ(report.comm[0].axis, "ring");
+    EXPECT_GT(report.comm[0].bytes_sent[0], 0);
     request.max_tokens = 2;
     const auto next = engine.Generate(request, {});
     ASSERT_TRUE(next.ok());
     EXPECT_EQ(next->finish, FinishReason::kLength);
+  });
+}
+
+TEST(EngineTest, CancelInPrefillReportsItsTraffic) {
+  OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = MixedIds(64, engine.config().vocab);
+    EngineEvents events;
+    bool begun = false;
+    events.on_progress = [&](const Progress& p) { begun = begun || p.done > 0; };
+    events.cancelled = [&] { return begun; };
+    const auto cancelled = engine.Generate(request, events);
+    ASSERT_TRUE(cancelled.ok());
+    EXPECT_EQ(cancelled->finish, FinishReason::kCancelled);
+    EXPECT_TRUE(cancelled->ids.empty());
+    EXPECT_EQ(cancelled->report.mesh, (MeshShape{1, 2, 1}));
+    EXPECT_GT(cancelled->report.timing.prefill_s, 0);
+    EXPECT_EQ(cancelled->report.timing.prefill_tokens_per_s, 0);  // not all of the prompt
+    EXPECT_EQ(cancelled->report.memory.peak.size(), 2u);
+  });
+}
+
+TEST(EngineTest, StopIdsLieInTheVocabulary) {
+  OnEngines({.mesh = {1, 1, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = {1};
+    request.max_tokens = 1;
+    request.stop_ids = {int32_t(engine.config().vocab) - 1};
+    EXPECT_TRUE(engine.Generate(request, {}).ok());
+    request.stop_ids = {int32_t(engine.config().vocab)};
+    EXPECT_EQ(engine.Generate(request, {}).status().code(), absl::StatusCode::kInvalidArgument);
+    request.stop_ids = {-1};
+    EXPECT_EQ(engine.Generate(request, {}).status().code(), absl::StatusCode::kInvalidArgument);
   });
 }
 
