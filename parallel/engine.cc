@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/random.h"
 #include "core/status_macros.h"
-#include "core/text/open_tokenizer.h"
+#include "core/text/tokenizer.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/engine_sequence.h"
 #include "parallel/host_exchange.h"
@@ -113,7 +113,9 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   if (!counting) {
     TOROID_RETURN_IF_ERROR(CompareSources());
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
-    if (rank == 0) tokenizer = OpenTokenizer(source_->tokenizer);
+    if (rank == 0 && source_->tokenizer.kind != TokenizerSource::Kind::kNone) {
+      tokenizer = Tokenizer::FromSource(source_->tokenizer);
+    }
     TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), tokenizer.status()));
     tokenizer_ = *tokenizer;
     stop_ids_ = source_->generation.eos_ids;

@@ -198,10 +198,6 @@ class Runner {
     model.vocab = engine_->config().vocab;
     model.load_s = load_s;
     model.tokenizer = engine_->tokenizer();
-    model.chat_template = engine_->source().tokenizer.chat_template;
-    if (model.chat_template.empty() && model.tokenizer != nullptr) {
-      model.chat_template = model.tokenizer->chat_template();
-    }
     model.mesh = program.load.mesh;
     model.hosts = hosts_;
     return model;

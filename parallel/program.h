@@ -42,8 +42,7 @@ struct LoadedModel {
   int64_t context = 0;  // longest prompt + output
   int64_t vocab = 0;
   double load_s = 0;                           // 0 if it was loaded before
-  std::shared_ptr<const Tokenizer> tokenizer;  // null for random: models: token = byte
-  std::string chat_template;                   // empty if the model has none
+  std::shared_ptr<const Tokenizer> tokenizer;  // null if it has none: then ids alone
   MeshShape mesh;
   std::vector<std::string> hosts;  // by world rank
 };

@@ -12,12 +12,12 @@ namespace {
 absl::StatusOr<std::vector<int32_t>> Encode(const PromptSpec& prompt, const std::string& text,
                                             const LoadedModel& model) {
   if (model.tokenizer == nullptr) {
-    if (prompt.chat) return BadField("prompt.chat", "the model has no tokenizer: give plain text");
-    std::vector<int32_t> ids;
-    for (const char byte : text) ids.push_back(static_cast<unsigned char>(byte));
-    return ids;
+    return BadField("prompt", "the model has no tokenizer: give token ids instead of text");
   }
   if (!prompt.chat) return model.tokenizer->Encode(text, {prompt.add_special, true});
+  if (model.tokenizer->chat_template().empty()) {
+    return BadField("prompt", "the model has no chat template: drop chat and write the text whole");
+  }
   TOROID_ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::For(*model.tokenizer, ""));
   std::vector<ChatMessage> messages;
   if (!prompt.system.empty()) messages.push_back({"system", prompt.system});
@@ -47,12 +47,12 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const s
   }
   const auto length = static_cast<int64_t>(ids.size());
   if (model.context > 0 && length > model.context) {
-    return MakeError(
-        absl::StatusCode::kInvalidArgument,
-        absl::StrCat("prompt is too long: ", length, " tokens, the context holds ", model.context),
-        {"PROMPT_TOO_LONG",
-         {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
-         {}});
+    return MakeError(absl::StatusCode::kInvalidArgument,
+                     absl::StrCat("prompt is too long: ", length, " tokens, the context holds ",
+                                  model.context, ": shorten it or raise --context"),
+                     {"PROMPT_TOO_LONG",
+                      {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
+                      {}});
   }
   return ids;
 }

@@ -59,6 +59,12 @@ absl::StatusOr<std::string> ReadPromptFile(const std::string& path) {
   return text;
 }
 
+absl::Status NoTokenizer() {
+  return MakeError(absl::StatusCode::kFailedPrecondition,
+                   "the model has no tokenizer: give token ids instead of text",
+                   {"NO_TOKENIZER", {}, {}});
+}
+
 class Connection final : public WorkerConnection {
  public:
   explicit Connection(const WorkerOptions& options)
@@ -120,7 +126,8 @@ class Connection final : public WorkerConnection {
       status.vocab = model->vocab;
       status.mesh = model->mesh;
       status.pod = options_.pod;
-      status.has_chat_template = !model->chat_template.empty();
+      status.has_chat_template =
+          model->tokenizer != nullptr && !model->tokenizer->chat_template().empty();
       Tell(number, LoadAnswer{status, model->load_s});
     };
     channel.on_generated = [this](uint64_t number, const absl::StatusOr<GenerateResult>& result) {
@@ -210,7 +217,8 @@ class Connection final : public WorkerConnection {
       Tell(message.number(), std::move(result));
       return false;
     } else if (const auto* detokenize = std::get_if<DetokenizeTask>(&task.task)) {
-      Tell(message.number(), DetokenizeAnswer{Detokenize(*detokenize)});
+      if (model_.tokenizer == nullptr) return NoTokenizer();
+      Tell(message.number(), DetokenizeAnswer{model_.tokenizer->Decode(detokenize->ids, false)});
       return false;
     } else {
       program.kind = ProgramKind::kExit;
@@ -233,22 +241,10 @@ class Connection final : public WorkerConnection {
 
   absl::StatusOr<TokenizeResult> Tokenize(const TokenizeTask& task) {
     TokenizeResult result;
-    if (model_.tokenizer == nullptr) {
-      for (const char byte : task.text) result.ids.push_back(static_cast<unsigned char>(byte));
-      return result;
-    }
+    if (model_.tokenizer == nullptr) return NoTokenizer();
     TOROID_ASSIGN_OR_RETURN(result.ids, model_.tokenizer->Encode(task.text, {false, task.special}));
     for (int32_t id : result.ids) result.pieces.emplace_back(model_.tokenizer->Piece(id));
     return result;
-  }
-
-  std::string Detokenize(const DetokenizeTask& task) {
-    if (model_.tokenizer != nullptr) return model_.tokenizer->Decode(task.ids, false);
-    std::string bytes;
-    for (int32_t id : task.ids) {
-      if (id >= 0 && id < 256) bytes += static_cast<char>(id);
-    }
-    return bytes;
   }
 
   template <typename Result>

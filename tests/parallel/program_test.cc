@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <fstream>
+#include <iterator>
 
 #include "core/text/tokenizer.h"
+#include "tests/support/model_files.h"
 #include "tests/support/run_on_ranks.h"
 
 namespace toroid {
@@ -97,6 +100,31 @@ TEST(ProgramTest, LoadsOnceAndGenerates) {
   EXPECT_EQ(heard.generated[1].report.timing.load_s, 0);
   EXPECT_EQ(heard.generated[0].ids, heard.generated[1].ids);
   EXPECT_EQ(heard.tokens, 8);
+}
+
+TEST(ProgramTest, TheTemplateBesideTheTokenizerIsTheModels) {
+  const std::string golden = TOROID_SOURCE_DIR "/tests/golden/models/llama/";
+  const TemporaryDirectory directory;
+  const auto copy = [&](const std::string& from, const std::string& name) {
+    std::ifstream file(from, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    ASSERT_FALSE(bytes.empty()) << from;
+    directory.Write(name, bytes);
+  };
+  copy(golden + "config.json", "config.json");
+  copy(golden + "model.safetensors", "model.safetensors");
+  Program load = LoadProgram(1, {1, 2, 1});
+  load.load.model = directory.path();
+  Heard heard = RunAll(2, {load});
+  ASSERT_EQ(heard.loaded.size(), 1u);
+  EXPECT_EQ(heard.loaded[0].tokenizer, nullptr);  // ids alone
+
+  copy(TOROID_SOURCE_DIR "/tests/fuzz/corpus/tokenizer_json/llama3", "tokenizer.json");
+  directory.Write("chat_template.jinja", "{{ messages[0].content }}");
+  heard = RunAll(2, {load});
+  ASSERT_EQ(heard.loaded.size(), 1u);
+  ASSERT_NE(heard.loaded[0].tokenizer, nullptr);
+  EXPECT_EQ(heard.loaded[0].tokenizer->chat_template(), "{{ messages[0].content }}");
 }
 
 TEST(ProgramTest, AnErrorOfARequestLeavesTheWorldAlive) {

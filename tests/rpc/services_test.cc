@@ -62,6 +62,7 @@ absl::Status RunFakeWorld(const ProgramChannel& channel, Gate& gate) {
       model.vocab = 256;
       model.load_s = 2.5;
       model.mesh = program.load.mesh;
+      if (program.load.model != "random:no-tokenizer") model.tokenizer = *Tokenizer::FromBytes();
       channel.on_loaded(number, model);
     } else if (program.kind == ProgramKind::kScore) {
       ScoreResult result;
@@ -324,6 +325,24 @@ TEST_F(ServicesTest, ScoreTokenizeDetokenize) {
   ASSERT_TRUE(ids.ok()) << ids.status();
   EXPECT_EQ(ids->ids, (std::vector<int32_t>{65, 66}));
   EXPECT_EQ(*client_->Detokenize(request.placement, {72, 105}), "Hi");
+}
+
+TEST_F(ServicesTest, AModelWithoutATokenizerTakesIdsAlone) {
+  StartPod();
+  InferenceRequest request = Request("abc");
+  request.placement.load.model = "random:no-tokenizer";
+  EXPECT_THAT(client_->Generate(request, GenerateObserver()).status().ToString(),
+              HasSubstr("no tokenizer"));
+  TokenizeRequest tokenize;
+  tokenize.placement = request.placement;
+  tokenize.text = "AB";
+  EXPECT_THAT(client_->Tokenize(tokenize).status().ToString(), HasSubstr("no tokenizer"));
+  EXPECT_THAT(client_->Detokenize(request.placement, {72}).status().ToString(),
+              HasSubstr("no tokenizer"));
+  PromptSpec& prompt = std::get<GenerateTask>(request.task).prompt;
+  prompt.kind = PromptSpec::Kind::kIds;
+  prompt.ids = {72, 105};
+  EXPECT_TRUE(client_->Generate(request, GenerateObserver()).ok());
 }
 
 TEST_F(ServicesTest, JobFromSubmitToDelete) {
