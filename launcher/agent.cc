@@ -49,11 +49,18 @@ absl::Status RunAgentVerb(const Arguments& arguments) {
       /*timeout=*/0,
       /*grace=*/20);  // a world may need 5 s to end, and its ranks too
   std::atomic<bool> said{false};
-  return RunAgent(options, *Interrupt::Flag(), [&] {
-    if (!said.exchange(true)) {
-      WriteStdout(absl::StrCat("READY pod ", options.pod, " at ", options.controller, "\n"));
-    }
-  });
+  return RunAgent(
+      options, *Interrupt::Flag(),
+      [&] {
+        if (!said.exchange(true)) {
+          WriteStdout(absl::StrCat("READY pod ", options.pod, " at ", options.controller, "\n"));
+        }
+      },
+      [&] {
+        if (Interrupt::Cancelled()) return;
+        Talk(absl::StrCat("controller is not reachable: ", options.controller, ": pod ",
+                          options.pod, " tries again"));
+      });
 }
 
 const OptionTable kPodOptions = {

@@ -69,11 +69,12 @@ absl::StatusOr<int> CountSlots(const AgentOptions& options, const LaunchPlace& p
 class AgentLoop {
  public:
   AgentLoop(const AgentOptions& options, const LaunchPlace& place, int slots,
-            const std::function<void()>& registered)
+            const std::function<void()>& registered, const std::function<void()>& lost)
       : options_(options),
         place_(place),
         slots_(slots),
         registered_(registered),
+        lost_(lost),
         incarnation_(RandomNumber()),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         agent_({[this](const LaunchOrder& order) { return Start(order); },
@@ -173,6 +174,7 @@ class AgentLoop {
             why.code() == absl::StatusCode::kFailedPrecondition) {
           return why;
         }
+        if (failures_ == 0) lost_();
         // 0.1 s, doubling up to 2 s, with jitter so that agents do not come all at once.
         const double base = std::min(2.0, 0.1 * (1 << std::min(failures_++, 5)));
         next_dial_ =
@@ -216,6 +218,7 @@ class AgentLoop {
   const LaunchPlace place_;
   const int slots_;
   const std::function<void()> registered_;
+  const std::function<void()> lost_;
   const uint64_t incarnation_;
   const int wake_fd_;
   Agent agent_;
@@ -231,7 +234,7 @@ class AgentLoop {
 }  // namespace
 
 absl::Status RunAgent(const AgentOptions& options, const std::atomic<bool>& stop,
-                      const std::function<void()>& registered) {
+                      const std::function<void()>& registered, const std::function<void()>& lost) {
   if (options.pod.empty()) return absl::InvalidArgumentError("pod: missing: give --pod a name");
   if (options.toroid.empty() || options.toroid[0] != '/') {
     return absl::InvalidArgumentError("toroid: the binary's path must be absolute");
@@ -249,7 +252,7 @@ absl::Status RunAgent(const AgentOptions& options, const std::atomic<bool>& stop
     return absl::PermissionDeniedError(
         absl::StrCat("scratch directory cannot be made: ", options.scratch_dir));
   }
-  AgentLoop loop(options, place, slots, registered);
+  AgentLoop loop(options, place, slots, registered, lost);
   return loop.Run(stop);
 }
 

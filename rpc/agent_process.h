@@ -29,11 +29,12 @@ struct AgentOptions {
 // again (0.1 to 2 s, with jitter); worlds are ended when the lease has run out. REQUIRES the
 // calling thread to be the main thread and to stay alive: children get a parent-death signal, which
 // follows the thread that forked. `registered` is called (on any thread) each time the controller
-// has accepted the pod. Errors: InvalidArgument (options), AlreadyExists (the pod's name is taken),
+// has accepted the pod, `lost` when no controller could be reached, once until the next
+// registration. Errors: InvalidArgument (options), AlreadyExists (the pod's name is taken),
 // FailedPrecondition (mpirun missing), Unavailable never: it dials on.
 absl::Status RunAgent(
     const AgentOptions& options, const std::atomic<bool>& stop,
-    const std::function<void()>& registered = [] {});
+    const std::function<void()>& registered = [] {}, const std::function<void()>& lost = [] {});
 
 // "NAME=DIR" of a --root flag; DIR must exist and is made canonical.
 absl::StatusOr<Root> ParseRoot(absl::string_view text);

@@ -1,6 +1,5 @@
 #include "rpc/controller.h"
 
-
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "rpc/controller_state.h"
@@ -117,6 +116,7 @@ void Controller::ScheduleWork() {
     if ((state != JobState::kQueued && state != JobState::kRestarting) || job->not_before > Now()) {
       continue;
     }
+    ExplainWaiting(*job);
     const Placement& placement = job->spec.placement;
     waiting.push_back(
         {2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority, job->order});
@@ -162,9 +162,8 @@ uint64_t Controller::view() const {
   return view_;
 }
 
-// False: no live pod can ever serve it; `refusal` says why.
-bool Controller::ServeWaiting(Request& request, absl::Status& refusal) const {
-  const Placement& placement = request.spec.placement;
+// Why no live pod can ever serve it; OK if one can.
+absl::Status Controller::CannotServe(const Placement& placement) const {
   const Pod* largest = nullptr;
   for (const auto& [name, pod] : pods_) {
     if (pod->session == 0 || (!placement.pod.empty() && placement.pod != name)) continue;
@@ -173,17 +172,15 @@ bool Controller::ServeWaiting(Request& request, absl::Status& refusal) const {
     }
   }
   if (largest == nullptr) {
-    refusal = placement.pod.empty()
-                  ? MakeError(absl::StatusCode::kFailedPrecondition,
-                              "no pod is registered: start an agent: toroid agent --pod a",
-                              {"NO_POD", {}, {}})
-                  : MakeError(absl::StatusCode::kNotFound,
-                              absl::StrCat("no such pod: ", placement.pod, ": see toroid pod list"),
-                              {"NO_POD", {{"pod", placement.pod}}, {}});
-    return false;
+    return placement.pod.empty()
+               ? MakeError(absl::StatusCode::kFailedPrecondition,
+                           "no pod is registered: start an agent: toroid agent --pod a",
+                           {"NO_POD", {}, {}})
+               : MakeError(absl::StatusCode::kNotFound,
+                           absl::StrCat("no such pod: ", placement.pod, ": see toroid pod list"),
+                           {"NO_POD", {{"pod", placement.pod}}, {}});
   }
-  refusal = ResolveMesh(placement.mesh, largest->registration.slots).status();
-  return refusal.ok();
+  return ResolveMesh(placement.mesh, largest->registration.slots).status();
 }
 
 uint64_t Controller::StartRequest(const RequestSpec& spec, RequestSink sink) {
@@ -200,7 +197,7 @@ uint64_t Controller::StartRequest(const RequestSpec& spec, RequestSink sink) {
                         absl::StrCat("too many requests wait: ", requests_.size(), ": try later"),
                         {"QUEUE_FULL", {}, {}});
   } else {
-    (void)ServeWaiting(*request, refusal);
+    refusal = CannotServe(spec.placement);
   }
   if (!refusal.ok()) {
     request->sink.done(refusal);

@@ -110,7 +110,8 @@ class Controller {
   void CheckDeadlines();
   void ScheduleWork();
   bool GiveToKeptWorld(Request& request);
-  bool ServeWaiting(Request& request, absl::Status& refusal) const;
+  absl::Status CannotServe(const Placement& placement) const;
+  void ExplainWaiting(Job& job);
   PodStatus Describe(const Pod& pod) const;
   World* WorldOf(uint64_t agent_session, const WorldId& id);
 

@@ -7,6 +7,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "core/check.h"
 #include "core/status_macros.h"
@@ -263,7 +264,9 @@ absl::Status Controller::StartJob(Job& job, Pod& pod) {
   auto request = std::make_unique<Request>();
   request->id = ++last_id_;
   std::visit([&request](const auto& task) { request->spec.task = task; }, job.spec.task);
-  request->output_dir = job.spec.output_dir;
+  // "runs/{name}": one directory for each job of a spec; of a job without a name its id.
+  request->output_dir = absl::StrReplaceAll(
+      job.spec.output_dir, {{"{name}", job.status.name.empty() ? job.status.id : job.status.name}});
   request->job = job.status.id;
   Request& task = *request;
   requests_[request->id] = std::move(request);
@@ -315,6 +318,15 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const Worl
   job.not_before = std::max(
       earliest, Now() + std::min(absl::Seconds(60), times_.backoff * (int64_t{1} << doublings)));
   (void)SetState(job, JobState::kRestarting, reason, message);
+}
+
+// A queued job says why, if no live pod can ever take it.
+void Controller::ExplainWaiting(Job& job) {
+  if (job.status.state != JobState::kQueued) return;
+  const absl::Status why = CannotServe(job.spec.placement);
+  const std::string message(why.message());
+  if (message == job.status.message) return;
+  (void)SetState(job, JobState::kQueued, CamelCase(GetErrorInfo(why).reason), message);
 }
 
 // Ends a job that is cancelled or out of time. May destroy `job`.

@@ -18,7 +18,8 @@ absl::Status SqlError(sqlite3* db, absl::string_view doing) {
   const std::string text = absl::StrCat("job store: ", doing, ": ", sqlite3_errmsg(db));
   if (code == SQLITE_BUSY || code == SQLITE_LOCKED) {
     return absl::FailedPreconditionError(
-        absl::StrCat(text, ": another controller uses this state directory"));
+        absl::StrCat("job store is in use: ", sqlite3_db_filename(db, "main"),
+                     ": another controller holds it: stop that one or give --state another"));
   }
   if ((code & 0xff) == SQLITE_CONSTRAINT) return absl::AlreadyExistsError(text);
   if (code == SQLITE_FULL || (code & 0xff) == SQLITE_IOERR) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/check.h"
 #include "core/status_macros.h"
 #include "rpc/client.h"
 #include "rpc/convert.h"
@@ -19,6 +20,7 @@ namespace {
 
 using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
 
 // Levenshtein's distance.
 size_t Distance(const std::string& a, const std::string& b) {
@@ -118,17 +120,53 @@ absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec) {
   return BadField(setting.substr(0, equals), absl::StrCat("unreadable value '", value, "'"));
 }
 
-void Describe(const Descriptor& message, int depth, std::string& out) {
+// What is used where a spec leaves the field out, as a spec would write it.
+std::string DefaultOf(const Message& filled, const FieldDescriptor& field) {
+  if (field.is_repeated()) return "none";
+  std::string value;
+  google::protobuf::TextFormat::PrintFieldValueToString(filled, &field, -1, &value);
+  return value;
+}
+
+// What a spec that says no more than it has to becomes.
+v1::JobSpec Filled(const char* task) {
+  const auto spec = ParseJobSpec(absl::StrCat("model { path: \"M\" } ", task), {});
+  TOROID_CHECK_MSG(spec.ok(), std::string(spec.status().message()));
+  return ToProto(*spec);
+}
+
+// Fields that have no default.
+bool HasToBeSaid(const FieldDescriptor& field) {
+  const std::string& name = field.full_name();
+  return name == "toroid.v1.Model.path" || field.containing_type()->name() == "TokenIds" ||
+         (field.real_containing_oneof() != nullptr &&
+          field.real_containing_oneof()->name() == "source");
+}
+
+// The fields of a message, one a line, with their defaults: their values in `filled`.
+void Describe(const Message& filled, int depth, std::string& out) {
+  const Descriptor& message = *filled.GetDescriptor();
   for (int i = 0; i < message.field_count(); ++i) {
     const FieldDescriptor& field = *message.field(i);
+    const bool one_of = field.real_containing_oneof() != nullptr;
+    std::vector<std::string> notes;
+    if (one_of) notes.push_back(absl::StrCat("one of ", field.real_containing_oneof()->name()));
+    if (field.is_repeated()) notes.push_back("repeated");
     out.append(2 * depth, ' ');
     absl::StrAppend(&out, field.name());
     if (field.type() == FieldDescriptor::TYPE_MESSAGE) {
-      absl::StrAppend(&out, " {\n");
-      Describe(*field.message_type(), depth + 1, out);
+      absl::StrAppend(&out, " {", notes.empty() ? "" : "  # ", absl::StrJoin(notes, ", "), "\n");
+      // A spec has one task: the other is taken from a spec that has that.
+      const v1::JobSpec score = Filled("score { text { text: \"T\" } }");
+      Describe(field.full_name() == "toroid.v1.JobSpec.score"
+                   ? score.score()
+                   : filled.GetReflection()->GetMessage(filled, &field),
+               depth + 1, out);
       out.append(2 * depth, ' ');
-      absl::StrAppend(&out, "}");
-    } else if (field.type() == FieldDescriptor::TYPE_ENUM) {
+      out += "}\n";
+      continue;
+    }
+    if (field.type() == FieldDescriptor::TYPE_ENUM) {
       std::vector<std::string> names;
       for (int k = 1; k < field.enum_type()->value_count(); ++k) {
         names.push_back(field.enum_type()->value(k)->name());
@@ -137,10 +175,8 @@ void Describe(const Descriptor& message, int depth, std::string& out) {
     } else {
       absl::StrAppend(&out, ": ", field.type_name());
     }
-    if (field.is_repeated()) absl::StrAppend(&out, "  # repeated");
-    if (field.real_containing_oneof() != nullptr) {
-      absl::StrAppend(&out, "  # one of ", field.real_containing_oneof()->name());
-    }
+    if (!HasToBeSaid(field)) notes.push_back(absl::StrCat("default ", DefaultOf(filled, field)));
+    if (!notes.empty()) absl::StrAppend(&out, "  # ", absl::StrJoin(notes, ", "));
     out += '\n';
   }
 }
@@ -166,7 +202,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
 
 std::string JobSpecSchema() {
   std::string out;
-  Describe(*v1::JobSpec::descriptor(), 0, out);
+  Describe(Filled("generate { prompt { text: \"T\" } }"), 0, out);
   return out;
 }
 

@@ -1,5 +1,7 @@
 #include "rpc/roots.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <system_error>
 
@@ -70,8 +72,12 @@ absl::StatusOr<std::string> ResolvePath(const std::string& path, const std::vect
   for (const Root& root : roots) under |= IsUnder(known, fs::path(root.dir));
   if (!under) return Outside(path, roots);
   if (canonical.empty()) {
-    return MakeError(absl::StatusCode::kNotFound, absl::StrCat("no such file: ", path),
-                     {"NO_SUCH_PATH", {{"path", path}}, {}});
+    char host[256] = "";
+    (void)gethostname(host, sizeof(host) - 1);
+    return MakeError(
+        absl::StatusCode::kNotFound,
+        absl::StrCat("no such file: ", path, " on host ", host, ": put it there or check the path"),
+        {"NO_SUCH_PATH", {{"path", path}, {"host", host}}, {}});
   }
   return canonical.string();
 }

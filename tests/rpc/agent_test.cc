@@ -195,7 +195,12 @@ TEST_F(FilesTest, PathsStayUnderTheRoots) {
     EXPECT_EQ(ResolvePath(path, roots).status().code(), absl::StatusCode::kPermissionDenied)
         << path;
   }
-  EXPECT_EQ(ResolvePath("r/none", roots).status().code(), absl::StatusCode::kNotFound);
+  const absl::Status none = ResolvePath("r/none", roots).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kNotFound);
+  char host[256] = "";
+  gethostname(host, sizeof(host) - 1);
+  EXPECT_THAT(std::string(none.message()),
+              ::testing::HasSubstr(absl::StrCat("r/none on host ", host)));
   EXPECT_EQ(ResolvePath("other/none", roots).status().code(), absl::StatusCode::kNotFound);
   EXPECT_FALSE(ResolvePath(std::string("r/a\0b", 5), roots).ok());
   EXPECT_TRUE(MakeOutputDirectory("r/out/deep", roots).ok());

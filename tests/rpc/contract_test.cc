@@ -170,7 +170,9 @@ TEST(JobText, TextJsonAndSettings) {
   EXPECT_THAT(ParseJobSpec("name: \"a\"\nseed: \"b\"", {}).status().ToString(),
               HasSubstr("line 2"));
   EXPECT_FALSE(ParseJobSpec("model { path: \"m\" }", {}).ok());  // no task
-  EXPECT_THAT(JobSpecSchema(), HasSubstr("max_tokens: int64"));
+  EXPECT_THAT(JobSpecSchema(), HasSubstr("max_tokens: int64  # default 256\n"));
+  EXPECT_THAT(JobSpecSchema(), HasSubstr("  page_tokens: int64  # default 16\n"));
+  EXPECT_THAT(JobSpecSchema(), HasSubstr("  path: string\n"));  // has to be said
 }
 
 TEST(Convert, SpecsSurviveTheRoundTrip) {

@@ -184,6 +184,41 @@ TEST_F(ControllerTest, SecondRequestFindsTheModelLoaded) {
   EXPECT_TRUE(other->accepted.empty());
 }
 
+TEST_F(ControllerTest, AnOutputDirectoryNamesItsJob) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  spec.output_dir = "runs/{name}";
+  Submit(spec);
+  auto world = AttachAndLoad(*agent);
+  ASSERT_TRUE(world->Runs<GenerateTask>());
+  EXPECT_EQ(world->programs.back().output_dir, "runs/book");
+  Tell(*world, GenerateResult());
+  EndWorld(*agent, world->id);
+
+  spec.name.clear();
+  const std::string id = Submit(spec).id;
+  world = AttachAndLoad(*agent);
+  EXPECT_EQ(world->programs.back().output_dir, "runs/" + id);
+}
+
+TEST_F(ControllerTest, AQueuedJobSaysWhyNoPodCanTakeIt) {
+  JobSpec spec = Job("wide");
+  spec.placement.mesh.ring = 3;
+  const std::string id = Submit(spec).id;
+  EXPECT_EQ(Get(id).state, JobState::kQueued);
+  EXPECT_EQ(Get(id).reason, "NoPod");
+  auto small = Connect("a", 2);
+  EXPECT_EQ(Get(id).reason, "TooFewSlots");
+  EXPECT_THAT(Get(id).message, HasSubstr("mesh needs 3, pod has 2"));
+  const auto store = store_->Get(id);
+  Advance(absl::Seconds(1));
+  EXPECT_EQ(store_->Get(id)->sequence, store->sequence);  // said once, not at every tick
+  auto large = Connect("b", 4);
+  EXPECT_EQ(large->launches.size(), 1u);
+  EXPECT_EQ(Get(id).state, JobState::kStarting);
+  EXPECT_EQ(Get(id).reason, "");
+}
+
 TEST_F(ControllerTest, KeptWorldEndsAfterKeepAlive) {
   auto agent = Connect("a");
   RequestSpec spec = Request("m");
