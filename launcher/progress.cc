@@ -62,12 +62,15 @@ void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
   // A short phase writes no line to a log.
   if (mode_ == ProgressMode::kLines && complete && now - begin_ < kLineInterval) return;
   drawn_ = now;
-  const std::string line = Line(now - begin_);
   if (mode_ == ProgressMode::kLines) {
-    write_(absl::StrCat(line, "\n"));
+    write_(absl::StrCat(Line(now - begin_, 0), "\n"));
   } else {
-    write_(absl::StrCat("\r", line.substr(0, static_cast<size_t>(std::max(10, width_ - 1))),
-                        "\033[K"));
+    // On a narrow terminal the bar gives way to the numbers.
+    const int room = std::max(10, width_ - 1);
+    std::string line = Line(now - begin_, kBarColumns);
+    const int excess = static_cast<int>(line.size()) - room;
+    if (excess > 0) line = Line(now - begin_, std::max(0, kBarColumns - excess));
+    write_(absl::StrCat("\r", line.substr(0, static_cast<size_t>(room)), "\033[K"));
     on_screen_ = true;
   }
 }
@@ -83,7 +86,7 @@ void ProgressMeter::Clear() {
 }
 
 // "prefill  [#########---------------]  38%  1536/4012 tokens  512.3 tokens/s  5s left"
-std::string ProgressMeter::Line(double seconds) const {
+std::string ProgressMeter::Line(double seconds, int bar_columns) const {
   const bool bytes = unit_ == "bytes";
   const auto amount = [&](double n) { return bytes ? FormatBytes(n) : FormatCount(n); };
   std::string line =
@@ -92,10 +95,10 @@ std::string ProgressMeter::Line(double seconds) const {
       total_ > 0 ? std::clamp(static_cast<double>(done_) / static_cast<double>(total_), 0.0, 1.0)
                  : 0;
   if (total_ > 0) {
-    if (mode_ == ProgressMode::kBar) {
-      const int filled = static_cast<int>(fraction * kBarColumns);
+    if (bar_columns > 0) {
+      const int filled = static_cast<int>(fraction * bar_columns);
       absl::StrAppend(&line, " [", std::string(static_cast<size_t>(filled), '#'),
-                      std::string(static_cast<size_t>(kBarColumns - filled), '-'), "]");
+                      std::string(static_cast<size_t>(bar_columns - filled), '-'), "]");
     }
     absl::StrAppend(&line, " ", static_cast<int>(fraction * 100), "%  ",
                     bytes ? amount(static_cast<double>(done_)) : absl::StrCat(done_), "/",

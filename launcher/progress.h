@@ -37,7 +37,8 @@ class ProgressMeter {
   void Clear();
 
  private:
-  std::string Line(double seconds) const;
+  // bar_columns 0: no bar.
+  std::string Line(double seconds, int bar_columns) const;
 
   const ProgressMode mode_;
   const int width_;

@@ -13,9 +13,9 @@ using testing::HasSubstr;
 struct Screen {
   double now = 100;
   std::string text;
-  ProgressMeter Meter(ProgressMode mode) {
+  ProgressMeter Meter(ProgressMode mode, int width = 100) {
     return ProgressMeter(
-        mode, 100, [this](absl::string_view t) { text.append(t.data(), t.size()); },
+        mode, width, [this](absl::string_view t) { text.append(t.data(), t.size()); },
         [this] { return now; });
   }
 };
@@ -43,6 +43,21 @@ TEST(Progress, BarShowsShareRateAndTimeLeft) {
   EXPECT_EQ(screen.text, "");
   meter.Clear();
   EXPECT_EQ(screen.text, "\r\033[K");
+}
+
+TEST(Progress, TheBarGivesWayToTheNumbers) {
+  for (const int width : {100, 80, 70, 60}) {
+    Screen screen;
+    ProgressMeter meter = screen.Meter(ProgressMode::kBar, width);
+    meter.Update("prefill", 0, 20000, "tokens");
+    screen.now += 13;
+    screen.text.clear();
+    meter.Update("prefill", 10000, 20000, "tokens");
+    EXPECT_THAT(screen.text, HasSubstr("50%  10000/20000 tokens  769.2 tokens/s  13s left\033[K"));
+    EXPECT_LT(screen.text.size(),
+              static_cast<size_t>(width) + 4);  // less than the width, \r, \033[K
+    EXPECT_EQ(screen.text.find('#') != std::string::npos, width > 60) << screen.text;
+  }
 }
 
 TEST(Progress, LinesAreFewAndWhole) {
