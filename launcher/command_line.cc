@@ -80,6 +80,20 @@ absl::StatusOr<bool> ParseSwitch(const std::string& text) {
   return absl::InvalidArgumentError(absl::StrCat("not a switch: '", text, "': write 1 or 0"));
 }
 
+// Whether the word behind `word` is its value.
+bool TakesNext(const Verb& verb, const std::string& word) {
+  for (const OptionTable* table : verb.tables) {
+    for (const Option& option : table->options) {
+      const std::vector<std::string> names = absl::StrSplit(option.names, ',');
+      if (option.kind != ValueKind::kFlag &&
+          std::find(names.begin(), names.end(), word) != names.end()) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 // Fills an Arguments from the verb's tables, the words and the environment.
@@ -283,10 +297,12 @@ absl::StatusOr<Arguments> ParseArguments(const Verb& verb, const std::vector<std
 }
 
 bool AsksForHelp(const Verb& verb, const std::vector<std::string>& words) {
-  for (const std::string& word : words) {
-    if (word == "--help" || word == "-h") return true;
-    if (word == "--") return false;
-    if (verb.takes_rest && !absl::StartsWith(word, "-") && &word == &words[0]) return false;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--help" || words[i] == "-h") return true;
+    if (words[i] == "--") return false;
+    // What follows the first word of the rest is asked of the rest.
+    if (verb.takes_rest && !absl::StartsWith(words[i], "-")) return false;
+    if (TakesNext(verb, words[i])) ++i;
   }
   return false;
 }

@@ -1,6 +1,7 @@
 // toroid controller: jobs, scheduling and requests of all pods, in one process.
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
 #include "launcher/services.h"
 #include "launcher/terminal.h"
@@ -16,6 +17,9 @@ absl::Status RunController(const Arguments& arguments) {
   options.listen = arguments.Text("--listen");
   TOROID_ASSIGN_OR_RETURN(options.state_dir, StateDir(arguments));
   options.lease = absl::Seconds(arguments.Real("--lease"));
+  if (options.lease < absl::Seconds(2)) {
+    return UsageError("bad value of --lease: agents are heard once a second: give at least 2s");
+  }
   options.reflection = !arguments.Flag("--no-reflection");
   Interrupt::Install(/*timeout=*/0);
   TOROID_ASSIGN_OR_RETURN(const auto server, StartController(options));

@@ -28,6 +28,9 @@ std::string Json(const ModelDescription& model) {
                                  {"tokenizer", model.tokenizer}};
   json["configuration"] = nlohmann::ordered_json::object();
   for (const auto& [name, value] : model.configuration) json["configuration"][name] = value;
+  for (const char* list : {"files", "types", "tensors"}) {
+    json[list] = nlohmann::ordered_json::array();
+  }
   for (const auto& file : model.files) {
     json["files"].push_back({{"path", file.path}, {"bytes", file.bytes}});
   }

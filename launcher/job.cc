@@ -32,6 +32,8 @@ std::string StateLine(const JobStatus& job) {
   return line;
 }
 
+constexpr int64_t kMostJobs = 1000;  // of one ListJobs
+
 std::string Since(absl::Time time) {
   if (time == absl::InfinitePast()) return "-";
   return FormatSeconds(absl::ToDoubleSeconds(absl::Now() - time));
@@ -116,8 +118,9 @@ absl::Status RunList(const Arguments& arguments) {
     states.push_back(static_cast<JobState>(found - names.begin()));
   }
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  const int64_t limit = arguments.Count("--limit");
   TOROID_ASSIGN_OR_RETURN(const JobPage page,
-                          client->ListJobs(states, static_cast<int>(arguments.Count("--limit")),
+                          client->ListJobs(states, static_cast<int>(std::min(limit, kMostJobs)),
                                            arguments.Text("--page-token")));
   if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(JobListJson(page), "\n"));
@@ -223,7 +226,7 @@ const OptionTable kListOptions = {
     {
         {"--state", ValueKind::kText, "S", "", "only jobs in this state (repeat for more)", false,
          true},
-        {"--limit", ValueKind::kCount, "N", "100", "at most so many, newest first"},
+        {"--limit", ValueKind::kCount, "N", "100", "at most so many, up to 1000, newest first"},
         {"--page-token", ValueKind::kText, "T", "", "where the last list ended"},
     }};
 const OptionTable kWatchOptions = {

@@ -121,8 +121,8 @@ absl::Status RunLaunch(const Arguments& arguments) {
   if (interrupted) return SilentExit(kExitInterrupted);
   if (code == 0) return absl::OkStatus();
   const std::string failure = filter.Failure();
-  if (failure.empty()) return SilentExit(code);
-  return WithExitCode(absl::UnknownError(failure), code);
+  if (failure.empty()) return SilentExit(filter.ExitCode(code));
+  return WithExitCode(absl::UnknownError(failure), filter.ExitCode(code));
 }
 
 const OptionTable kLaunchOptions = {

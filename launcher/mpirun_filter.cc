@@ -6,11 +6,17 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "launcher/exit_code.h"
 
 namespace toroid {
 namespace {
 
 constexpr size_t kFrame = 74;
+
+// What Open MPI says of a launch that cannot be.
+constexpr char kFewSlots[] = "not enough slots";
+constexpr char kNoDaemon[] = "unable to reliably start one or more daemons";
+constexpr char kNoBinary[] = "could not access or execute an executable";
 
 bool IsFrame(absl::string_view line) {
   return line.size() == kFrame && line.find_first_not_of('-') == absl::string_view::npos;
@@ -100,6 +106,14 @@ void MpirunFilter::TakeParagraph() {
   if (other_.empty()) other_ = text;
 }
 
+int MpirunFilter::ExitCode(int code) const {
+  if (rank_ >= 0 || rank_spoke_ || other_.empty()) return code;
+  for (const char* cause : {kFewSlots, kNoDaemon, kNoBinary}) {
+    if (absl::StrContains(other_, cause)) return kExitBadInput;
+  }
+  return kExitFailure;
+}
+
 std::string MpirunFilter::Failure() const {
   if (signal_ != 0) {
     return absl::StrCat("a rank died: rank ", rank_, " on host ", host_, " was ended by signal ",
@@ -107,15 +121,15 @@ std::string MpirunFilter::Failure() const {
                         ": look there for memory or a crash, and start again");
   }
   if (rank_spoke_) return "";
-  if (absl::StrContains(other_, "not enough slots")) {
+  if (absl::StrContains(other_, kFewSlots)) {
     return "too few slots: mpirun has fewer than asked for: lower -n or name hosts with more slots";
   }
-  if (absl::StrContains(other_, "unable to reliably start one or more daemons")) {
+  if (absl::StrContains(other_, kNoDaemon)) {
     return "cannot start on every host: mpirun's daemon did not answer: check that ssh works "
            "without "
            "a password and that Open MPI is installed there";
   }
-  if (absl::StrContains(other_, "could not access or execute an executable")) {
+  if (absl::StrContains(other_, kNoBinary)) {
     return "cannot start on every host: the toroid binary is missing there: install it at the same "
            "path on all hosts";
   }

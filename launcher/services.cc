@@ -24,8 +24,8 @@ const OptionTable kControllerOptionsTable = {
     {
         {"--listen", ValueKind::kText, "HOST:PORT", "127.0.0.1:7070",
          "loopback only; port 0: any free one", true},
-        {"--state", ValueKind::kText, "DIR", "", "jobs and logs; default ~/.local/state/toroid",
-         true},
+        {"--state", ValueKind::kText, "DIR", "",
+         "jobs and logs; default ~/.local/state/toroid; of up: none that stays", true},
         {"--lease", ValueKind::kSeconds, "T", "15s", "an agent unheard of for so long is lost",
          true},
         {"--no-reflection", ValueKind::kFlag, "", "", "do not describe the services to grpcurl",

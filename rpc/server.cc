@@ -5,7 +5,10 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <condition_variable>
@@ -17,6 +20,7 @@
 #include "core/status_macros.h"
 #include "rpc/controller.h"
 #include "rpc/convert.h"
+#include "rpc/error_info.h"
 #include "rpc/grpc_status.h"
 #include "rpc/services.h"
 
@@ -53,6 +57,24 @@ absl::Status CheckAddress(const std::string& listen) {
         ": this version speaks plaintext, hence on this machine only: use 127.0.0.1 and a tunnel"));
   }
   return absl::OkStatus();
+}
+
+// Why nothing can listen there: gRPC does not tell. Empty if something can by now.
+std::string WhyNoPort(std::string host, const std::string& port) {
+  if (host.size() > 2 && host[0] == '[') host = host.substr(1, host.size() - 2);
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_flags = AI_PASSIVE;
+  hints.ai_socktype = SOCK_STREAM;
+  const int code = getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
+  if (code != 0) return gai_strerror(code);
+  const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int one = 1;
+  (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+  const bool bound = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0;
+  const std::string why = bound ? "" : strerror(errno);
+  if (fd >= 0) close(fd);
+  freeaddrinfo(found);
+  return why;
 }
 
 class Server final : public ControllerServer {
@@ -134,8 +156,13 @@ class Server final : public ControllerServer {
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
       server_.reset();
-      return absl::UnavailableError(absl::StrCat("cannot listen: ", options.listen,
-                                                 ": the port is in use: give --listen another"));
+      const std::string why =
+          WhyNoPort(host_, options.listen.substr(options.listen.rfind(':') + 1));
+      return MakeError(
+          absl::StatusCode::kFailedPrecondition,
+          absl::StrCat("cannot listen: ", options.listen, ": ",
+                       why.empty() ? "it was refused" : why, ": give --listen another address"),
+          {"CANNOT_LISTEN", {{"address", options.listen}}, {}});
     }
     if (auto* health = server_->GetHealthCheckService()) {
       for (const char* name : kServices) health->SetServingStatus(name, true);

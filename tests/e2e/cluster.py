@@ -73,6 +73,7 @@ def test_errors_of_a_request_leave_services_running():
         refused(up.run("generate", MODEL, *PROMPT, "--mesh", "ring=3"), 3, 3, 2, "ring=2")
         refused(up.run("generate", MODEL, "--prompt-ids", "999999"), 3, "999999")
         refused(up.run("generate", "/etc", *PROMPT), 3, "/etc")
+        refused(up.run("generate", MODEL, *PROMPT, "--chat"), 3, "no chat template")
         check(up.run("generate", MODEL, *PROMPT).code == 0, "the world is gone")
 
 
@@ -99,13 +100,23 @@ def test_port_in_use():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        result = run("controller", "--listen", address, "--state", state)
-        check(result.code != 0 and any(address in line for line in result.said()), result.err)
+        refused(run("controller", "--listen", address, "--state", state), 3, address, "already in use")
         result = run("up", "--listen", address)
-        check(result.code != 0 and "READY" not in result.out, result.out)
+        refused(result, 3, address, "already in use")
+        check("READY" not in result.out, result.out)
+        refused(run("controller", "--state", state, "--lease", "1s"), 2, "--lease")
         result = run("controller", "--listen", "0.0.0.0:0", "--state", state)
         check(result.code == 3 and any("0.0.0.0" in line for line in result.said()), result.err)
     no_orphans()
+
+
+def test_an_agent_without_a_controller_says_so_and_goes_on():
+    agent = start("agent", "--pod", "a", "--controller", "127.0.0.1:1")
+    check(b"127.0.0.1:1" in agent.stderr.readline(), "it is silent")
+    check(agent.poll() is None, "it has ended")
+    agent.send_signal(signal.SIGTERM)
+    result = finish(agent)
+    check(result.code == 0 and result.err == "", result.code, result.err)
 
 
 def kill_during_a_run(pattern, expect_client=True):

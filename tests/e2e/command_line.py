@@ -17,6 +17,8 @@ def test_mistakes_are_usage_errors():
     refused(run("generate", MODEL, "--prompt", "x", env={"TOROID_THREADS": "some"}), 2, "TOROID_THREADS")
     refused(run(), 2, "no verb")
     refused(run("job"), 2, "submit|list|get")
+    for flag in (["--pod", "a"], ["--keep-alive", "1m"]):
+        refused(run("generate", MODEL, "--prompt", "x", *flag), 2, flag[0], "--controller")
 
 
 def test_planned_verbs_are_refused_and_not_shown():
@@ -56,6 +58,7 @@ def test_inspect():
     facts = run("inspect", MODEL, "-o", "json").json()
     check(facts["schema"] == 1 and facts["format"] == "random", facts["format"])
     check(len(facts["tensors"]) > 10 and facts["parameters"] > 1000, "tensors")
+    check(facts["files"] == [], "files")
     refused(run("inspect", "random:nothing"), 3, "nothing", "tiny-gqa")
 
 
@@ -75,6 +78,8 @@ def test_launch_refuses():
     refused(run("launch", "-n", 2, "tokenize", MODEL), 2, "not for ranks")
     refused(run("launch", "-n", 2, *words, "--lauout", "zigzag"), 2, "did you mean --layout?")
     refused(run("launch", "-n", 2), 2, "no verb")
+    refused(run("launch", "-q", "--hosts", "no.such.host:1,other.such.host:1", *words), 3, "every host")
+    check("--max-tokens" in run("launch", "-n", 2, "generate", "--help").out, "the verb's own help")
     refused(run("launch", "-n", 2, *words, env={"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}),
             2, "the ranks are already here")
 

@@ -103,6 +103,10 @@ def test_bad_input():
     refused(run("generate", "random:nothing", *PROMPT), 3, "nothing")
     refused(run("generate", MODEL, "--prompt", "@/nowhere/text"), 3, "/nowhere/text")
     refused(run("generate", MODEL, *PROMPT, "--chat"), 3, "chat template")
+    refused(run("generate", MODEL, *PROMPT, "--stop-id", 999999), 3, "999999")
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
+    refused(run("generate", golden, *PROMPT), 3, "no tokenizer")
+    check(run("generate", golden, "--prompt-ids", "1,2", "--max-tokens", 2).code == 0, "ids alone")
 
 
 def test_singleton_is_refused_where_more_were_promised():
@@ -140,6 +144,16 @@ def test_ctrl_c_stops_at_a_token():
     check(result.code == 130, result.code, result.err)
     check("tokens" in result.err, "the summary is missing:", result.err)
     no_orphans()
+
+
+def test_what_was_made_before_the_deadline_is_reported():
+    result = launch(2, *long_run("--timeout", "3s", "-o", "json"))
+    check(result.code == 124, result.code, result.err)
+    answer = result.json()
+    check(answer["finish_reason"] == "cancelled" and answer["ids"], answer["finish_reason"])
+    check(answer["mesh"]["ring"] == 2 and len(answer["memory"]["peak_bytes"]) == 2, answer["mesh"])
+    check(answer["timing"]["decode_tokens_per_s"] > 0, answer["timing"])
+    check(min(answer["comm"]["by_axis"]["ring"]["bytes_sent"]) > 0, answer["comm"])
 
 
 def test_timeout():

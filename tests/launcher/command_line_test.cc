@@ -126,6 +126,18 @@ TEST(CommandLine, TheRestIsLeftAlone) {
   EXPECT_THAT(Error({"--rnks", "2", "generate"}, verb), HasSubstr("did you mean --ranks?"));
 }
 
+TEST(CommandLine, HelpIsAskedOfTheVerbItFollows) {
+  EXPECT_TRUE(AsksForHelp(TestVerb(), {"M", "--help"}));
+  EXPECT_FALSE(AsksForHelp(TestVerb(), {"M", "--", "--help"}));
+  EXPECT_FALSE(AsksForHelp(TestVerb(), {"M", "--prompt", "-h"}));  // a value
+  Verb verb = TestVerb();
+  verb.takes_rest = true;
+  EXPECT_TRUE(AsksForHelp(verb, {"-n", "2", "-q", "--help"}));
+  EXPECT_FALSE(AsksForHelp(verb, {"generate", "--help"}));
+  EXPECT_FALSE(AsksForHelp(verb, {"-n", "2", "generate", "--help"}));
+  EXPECT_FALSE(AsksForHelp(verb, {"-n2", "-q", "generate", "--help"}));
+}
+
 TEST(CommandLine, EveryVerbExplainsItself) {
   ASSERT_FALSE(Verbs().empty());
   for (const Verb* verb : Verbs()) {

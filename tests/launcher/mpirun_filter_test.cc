@@ -72,5 +72,24 @@ TEST(MpirunFilter, OtherParagraphsBecomeOneSentence) {
   EXPECT_THAT(unknown.Failure(), HasSubstr("mpirun failed: Something new."));
 }
 
+TEST(MpirunFilter, ExitCodesAreOurs) {
+  const auto code = [](const std::string& text, int mpirun) {
+    MpirunFilter filter;
+    filter.Feed(text);
+    return filter.ExitCode(mpirun);
+  };
+  EXPECT_EQ(code("toroid: no such file: x: check the path\n" + kExited, 3), 3);
+  EXPECT_EQ(code("toroid: deadline: x: y\n" + kExited, 124), 124);
+  EXPECT_EQ(code(kExited, 7), 7);
+  EXPECT_EQ(code(kKilled, 137), 137);
+  EXPECT_EQ(code(Framed("There are not enough slots available in the system"), 1), 3);
+  EXPECT_EQ(code(Framed("ORTE was unable to reliably start one or more daemons."), 255), 3);
+  EXPECT_EQ(
+      code(Framed("mpirun was unable to find or could not access or execute an executable"), 134),
+      3);
+  EXPECT_EQ(code(Framed("Something\nnew."), 205), 1);
+  EXPECT_EQ(code("", 0), 0);
+}
+
 }  // namespace
 }  // namespace toroid
