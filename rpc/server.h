@@ -33,7 +33,7 @@ class ControllerServer {
 };
 
 // Returns once the port listens. InvalidArgument: an unreadable or non-loopback address;
-// Unavailable: port in use; FailedPrecondition: state_dir is in use by another controller;
+// FailedPrecondition: the address cannot be listened on, state_dir is in use by another controller;
 // PermissionDenied or Internal: state_dir cannot be used.
 absl::StatusOr<std::unique_ptr<ControllerServer>> StartController(const ControllerOptions& options);
 

@@ -187,7 +187,9 @@ TEST(EngineTest, CancelStopsAndTheNextRequestRuns) {
     // What was done until then is reported as that of a request that ended by itself.
     const RunReport& report = cancelled->report;
     EXPECT_EQ(report.mesh, (MeshShape{1, 2, 1}));
-    EXPECT_GT(report.timing.decode_tokens_per_s, 0);
+    if (engine.mesh().rank() == 0) {  // which alone has the tokens
+      EXPECT_GT(report.timing.decode_tokens_per_s, 0);
+    }
     EXPECT_EQ(report.memory.peak.size(), 2u);
     ASSERT_FALSE(report.comm.empty());
     EXPECT_EQ(report.comm[0].axis, "ring");

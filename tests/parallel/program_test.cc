@@ -119,9 +119,10 @@ TEST(ProgramTest, TheTemplateBesideTheTokenizerIsTheModels) {
   ASSERT_EQ(heard.loaded.size(), 1u);
   EXPECT_EQ(heard.loaded[0].tokenizer, nullptr);  // ids alone
 
-  copy(TOROID_SOURCE_DIR "/tests/fuzz/corpus/tokenizer_json/llama3", "tokenizer.json");
+  copy(TOROID_SOURCE_DIR "/tests/fuzz/corpus/tokenizer_json/qwen2", "tokenizer.json");
   directory.Write("chat_template.jinja", "{{ messages[0].content }}");
   heard = RunAll(2, {load});
+  for (const absl::Status& error : heard.errors) ADD_FAILURE() << error;
   ASSERT_EQ(heard.loaded.size(), 1u);
   ASSERT_NE(heard.loaded[0].tokenizer, nullptr);
   EXPECT_EQ(heard.loaded[0].tokenizer->chat_template(), "{{ messages[0].content }}");

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "core/text/tokenizer.h"
 #include "rpc/agent_client.h"
 #include "rpc/client.h"
 #include "rpc/error_info.h"
@@ -441,8 +442,8 @@ TEST_F(ServicesTest, AddressesThatCannotBeListenedOn) {
   second.state_dir += "-2";
   second.listen = server_->address();
   const auto in_use = StartController(second);
-  EXPECT_EQ(in_use.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(in_use.status().ToString(), HasSubstr("port is in use"));
+  EXPECT_EQ(in_use.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(in_use.status().ToString(), HasSubstr("Address already in use"));
   second.listen = "0.0.0.0:0";
   const auto open = StartController(second);
   EXPECT_EQ(open.status().code(), absl::StatusCode::kInvalidArgument);
