@@ -57,9 +57,11 @@ absl::Status CheckValue(const Option& option, const std::string& text) {
     case ValueKind::kChoice: {
       const std::vector<std::string> choices = absl::StrSplit(option.value, '|');
       if (std::find(choices.begin(), choices.end(), text) != choices.end()) return absl::OkStatus();
+      const std::string nearest = Nearest(text, choices);
       return absl::InvalidArgumentError(
-          absl::StrCat("not a choice: '", text, "'",
-                       DidYouMean(text, choices, absl::StrCat("give one of ", option.value))));
+          absl::StrCat("not a choice: '", text,
+                       "': ", nearest.empty() ? "" : absl::StrCat("did you mean ", nearest, "? "),
+                       "give one of ", option.value));
     }
   }
   return absl::OkStatus();

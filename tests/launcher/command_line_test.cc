@@ -112,7 +112,8 @@ TEST(CommandLine, MistakesNameTheWordAndTheRemedy) {
   EXPECT_THAT(Error({}), HasSubstr("missing argument: MODEL"));
   EXPECT_THAT(Error({"M", "N"}), HasSubstr("too many arguments: 'N'"));
   EXPECT_THAT(Error({"M", "-n", "x"}), HasSubstr("--ranks: not a number: 'x'"));
-  EXPECT_THAT(Error({"M", "--format", "jsno"}), HasSubstr("did you mean json?"));
+  EXPECT_THAT(Error({"M", "--format", "jsno"}),
+              HasSubstr("did you mean json? give one of text|json"));
 }
 
 TEST(CommandLine, TheRestIsLeftAlone) {
