@@ -30,10 +30,7 @@ TemplateValue TemplateInterpreter::ListFilter(const std::string& name, const Val
     if (items.empty()) return Value::Undefined(absl::StrCat("the ", name, " item of nothing"));
     return name == "first" ? items.front() : items.back();
   }
-  if (name == "reverse") {
-    std::reverse(items.begin(), items.end());
-    return MakeList(std::move(items));
-  }
+  if (name == "reverse") return MakeList(Value::List(items.rbegin(), items.rend()));
   if (name == "dictsort") return SortItems(std::move(items), Value::Int(0), false, false);
   if (attribute != nullptr && name != "unique") {
     for (Value& item : items) item = ByPath(item, *attribute);
