@@ -10,6 +10,7 @@
 #include "core/backend.h"
 #include "core/cpu_streams.h"
 #include "core/op_shapes.h"
+#include "core/tile_arguments.h"
 #include "kernels/adafactor.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -325,28 +326,15 @@ class CpuBackend final : public Backend {
     return pool_;
   }
 
-  // What the forward and the backward of a tile share; the forward's o is still missing.
+  // What the forward and the backward of a tile share. The host reads the length.
   static AttentionArgs<T> TileArgs(const Tensor& q_thK, const Tensor& q_positions, const KvView& kv,
                                    const Tensor& kv_index, const AttentionSpec& spec,
                                    const Tile& tile, const Tensor& lse_th) {
-    AttentionArgs<T> args;
-    args.q = q_thK.as<const T>(), args.q_stride = q_thK.stride;
-    args.q_positions = q_positions.as<const int32_t>();
-    args.k = kv.k.data, args.v = kv.v.data, args.kv_type = kv.k.dtype;
-    args.k_stride = kv.k.stride, args.v_stride = kv.v.stride;
-    args.k_positions = kv.positions.as<const int32_t>();
-    args.page_table = kv.page_table.as<const int32_t>();
-    args.page_tokens = std::max<int64_t>(kv.page_tokens, 1);
-    args.kv_index = kv_index.as<const int32_t>();
-    args.heads = q_thK.dims[1], args.head_dim = q_thK.dims[2];
-    args.q_begin = tile.q_begin, args.q_count = tile.q_count;
-    args.k_begin = tile.k_begin, args.k_count = tile.k_count;
+    auto args = TileArguments<T>(q_thK, q_positions, kv, kv_index, spec, tile, lse_th);
     if (kv.length.data != nullptr) {
       const int64_t length = *kv.length.as<const int32_t>();
       args.k_count = std::clamp<int64_t>(length - tile.k_begin, 0, tile.k_count);
     }
-    args.causal = spec.causal, args.window = spec.window, args.scale = spec.scale;
-    args.lse = lse_th.as<T>(), args.lse_stride = lse_th.stride;
     return args;
   }
 

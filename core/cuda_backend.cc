@@ -15,6 +15,7 @@
 #include "core/backend.h"
 #include "core/inference_backend.h"
 #include "core/op_shapes.h"
+#include "core/tile_arguments.h"
 #include "kernels/attention.h"
 #include "kernels/attention_merge.h"
 #include "kernels/cross_entropy.h"
@@ -264,22 +265,9 @@ class CudaBackend final : public InferenceBackend {
     TOROID_CHECK_MSG(kv.k.dtype == DType::kF32 || kv.k.dtype == DType::kBF16,
                      Info(kv.k.dtype).name);
     const Call call(*this, "attend_tile");
-    AttentionArgs<float> args;
-    args.q = q_thK.as<const float>(), args.q_stride = q_thK.stride;
-    args.q_positions = q_positions.as<const int32_t>();
-    args.k = kv.k.data, args.v = kv.v.data, args.kv_type = kv.k.dtype;
-    args.k_stride = kv.k.stride, args.v_stride = kv.v.stride;
-    args.k_positions = kv.positions.as<const int32_t>();
-    args.page_table = kv.page_table.as<const int32_t>();
-    args.page_tokens = std::max<int64_t>(kv.page_tokens, 1);
-    args.kv_index = kv_index.as<const int32_t>();
-    args.heads = q_thK.dims[1], args.head_dim = q_thK.dims[2];
-    args.q_begin = tile.q_begin, args.q_count = tile.q_count;
-    args.k_begin = tile.k_begin, args.k_count = tile.k_count;
+    auto args = TileArguments<float>(q_thK, q_positions, kv, kv_index, spec, tile, lse_th);
     args.length = kv.length.as<const int32_t>();
-    args.causal = spec.causal, args.window = spec.window, args.scale = spec.scale;
     args.o = o_thK.as<float>(), args.o_stride = o_thK.stride;
-    args.lse = lse_th.as<float>(), args.lse_stride = lse_th.stride;
     const Lane& lane = Maths(s);
     toroid::AttendTile(lane.stream, args,
                        static_cast<char*>(lane.workspace) + kMatMulWorkspaceBytes,

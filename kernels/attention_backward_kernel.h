@@ -168,26 +168,12 @@ class AttentionBackwardStrips {
   void CopyKeys(int64_t begin, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
       const int64_t head = b_.kv_head * dim_;
-      CopyRow(a_.k, (begin + j) * a_.k_stride + head, k_ + j * dims_);
-      CopyRow(a_.v, (begin + j) * a_.v_stride + head, v_ + j * dims_);
+      WidenRow(a_.k, a_.kv_type, (begin + j) * a_.k_stride + head, dim_, dims_, k_ + j * dims_);
+      WidenRow(a_.v, a_.kv_type, (begin + j) * a_.v_stride + head, dim_, dims_, v_ + j * dims_);
     }
     for (int64_t j = count; j % B != 0; ++j) {
       for (int64_t d = 0; d < dims_; ++d) k_[j * dims_ + d] = v_[j * dims_ + d] = 0;
     }
-  }
-
-  void CopyRow(const void* from, int64_t offset, T* to) const {
-    if (a_.kv_type == DType::kBF16) {
-      const uint16_t* x = static_cast<const uint16_t*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = __builtin_bit_cast(float, uint32_t(x[d]) << 16);
-    } else if (a_.kv_type == DType::kF64) {
-      const double* x = static_cast<const double*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = T(x[d]);
-    } else {
-      const float* x = static_cast<const float*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = x[d];
-    }
-    for (int64_t d = dim_; d < dims_; ++d) to[d] = 0;
   }
 
   // p and ds of one strip and what they add to dq. Returns up to which key of the block the strip

@@ -129,26 +129,12 @@ class AttentionStrips {
     const int64_t head = int64_t{a_.kv_index[b_.head_begin]} * dim_;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t row = PhysicalRow(a_, begin + j);
-      CopyRow(a_.k, row * a_.k_stride + head, k_ + j * dims_);
-      CopyRow(a_.v, row * a_.v_stride + head, v_ + j * dims_);
+      WidenRow(a_.k, a_.kv_type, row * a_.k_stride + head, dim_, dims_, k_ + j * dims_);
+      WidenRow(a_.v, a_.kv_type, row * a_.v_stride + head, dim_, dims_, v_ + j * dims_);
     }
     for (int64_t j = count; j % B != 0; ++j) {
       for (int64_t d = 0; d < dims_; ++d) k_[j * dims_ + d] = 0;
     }
-  }
-
-  void CopyRow(const void* from, int64_t offset, T* to) const {
-    if (a_.kv_type == DType::kBF16) {
-      const uint16_t* x = static_cast<const uint16_t*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = __builtin_bit_cast(float, uint32_t(x[d]) << 16);
-    } else if (a_.kv_type == DType::kF64) {
-      const double* x = static_cast<const double*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = T(x[d]);
-    } else {
-      const float* x = static_cast<const float*>(from) + offset;
-      for (int64_t d = 0; d < dim_; ++d) to[d] = x[d];
-    }
-    for (int64_t d = dim_; d < dims_; ++d) to[d] = 0;
   }
 
   void AttendStrip(int64_t strip, int64_t begin, int64_t count) {

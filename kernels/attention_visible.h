@@ -1,4 +1,5 @@
-// Which keys a query of attention sees and where they lie. Included by kernel files alone.
+// Which keys a query of attention sees, where they lie, and a row of them widened. Included by
+// kernel files alone.
 #pragma once
 
 #include "kernels/attention_block.h"
@@ -70,6 +71,23 @@ inline void FindRows(const AttentionArgs<T>& args, int64_t begin, int64_t end, i
     }
   }
   for (int64_t j = count; j < kKeyBlock; ++j) rows[j] = rows[count - 1];
+}
+
+// to[0, dims) = the `dim` elements of f32, f64 or bf16 from `offset` on, then zeros.
+template <typename T>
+inline void WidenRow(const void* from, DType type, int64_t offset, int64_t dim, int64_t dims,
+                     T* to) {
+  if (type == DType::kBF16) {
+    const uint16_t* x = static_cast<const uint16_t*>(from) + offset;
+    for (int64_t d = 0; d < dim; ++d) to[d] = __builtin_bit_cast(float, uint32_t(x[d]) << 16);
+  } else if (type == DType::kF64) {
+    const double* x = static_cast<const double*>(from) + offset;
+    for (int64_t d = 0; d < dim; ++d) to[d] = T(x[d]);
+  } else {
+    const float* x = static_cast<const float*>(from) + offset;
+    for (int64_t d = 0; d < dim; ++d) to[d] = x[d];
+  }
+  for (int64_t d = dim; d < dims; ++d) to[d] = 0;
 }
 
 }  // namespace
