@@ -81,7 +81,7 @@ bool AnyRankAttends(const TokenLayout& layout, const AttentionSpec& spec, int64_
 std::vector<Round> Rounds(const TokenLayout& layout, const AttentionSpec& spec, int64_t data_rank,
                           int64_t ring_rank) {
   TOROID_CHECK_GE(spec.window, 0);
-  const int64_t ring = layout.ring(), sequences = layout.lengths().size();
+  const int64_t ring = layout.ring();
   std::vector<int64_t> shifts = {0};
   for (int64_t shift = 1; shift < ring; ++shift) {
     if (AnyRankAttends(layout, spec, shift)) shifts.push_back(shift);
@@ -90,7 +90,7 @@ std::vector<Round> Rounds(const TokenLayout& layout, const AttentionSpec& spec, 
   for (size_t i = 0; i < shifts.size(); ++i) {
     Round& round = rounds[i];
     round.kv_of = (ring_rank + ring - shifts[i]) % ring;
-    for (int64_t sequence = data_rank; sequence < sequences; sequence += layout.data()) {
+    for (const int64_t sequence : layout.sequences(data_rank)) {
       const SequenceShare q = layout.Share(ring_rank, sequence);
       const SequenceShare k = layout.Share(round.kv_of, sequence);
       const int64_t pairs = AllowedPairs(q, k, spec);

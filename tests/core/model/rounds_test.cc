@@ -68,7 +68,7 @@ std::string CoverError(const TokenLayout& truth, const AttentionSpec& spec, int6
     }
   }
   size_t allowed = 0;
-  for (int64_t s = data_rank; s < int64_t(truth.lengths().size()); s += truth.data()) {
+  for (const int64_t s : truth.sequences(data_rank)) {
     for (int64_t q = 0; q < truth.lengths()[s]; ++q) {
       for (int64_t k = 0; k < truth.lengths()[s]; ++k) {
         if (!Allowed(spec, q, k)) continue;
