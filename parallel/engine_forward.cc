@@ -85,7 +85,7 @@ absl::StatusOr<Tensor> Engine::Prefill(Sequence& sequence) {
   };
   Tensor x_uD = scratch_->New("x", ops_->dtype(), {pass.residual.share(), config().dim},
                               Arena::Length::kTokens);
-  model_->Embed(pass, ids_t, x_uD);
+  model_->ends().Embed(pass, ids_t, x_uD);
   for (int64_t layer = 0; layer < model_->layers(); ++layer) {
     At(sequence.phase, layer, 0);
     model_->ForwardLayer(pass, layer, x_uD);
@@ -121,11 +121,11 @@ Tensor Engine::Decode(Sequence& sequence, int32_t id) {
   };
   Tensor x_uD = scratch_->New("x", ops_->dtype(), {pass.residual.share(), config().dim},
                               Arena::Length::kTokens);
-  model_->Embed(pass, ids_t, x_uD);
+  model_->ends().Embed(pass, ids_t, x_uD);
   for (int64_t layer = 0; layer < model_->layers(); ++layer)
     model_->ForwardLayer(pass, layer, x_uD);
   // One token is whole on each tensor rank, or (tensor = 1) the share is all of it.
-  model_->FinalNorm(pass, x_uD, x_uD);
+  model_->ends().FinalNorm(pass, x_uD, x_uD);
   return x_uD;
 }
 
@@ -146,7 +146,7 @@ Tensor Engine::GatherRows(const Sequence& sequence, Tensor x_uD,
     if (local >= 0 && row >= 0 && mine) ops_->Copy(s_, x_uD.Rows(row, 1), rows_nD.Rows(i, 1));
   }
   rows_nD = mesh_->world().AllReduce(s_, Partial(rows_nD));
-  model_->FinalNorm(NewPass(sequence, n, Tensor()), rows_nD, rows_nD);
+  model_->ends().FinalNorm(NewPass(sequence, n, Tensor()), rows_nD, rows_nD);
   return rows_nD;
 }
 
@@ -157,7 +157,7 @@ std::vector<double> Engine::LastLogits(const Sequence& sequence, Tensor h_1D) {
   Arena::Mark mark(*scratch_);
   const int64_t c = model_->layout().vocab_padded(), ranks = load_.mesh.tensor;
   Tensor logits = scratch_->New("last logits", ops_->dtype(), {ranks, 1, c});
-  model_->Logits(NewPass(sequence, 1, Tensor()), h_1D, logits);
+  model_->ends().Logits(NewPass(sequence, 1, Tensor()), h_1D, logits);
   if (mesh_->rank() != 0) return {};
   Tensor wide = logits;
   if (ops_->dtype() != DType::kF64) {

@@ -114,7 +114,7 @@ absl::Status Engine::PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64
     Tensor log_p_n = scratch_->New("log p", DType::kF64, {n});
     Tensor log_z_n = scratch_->New("log Z", DType::kF64, {n});
     ops_->Upload(s_, labels.data(), labels_n);
-    model_->Head(NewPass(sequence, n, Tensor()), h_nD, labels_n, log_p_n, log_z_n);
+    model_->ends().Head(NewPass(sequence, n, Tensor()), h_nD, labels_n, log_p_n, log_z_n);
     std::vector<double> log_p(n);
     ops_->Download(s_, log_p_n, log_p.data());
     for (int64_t i = 0; i < n; ++i) {

@@ -51,7 +51,7 @@ std::vector<double> Engine::OwnLogProbs(const Sequence& sequence, Tensor x_uD) {
   }
   const Pass pass = NewPass(sequence, t, Tensor());
   Tensor a_tD = pass.Long("a", ops_->dtype(), {pass.residual.padded(), config().dim});
-  model_->FinalNorm(pass, x_uD, pass.residual.Share(a_tD));
+  model_->ends().FinalNorm(pass, x_uD, pass.residual.Share(a_tD));
   pass.residual.Gather(mesh_->tensor(), s_, a_tD);
   for (int64_t begin = 0; begin < t; begin += kTokenTile) {
     const int64_t b = std::min(kTokenTile, t - begin);
@@ -61,7 +61,7 @@ std::vector<double> Engine::OwnLogProbs(const Sequence& sequence, Tensor x_uD) {
     Tensor log_p_b = scratch_->New("log p", DType::kF64, {b});
     Tensor log_z_b = scratch_->New("log Z", DType::kF64, {b});
     ops_->Upload(s_, labels.data() + begin, labels_b);
-    model_->Head(pass, a_tD.Rows(begin, b), labels_b, log_p_b, log_z_b);
+    model_->ends().Head(pass, a_tD.Rows(begin, b), labels_b, log_p_b, log_z_b);
     std::vector<double> log_p(b);
     ops_->Download(s_, log_p_b, log_p.data());
     for (int64_t i = 0; i < b; ++i) {

@@ -23,13 +23,14 @@ using Observer = std::function<void(int64_t layer, Tap tap, Tensor x)>;
 // How the residual stream lies over the axis `tensor`. With at least as many tokens as ranks it is
 // split by token (x_uD: rank i holds rows [i u, (i + 1) u) of the t tokens, padded with zeros to u
 // = ceil(t / n)): its norm is local and sums are ReduceScatter. With fewer (decode) it is whole and
-// sums are AllReduce.
+// sums are AllReduce, unless it is asked to be always split (training: backward swaps AllGather and
+// ReduceScatter, and gradients of gains are each rank's own rows' everywhere).
 class ResidualLayout {
  public:
-  ResidualLayout(int64_t tokens, int64_t rank, int64_t ranks)
+  ResidualLayout(int64_t tokens, int64_t rank, int64_t ranks, bool always_split = false)
       : tokens_(tokens),
         rank_(rank),
-        whole_(tokens < ranks),
+        whole_(tokens < ranks && !always_split),
         share_(whole_ ? tokens : (tokens + ranks - 1) / ranks),
         ranks_(ranks) {}
 

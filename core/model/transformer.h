@@ -1,11 +1,7 @@
-// Transformer: the weights of one rank and the three steps of a forward pass, as maths.
+// Transformer: the weights of one rank, in memory of their own, and the model bound to them.
 //
-//   x_uD = Embed(ids);  Forward(x_uD): L blocks;  h = final_norm(x);  Head(h) -> (log p, log Z) or
-//   logits
-//
-// Vocabulary-parallel over `tensor`: each rank holds rows of E (and of the output head), so Embed
-// owes a sum and Head merges (max, sum of exp, label's logit) of the shards. Logits exist only as
-// tiles of [block, vocab tile], or for single rows.
+//   x_uD = ends().Embed(ids);  L blocks: ForwardLayer(x_uD);  h = ends().FinalNorm(x);
+//   ends().Head(h) -> (log p, log Z), or ends().Logits(h)
 #pragma once
 
 #include <cstdint>
@@ -17,6 +13,7 @@
 #include "core/backend.h"
 #include "core/io/model_source.h"
 #include "core/model/block.h"
+#include "core/model/ends.h"
 #include "core/model/params.h"
 
 namespace toroid {
@@ -49,19 +46,11 @@ class Transformer {
   // i32 [h]: local KV head of each local query head.
   Tensor kv_index() const { return kv_index_; }
 
-  // x [u, D] = rows of E. ids: i32 [t]. y_tD: scratch [padded, D].
-  void Embed(const Pass& pass, Tensor ids_t, Tensor x_uD) const;
+  const ModelEnds& ends() const { return ends_; }
+  // x [u, D] in place.
   void ForwardLayer(const Pass& pass, int64_t layer, Tensor x_uD) const {
     blocks_[layer].Forward(pass, layer, x_uD);
   }
-  // a [t, D] = final_norm(x).
-  void FinalNorm(const Pass& pass, Tensor x_tD, Tensor a_tD) const;
-  // Logits of all rows: h [n, D] -> [tensor, n, c], c = layout().vocab_padded(): shard i holds ids
-  // [i c, min(V, (i + 1) c)), what lies beyond is undefined.
-  void Logits(const Pass& pass, Tensor h_nD, Tensor logits_snc) const;
-  // log p of labels (i32 [n]; an id outside the vocabulary gives -inf) and log Z of each row, f64
-  // [n].
-  void Head(const Pass& pass, Tensor h_nD, Tensor labels_n, Tensor log_p_n, Tensor log_z_n) const;
 
  private:
   Transformer(Backend& ops, ModelConfig config, ParamLayout layout)
@@ -71,14 +60,15 @@ class Transformer {
                      const Options& options, std::vector<Placed>& placed);
   absl::Status Read(const ModelSource& source, Stream s, const Options& options,
                     const std::vector<Placed>& placed);
-  absl::Status BuildBlocks(const std::vector<Placed>& placed, int64_t layers);
+  absl::Status Bind(const std::vector<Placed>& placed, int64_t layers);
 
   Backend& ops_;
   const ModelConfig config_;
   const ParamLayout layout_;
   char* memory_ = nullptr;
   int64_t weight_bytes_ = 0;
-  Tensor embedding_vD_, head_vD_, final_norm_D_, kv_index_;
+  Tensor kv_index_;
+  ModelEnds ends_;
   std::vector<Block> blocks_;
 };
 

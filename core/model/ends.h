@@ -1,0 +1,35 @@
+// ModelEnds: what lies before the first block and behind the last one, for one rank, as maths.
+//
+//   x_uD = Embed(ids)   ..blocks..   h = FinalNorm(x);  Head(h) -> (log p, log Z), or Logits(h)
+//
+// Vocabulary-parallel over `tensor`: each rank holds rows of E (and of the output head), so Embed
+// owes a sum and Head merges (max, sum of exp, label's logit) of the shards. Logits exist only as
+// tiles of [block, vocab tile], or for single rows.
+#pragma once
+
+#include "core/model/params.h"
+#include "core/model/pass.h"
+
+namespace toroid {
+
+// Bound to tensors that somebody else owns (core/model/bind.h). What a caller does not use may be
+// empty: in training the embedding and the final group are gathered at different times.
+struct ModelEnds {
+  Tensor embedding_vD, final_norm_D, head_vD;  // tied: head is embedding
+  double norm_epsilon = 0;
+  Range vocab;               // this rank's v
+  int64_t vocab_padded = 0;  // c = ceil(V / tensor)
+
+  // x [u, D] = rows of E. ids: i32 [t].
+  void Embed(const Pass& pass, Tensor ids_t, Tensor x_uD) const;
+  // a [t, D] = final_norm(x).
+  void FinalNorm(const Pass& pass, Tensor x_tD, Tensor a_tD) const;
+  // Logits of all rows: h [n, D] -> [tensor, n, c]: shard i holds ids [i c, min(V, (i + 1) c)),
+  // what lies beyond is undefined.
+  void Logits(const Pass& pass, Tensor h_nD, Tensor logits_snc) const;
+  // log p of labels (i32 [n]; an id outside the vocabulary gives -inf) and log Z of each row, f64
+  // [n].
+  void Head(const Pass& pass, Tensor h_nD, Tensor labels_n, Tensor log_p_n, Tensor log_z_n) const;
+};
+
+}  // namespace toroid
