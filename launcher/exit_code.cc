@@ -46,12 +46,32 @@ int ExitCodeOf(const absl::Status& status) {
       return kExitDeadline;
     case absl::StatusCode::kCancelled:
       return kExitInterrupted;
-    case absl::StatusCode::kResourceExhausted:
-      // Too few slots is the request's fault; a full queue or memory may be another's.
-      return GetErrorInfo(status).reason == "TOO_FEW_SLOTS" ? kExitBadInput : kExitFailure;
+    case absl::StatusCode::kResourceExhausted: {
+      // These are the request's fault; a full queue or memory may be another's.
+      const std::string reason = GetErrorInfo(status).reason;
+      return reason == "TOO_FEW_SLOTS" || reason == "MESSAGE_TOO_LARGE" ? kExitBadInput
+                                                                        : kExitFailure;
+    }
     case absl::StatusCode::kAborted:
     case absl::StatusCode::kInternal:
     case absl::StatusCode::kUnknown:
+    default:
+      return kExitFailure;
+  }
+}
+
+int OwnExitCode(int code) {
+  switch (code) {
+    case kExitOk:
+    case kExitFailure:
+    case kExitUsage:
+    case kExitBadInput:
+    case kExitUnreachable:
+    case kExitJobFailed:
+    case kExitRequeue:
+    case kExitDeadline:
+    case kExitInterrupted:
+      return code;
     default:
       return kExitFailure;
   }

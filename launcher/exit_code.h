@@ -25,6 +25,9 @@ enum ExitCode : int {
 // otherwise.
 int ExitCodeOf(const absl::Status& status);
 
+// What a child's exit code becomes as ours: the same if it is one of the above, else 1.
+int OwnExitCode(int code);
+
 // The same status, leaving the program with `code`. An OK status is returned as it is.
 absl::Status WithExitCode(absl::Status status, int code);
 

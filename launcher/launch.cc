@@ -120,7 +120,13 @@ absl::Status RunLaunch(const Arguments& arguments) {
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (interrupted) return SilentExit(kExitInterrupted);
   if (code == 0) return absl::OkStatus();
-  const std::string failure = filter.Failure();
+  std::string failure = filter.Failure();
+  if (failure.empty() && OwnExitCode(code) != code) {  // no rank of ours ends so: nobody has spoken
+    failure = absl::StrCat("the launcher failed: ", line[0],
+                           WIFEXITED(status) ? " ended with exit code " : " was ended by signal ",
+                           WIFEXITED(status) ? code : WTERMSIG(status),
+                           ": its own words, if any, stand above");
+  }
   if (failure.empty()) return SilentExit(filter.ExitCode(code));
   return WithExitCode(absl::UnknownError(failure), filter.ExitCode(code));
 }
@@ -152,9 +158,9 @@ const Verb kLaunchVerb = {
     .run = RunLaunch,
     .takes_rest = true,
     .details =
-        "Under Slurm the line is srun's. A rank that is killed is named with its host; the exit "
-        "code\n"
-        "is that of the rank that failed.",
+        "Under Slurm the line is srun's. The exit code is that of the rank that failed; for a "
+        "rank\n"
+        "that is killed it is 1, and a line names the rank, its host and the signal.",
 };
 
 }  // namespace toroid

@@ -107,7 +107,8 @@ void MpirunFilter::TakeParagraph() {
 }
 
 int MpirunFilter::ExitCode(int code) const {
-  if (rank_ >= 0 || rank_spoke_ || other_.empty()) return code;
+  if (signal_ != 0) return kExitFailure;
+  if (rank_ >= 0 || rank_spoke_ || other_.empty()) return OwnExitCode(code);
   for (const char* cause : {kFewSlots, kNoDaemon, kNoBinary}) {
     if (absl::StrContains(other_, cause)) return kExitBadInput;
   }

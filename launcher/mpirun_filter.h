@@ -23,9 +23,9 @@ class MpirunFilter {
   // nothing, or if a rank has written its own "toroid: .." line and died by an exit code.
   std::string Failure() const;
 
-  // For a run that mpirun ended with `code`: that of the rank that failed as it is (128 + signal if
-  // it was killed); of what Open MPI itself could not do, ours (exit_code.h): 3 for a launch that
-  // the request or the hosts do not allow, else 1.
+  // Ours (exit_code.h), for a run that mpirun ended with `code`: that of the rank that failed if it
+  // is one of ours; 3 for a launch that the request or the hosts do not allow; else 1, so for a
+  // rank that was killed.
   int ExitCode(int code) const;
 
   int failed_rank() const { return rank_; }  // -1: not said

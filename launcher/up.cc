@@ -64,6 +64,12 @@ std::string EndOf(int status) {
                              : absl::StrCat("exit code ", WEXITSTATUS(status));
 }
 
+// Our exit code where a service has ended that should not.
+int CodeOf(int status) {
+  const int code = WIFEXITED(status) ? OwnExitCode(WEXITSTATUS(status)) : kExitFailure;
+  return code == kExitOk ? kExitFailure : code;
+}
+
 // Everything that `up` has started. Stop ends all of it.
 class Family {
  public:
@@ -80,8 +86,7 @@ class Family {
     waitpid(children_.back().pid, &status, 0);
     children_.pop_back();
     // It has said why on stderr.
-    return SilentExit(WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status)
-                                                                    : kExitFailure);
+    return SilentExit(CodeOf(status));
   }
 
   absl::Status StartAgent(const std::string& pod, const std::vector<std::string>& argv) {
@@ -97,11 +102,10 @@ class Family {
       if (child.pid > 0 && waitpid(child.pid, &status, WNOHANG) == child.pid) {
         child.pid = -1;
         if (!ready || child.name == "controller") {
-          const int code = WIFEXITED(status) ? WEXITSTATUS(status) : kExitFailure;
           return WithExitCode(
               absl::UnknownError(absl::StrCat("a service ended: the ", child.name, ", ",
                                               EndOf(status), ": its own words stand above")),
-              code == 0 ? kExitFailure : code);
+              CodeOf(status));
         }
         Talk(absl::StrCat("toroid: a service ended: the ", child.name, ", ", EndOf(status),
                           ": starting it again"));

@@ -169,10 +169,20 @@ def test_a_killed_rank_is_named_with_its_host():
     check(len(ranks) == 3, ranks)
     os.kill(ranks[1], signal.SIGKILL)
     result = finish(process)
-    check(result.code != 0, "exit code 0")
+    check(result.code == 1, "exit code", result.code)
     check(any("rank 1" in l and os.uname().nodename in l and "signal 9" in l for l in result.said()),
           result.err)
     check("-----" not in result.err, "Open MPI's own words:", result.err)
+    no_orphans()
+
+
+def test_a_killed_mpirun_is_named():
+    process = start("launch", "-n", 2, *long_run())
+    check(process.stdout.read(1), "no token came")
+    os.kill(processes(r"^\S*mpirun ")[0], signal.SIGKILL)
+    result = finish(process)
+    check(result.code == 1, result.code, result.err)
+    check(any("mpirun" in l and "signal 9" in l for l in result.said()), result.err)
     no_orphans()
 
 

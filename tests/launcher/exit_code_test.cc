@@ -32,6 +32,7 @@ TEST(ExitCode, AReasonTellsWhoseFaultItIs) {
   EXPECT_EQ(code(absl::StatusCode::kUnavailable, "NOT_REACHABLE"), 4);
   EXPECT_EQ(code(absl::StatusCode::kUnavailable, "RANK_FAILED"), 5);
   EXPECT_EQ(code(absl::StatusCode::kResourceExhausted, "TOO_FEW_SLOTS"), 3);
+  EXPECT_EQ(code(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE"), 3);
   EXPECT_EQ(code(absl::StatusCode::kResourceExhausted, "QUEUE_FULL"), 1);
 }
 
@@ -40,6 +41,11 @@ TEST(ExitCode, AnExplicitCodeWins) {
   EXPECT_EQ(ExitCodeOf(WithExitCode(absl::UnavailableError("x"), 5)), 5);
   EXPECT_EQ(ExitCodeOf(SilentExit(137)), 137);
   EXPECT_TRUE(SilentExit(0).ok());
+}
+
+TEST(ExitCode, OfAChildBecomesOneOfOurs) {
+  for (int code : {0, 1, 2, 3, 4, 5, 75, 124, 130}) EXPECT_EQ(OwnExitCode(code), code);
+  for (int code : {-1, 6, 77, 127, 134, 137, 143, 205, 255}) EXPECT_EQ(OwnExitCode(code), 1);
 }
 
 TEST(ExitCode, OneLineOnStderr) {

@@ -80,8 +80,9 @@ TEST(MpirunFilter, ExitCodesAreOurs) {
   };
   EXPECT_EQ(code("toroid: no such file: x: check the path\n" + kExited, 3), 3);
   EXPECT_EQ(code("toroid: deadline: x: y\n" + kExited, 124), 124);
-  EXPECT_EQ(code(kExited, 7), 7);
-  EXPECT_EQ(code(kKilled, 137), 137);
+  EXPECT_EQ(code(kExited, 7), 1);  // none of ours
+  EXPECT_EQ(code(kKilled, 137), 1);
+  EXPECT_EQ(code("", 137), 1);
   EXPECT_EQ(code(Framed("There are not enough slots available in the system"), 1), 3);
   EXPECT_EQ(code(Framed("ORTE was unable to reliably start one or more daemons."), 255), 3);
   EXPECT_EQ(
