@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "core/status_macros.h"
 #include "rpc/agent.h"
 #include "rpc/agent_client.h"
@@ -77,7 +79,12 @@ class AgentLoop {
         lost_(lost),
         incarnation_(RandomNumber()),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        agent_({[this](const LaunchOrder& order) { return Start(order); },
+        agent_({[this](const LaunchOrder& order) -> absl::StatusOr<int> {
+                  const absl::StatusOr<int> pid = Start(order);
+                  if (pid.ok()) return pid;
+                  return ForClient(pid.status(), options_.roots,
+                                   [this](const std::string& kept) { LogHere(kept); });
+                },
                 [](int pid, int signal) { (void)kill(-pid, signal); },
                 [this](const AgentReport& report) {
                   if (client_ != nullptr) client_->Report(report);
@@ -133,16 +140,30 @@ class AgentLoop {
     (void)!read(wake_fd_, &count, sizeof(count));
   }
 
+  // For the operator: clients do not hear it.
+  void LogHere(absl::string_view text) const {
+    const std::string line =
+        absl::StrCat("toroid: pod ", options_.pod, ", not told to the client: ", text, "\n");
+    std::fputs(line.c_str(), stderr);
+  }
+
   // Passes on what the world wrote, and its end.
   void Supervise() {
     if (!process_.has_value()) return;
     int wait_status = 0;
     const int ranks = agent_.ranks();
     const bool ended = process_->Reap(&wait_status);
-    std::vector<LogLine> lines = process_->ReadLines(/*at_end=*/ended);
-    for (const LogLine& line : lines) {
+    std::vector<LogLine> lines;
+    for (LogLine& line : process_->ReadLines(/*at_end=*/ended)) {
+      absl::string_view kept = line.text;
+      if (absl::ConsumePrefix(&kept, kForAgent)) {
+        LogHere(kept);
+        continue;
+      }
+      line.text = NameRoots(line.text, options_.roots);
       tail_.push_back(line);
       if (tail_.size() > kTailLines) tail_.pop_front();
+      lines.push_back(std::move(line));
     }
     if (!lines.empty()) agent_.Log(std::move(lines));
     if (!ended) return;

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
@@ -16,20 +18,32 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr char kKeptBack[] = "toroid/kept-back";  // payload: what is for the operator alone
+
 std::string RootNames(const std::vector<Root>& roots) {
   if (roots.empty()) return "no roots are declared: start the agent with --root NAME=DIR";
   std::string out = "the roots are ";
   for (const Root& root : roots) {
-    absl::StrAppend(&out, &root == &roots.front() ? "" : ", ", root.name, "=", root.dir);
+    absl::StrAppend(&out, &root == &roots.front() ? "" : ", ", root.name);
   }
   return out;
 }
 
-absl::Status Outside(const std::string& path, const std::vector<Root>& roots) {
-  return MakeError(absl::StatusCode::kPermissionDenied,
-                   absl::StrCat("path is outside the pod's roots: ", path, ": ", RootNames(roots)),
-                   {"OUTSIDE_ROOTS", {{"path", path}}, {}});
+absl::Status Outside(const std::string& path, const fs::path& leads_to,
+                     const std::vector<Root>& roots) {
+  absl::Status status =
+      MakeError(absl::StatusCode::kPermissionDenied,
+                absl::StrCat("path is outside the pod's roots: ", path, ": ", RootNames(roots)),
+                {"OUTSIDE_ROOTS", {{"path", path}}, {}});
+  std::string kept = absl::StrCat("path is outside the pod's roots: ", path, " leads to ",
+                                  leads_to.string(), "; the roots:");
+  for (const Root& root : roots) absl::StrAppend(&kept, " ", root.name, "=", root.dir);
+  status.SetPayload(kKeptBack, absl::Cord(kept));
+  return status;
 }
+
+// Of a path, as it stands in a sentence.
+bool IsPathCharacter(char c) { return absl::ascii_isalnum(c) || absl::StrContains("/._-+~", c); }
 
 // Whether `path` is `dir` or below it, by whole components. Both canonical.
 bool IsUnder(const fs::path& path, const fs::path& dir) {
@@ -70,7 +84,7 @@ absl::StatusOr<std::string> ResolvePath(const std::string& path, const std::vect
   const fs::path known = fs::weakly_canonical(candidate, error);
   bool under = false;
   for (const Root& root : roots) under |= IsUnder(known, fs::path(root.dir));
-  if (!under) return Outside(path, roots);
+  if (!under) return Outside(path, known, roots);
   if (canonical.empty()) {
     char host[256] = "";
     (void)gethostname(host, sizeof(host) - 1);
@@ -89,13 +103,52 @@ absl::StatusOr<std::string> MakeOutputDirectory(const std::string& path,
   const fs::path known = fs::weakly_canonical(candidate, error);
   bool under = false;
   for (const Root& root : roots) under |= IsUnder(known, fs::path(root.dir));
-  if (error || !under) return Outside(path, roots);
+  if (error || !under) return Outside(path, known, roots);
   fs::create_directories(known, error);
   if (error) {
     return absl::PermissionDeniedError(
         absl::StrCat("output directory cannot be made: ", path, ": ", error.message()));
   }
   return known.string();
+}
+
+std::string NameRoots(const std::string& text, const std::vector<Root>& roots) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const bool begins = text[at] == '/' && (at == 0 || !IsPathCharacter(text[at - 1]));
+    const Root* longest = nullptr;  // roots may lie in each other
+    for (const Root& root : roots) {
+      const size_t end = at + root.dir.size();
+      if (!begins || root.dir.size() < 2 || text.compare(at, root.dir.size(), root.dir) != 0 ||
+          (end < text.size() && text[end] != '/' && IsPathCharacter(text[end]))) {
+        continue;
+      }
+      if (longest == nullptr || longest->dir.size() < root.dir.size()) longest = &root;
+    }
+    if (longest == nullptr) {
+      out += text[at++];
+    } else {
+      out += longest->name;
+      at += longest->dir.size();
+    }
+  }
+  return out;
+}
+
+absl::Status ForClient(const absl::Status& status, const std::vector<Root>& roots,
+                       const std::function<void(const std::string&)>& log) {
+  if (status.ok()) return status;
+  const std::string message(status.message());
+  absl::Status said(status.code(), NameRoots(message, roots));
+  ErrorInfo info = GetErrorInfo(status);
+  for (auto& [key, value] : info.metadata) value = NameRoots(value, roots);
+  if (!info.reason.empty()) said = WithErrorInfo(said, info);
+  if (const auto kept = status.GetPayload(kKeptBack)) {
+    log(std::string(*kept));
+  } else if (said.message() != message) {
+    log(message);
+  }
+  return said;
 }
 
 absl::StatusOr<Root> ParseRoot(absl::string_view text) {

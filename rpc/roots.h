@@ -1,9 +1,12 @@
-// Which paths a job may name: those under the roots that an operator declared on the agent.
+// Which paths a job may name: those under the roots that an operator declared on the agent. And
+// what a client may hear of them: the roots' names, never the directories of this host.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "rpc/job.h"
 
@@ -18,5 +21,12 @@ absl::StatusOr<std::string> ResolvePath(const std::string& path, const std::vect
 // The same for a directory that may not exist yet: its nearest existing parent decides. It is made.
 absl::StatusOr<std::string> MakeOutputDirectory(const std::string& path,
                                                 const std::vector<Root>& roots);
+
+// `text` with the name of a root in place of its directory: "/data/models/x" is "models/x".
+std::string NameRoots(const std::string& text, const std::vector<Root>& roots);
+
+// A status as it may leave this host. What that keeps back goes to `log`, for the operator.
+absl::Status ForClient(const absl::Status& status, const std::vector<Root>& roots,
+                       const std::function<void(const std::string&)>& log);
 
 }  // namespace toroid

@@ -4,6 +4,7 @@
 #include <grpcpp/security/credentials.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <deque>
 #include <fstream>
 #include <set>
@@ -140,7 +141,7 @@ class Connection final : public WorkerConnection {
   }
 
   void Finish(const absl::Status& status) override {
-    Tell(0, WorldEnding{status});
+    Tell(0, WorldEnding{Told(status)});
     stream_.End();
     if (!stream_.WaitClosed(kFinishTimeout)) stream_.Cancel();
   }
@@ -167,6 +168,17 @@ class Connection final : public WorkerConnection {
   template <typename Body>
   void Tell(uint64_t number, Body body) {
     stream_.Push(ToProto(world_, WorldAnswer{number, std::move(body)}));
+  }
+
+  void Tell(uint64_t number, const absl::Status& error) {
+    stream_.Push(ToProto(world_, WorldAnswer{number, Told(error)}));
+  }
+  // Of an error, what clients may hear; the rest is for the agent.
+  absl::Status Told(const absl::Status& status) const {
+    return ForClient(status, options_.roots, [](const std::string& kept) {
+      const std::string line = absl::StrCat(kForAgent, kept, "\n");
+      std::fputs(line.c_str(), stderr);
+    });
   }
 
   // The next program for the ranks; what needs no ranks is answered on the way.

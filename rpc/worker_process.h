@@ -31,6 +31,9 @@ struct WorkerOptions {
   std::vector<Root> roots;
 };
 
+// A worker's line on stderr that begins so is for the agent's own log, and no client sees it.
+inline constexpr char kForAgent[] = "toroid-agent: ";
+
 // NotFound, PermissionDenied (readable by others), InvalidArgument.
 absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path);
 absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options);

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "rpc/agent_process.h"
+#include "rpc/error_info.h"
 #include "rpc/rank_record.h"
 #include "rpc/roots.h"
 #include "rpc/worker_process.h"
@@ -208,6 +209,39 @@ TEST_F(FilesTest, PathsStayUnderTheRoots) {
   EXPECT_FALSE(MakeOutputDirectory("r/link/out", roots).ok());
   EXPECT_FALSE(ParseRoot("r").ok());
   EXPECT_FALSE(ParseRoot("r=/nonexistent").ok());
+}
+
+TEST_F(FilesTest, ClientsHearTheNamesOfRootsAlone) {
+  const std::vector<Root> roots = {{"r", dir_ + "/root"}, {"deep", dir_ + "/root/sub"}};
+  std::vector<std::string> log;
+  const auto said = [&](const absl::Status& status) {
+    const absl::Status told =
+        ForClient(status, roots, [&](const std::string& kept) { log.push_back(kept); });
+    EXPECT_EQ(told.code(), status.code());
+    EXPECT_EQ(GetErrorInfo(told).reason, GetErrorInfo(status).reason);
+    EXPECT_THAT(told.ToString(), ::testing::Not(HasSubstr(dir_)));
+    return std::string(told.message());
+  };
+  for (const char* path : {"/etc/passwd", "r/../rootlike", "r/../rootlike/new", "other/x"}) {
+    EXPECT_THAT(said(ResolvePath(path, roots).status()), HasSubstr("the roots are r, deep"));
+    EXPECT_THAT(said(MakeOutputDirectory(path, roots).status()), HasSubstr("the roots are r"));
+  }
+  ASSERT_EQ(log.size(), 6u);  // "other" leads nowhere
+  EXPECT_THAT(log[0], HasSubstr("/etc/passwd leads to /etc/passwd"));
+  EXPECT_THAT(log[2], HasSubstr(absl::StrCat("r/../rootlike leads to ", dir_, "/rootlike")));
+  EXPECT_THAT(log[0], HasSubstr(absl::StrCat("deep=", dir_, "/root/sub")));  // negative control
+  log.clear();
+  const absl::Status below = absl::NotFoundError(absl::StrCat("no file: ", dir_, "/root/m/a.json"));
+  EXPECT_EQ(said(below), "no file: r/m/a.json");
+  EXPECT_THAT(log, ::testing::ElementsAre(below.message()));
+  EXPECT_EQ(said(MakeError(absl::StatusCode::kNotFound, "x", {"WHY", {{"p", dir_ + "/root"}}, {}})),
+            "x");
+  EXPECT_EQ(NameRoots(absl::StrCat(dir_, "/root/sub/x, ", dir_, "/root: "), roots), "deep/x, r: ");
+  // What only looks like it stays: a neighbour, a part of a longer path, and everything under "/".
+  for (const std::string& other : {dir_ + "/rootlike/x", "/a" + dir_ + "/root", std::string("/")}) {
+    EXPECT_EQ(NameRoots(other, roots), other);
+  }
+  EXPECT_EQ(NameRoots("/x", {{"all", "/"}}), "/x");
 }
 
 TEST_F(FilesTest, LaunchFileIsPrivate) {
