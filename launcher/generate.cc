@@ -43,8 +43,7 @@ class Printer {
   void OnAccepted(const LoadRequest& load, const Accepted& accepted) {
     if (quiet_) return;
     meter_.Clear();
-    Talk(absl::StrCat("pod ", accepted.pod, ", mesh ", ToString(accepted.mesh),
-                      accepted.kept ? ", model already loaded" : ""));
+    Talk(AcceptedLine(accepted));
     Detail(WorldDetails(load, accepted.mesh, {}));
   }
 

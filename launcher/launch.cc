@@ -81,7 +81,7 @@ absl::Status RunLaunch(const Arguments& arguments) {
   }
   // A mistake in the verb's own words is said once, before any rank starts.
   TOROID_ASSIGN_OR_RETURN(const Arguments inner, ParseArguments(*call.verb, call.words));
-  const bool has_client_mode = verb == "generate" || verb == "score";
+  const bool has_client_mode = verb == "generate" || verb == "score" || verb == "verify";
   if (has_client_mode && inner.OriginOf("--controller") == Origin::kFlag) {
     return UsageError("--controller with launch: the ranks are here: drop one of the two");
   }

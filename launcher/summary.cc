@@ -92,6 +92,11 @@ std::vector<std::string> WorldDetails(LoadRequest load, const LoadedModel& model
   return WorldDetails(load, model.mesh, model.hosts);
 }
 
+std::string AcceptedLine(const Accepted& accepted) {
+  return absl::StrCat("pod ", accepted.pod, ", mesh ", ToString(accepted.mesh),
+                      accepted.kept ? ", model already loaded" : "");
+}
+
 std::vector<std::string> RunDetails(const RunReport& report) {
   std::vector<std::string> lines;
   const Timing& timing = report.timing;

@@ -6,6 +6,7 @@
 
 #include "parallel/program.h"
 #include "parallel/request.h"
+#include "rpc/job.h"
 
 namespace toroid {
 
@@ -20,6 +21,9 @@ std::vector<int64_t> BytesSent(const RunReport& report, const std::string& axis)
 // .. sent per rank"
 std::string GenerateSummary(const GenerateResult& result);
 std::string ScoreSummary(const ScoreResult& result);
+
+// "pod a, mesh data=1,ring=2,tensor=1, model already loaded"
+std::string AcceptedLine(const Accepted& accepted);
 
 // What -v adds, a line each. Of a world: mesh, layout and limits, then each rank's coordinates and
 // host; hosts: by rank, or empty if they are not known.

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/status_macros.h"
+#include "launcher/client.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
@@ -17,6 +18,8 @@
 
 namespace toroid {
 namespace {
+
+constexpr char kLayout[] = "striped:16";  // that of generate
 
 // How near to its bound, or beyond.
 double Excess(const TensorError& tensor) { return tensor.error / tensor.bound; }
@@ -55,35 +58,25 @@ absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult
                       kExitFailure);
 }
 
-// The text's ids, or ids that are spread over the vocabulary by a fixed rule
-// (no text is needed to compare two computations).
-absl::StatusOr<std::vector<int32_t>> Ids(const Arguments& arguments, const PromptSpec& prompt,
-                                         bool has_text, const LoadedModel& model) {
-  const int64_t tokens = std::min(std::max<int64_t>(arguments.Count("--tokens"), 1), model.context);
-  std::vector<int32_t> ids;
-  if (has_text) {
-    TOROID_ASSIGN_OR_RETURN(ids, PromptIds(prompt, prompt.text, model));
-    if (!arguments.Flag("--full") && static_cast<int64_t>(ids.size()) > tokens) {
-      ids.resize(static_cast<size_t>(tokens));
-    }
-    return ids;
-  }
-  const int64_t count = arguments.Flag("--full") ? model.context : tokens;
-  for (int64_t i = 0; i < count; ++i) {
-    // Knuth's multiplicative hash (TAOCP 6.4) of the position.
-    const uint32_t mixed = static_cast<uint32_t>(i + 1) * 2654435761u;
-    ids.push_back(static_cast<int32_t>(mixed % static_cast<uint64_t>(model.vocab)));
-  }
-  return ids;
+// What is compared, without the text.
+VerifyTask TaskOf(const Arguments& arguments) {
+  VerifyTask task;
+  task.tokens = std::max<int64_t>(arguments.Count("--tokens"), 1);
+  task.full = arguments.Flag("--full");
+  task.request.layers = arguments.Count("--layers");
+  return task;
 }
 
-absl::Status RunVerify(const Arguments& arguments) {
-  TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, "striped:16"));
-  const bool has_text =
-      arguments.Has("--prompt") || arguments.Has("--prompt-file") || arguments.Has("--prompt-ids");
-  PromptSpec prompt;
-  if (has_text) {
-    TOROID_ASSIGN_OR_RETURN(prompt, PromptOfRankZero(arguments));
+bool HasText(const Arguments& arguments) {
+  return arguments.Has("--prompt") || arguments.Has("--prompt-file") ||
+         arguments.Has("--prompt-ids");
+}
+
+absl::Status OnRanks(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
+  VerifyTask task = TaskOf(arguments);
+  if (HasText(arguments)) {
+    TOROID_ASSIGN_OR_RETURN(task.text, PromptOfRankZero(arguments));
   }
   ProgressMeter meter(ProgressOption(arguments));
   run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
@@ -91,8 +84,9 @@ absl::Status RunVerify(const Arguments& arguments) {
     if (VerboseOption(arguments)) TalkLines(WorldDetails(load, model));
     Program program;
     program.kind = ProgramKind::kVerify;
-    program.verify.layers = arguments.Count("--layers");
-    TOROID_ASSIGN_OR_RETURN(program.verify.ids, Ids(arguments, prompt, has_text, model));
+    program.verify = task.request;
+    const std::string text = task.text.has_value() ? task.text->text : "";
+    TOROID_ASSIGN_OR_RETURN(program.verify.ids, VerifyIds(task, text, model));
     return program;
   };
   absl::Status answered = absl::OkStatus();
@@ -103,6 +97,34 @@ absl::Status RunVerify(const Arguments& arguments) {
   };
   TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
   return answered;
+}
+
+absl::Status ThroughController(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(InferenceRequest request, InferenceOptions(arguments, kLayout));
+  VerifyTask task = TaskOf(arguments);
+  if (HasText(arguments)) {
+    TOROID_ASSIGN_OR_RETURN(task.text, PromptOptions(arguments, /*keep_files=*/true));
+  }
+  request.task = std::move(task);
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  ProgressMeter meter(ProgressOption(arguments));
+  RequestObserver observer;
+  observer.on_accepted = [&](const Accepted& accepted) {
+    if (arguments.Flag("--quiet")) return;
+    Talk(AcceptedLine(accepted));
+    if (VerboseOption(arguments)) {
+      TalkLines(WorldDetails(request.placement.load, accepted.mesh, {}));
+    }
+  };
+  observer.on_progress = [&](const Progress& progress) { meter.Update(progress); };
+  const absl::StatusOr<VerifyResult> result = client->Verify(request, observer);
+  meter.Clear();
+  return Print(arguments, result);
+}
+
+absl::Status RunVerify(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
+  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
 }
 
 const OptionTable kVerifyOptions = {
@@ -117,13 +139,14 @@ const OptionTable kVerifyOptions = {
 
 const Verb kVerifyVerb = {
     .name = "verify",
-    .summary = "compare this mesh with one rank in float64, tensor by tensor",
+    .summary = "compare a mesh with one rank in float64, tensor by tensor",
     .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
     .tables = {&kVerifyOptions, &kPromptOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
-               &kOutputOptions, &kDetailOptions},
+               &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid launch -n 4 verify /models/smollm2 --mesh ring=2,tensor=2\n"
-        "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json",
+        "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json\n"
+        "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2",
     .run = RunVerify,
     .details =
         "Exit code 1 if a tensor is out of its bound: 1e-9 in f64; "

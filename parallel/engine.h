@@ -64,7 +64,8 @@ class Engine {
   // of each position, in ascending order, to rank 0; null: none are made. For verify and tests.
   absl::Status Observe(
       const std::vector<int32_t>& ids, const Observer& observer,
-      const std::function<void(int64_t position, const std::vector<double>&)>& logits);
+      const std::function<void(int64_t position, const std::vector<double>&)>& logits,
+      const EngineEvents& events = {});
 
   // What a request will use on this rank, by the same code on the counting backend.
   absl::StatusOr<MemoryUse> ForeseeGenerate(const GenerateRequest& request);

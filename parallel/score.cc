@@ -130,14 +130,14 @@ absl::StatusOr<MemoryUse> Engine::DryScore(const ScoreRequest& request) {
 
 absl::Status Engine::Observe(
     const std::vector<int32_t>& ids, const Observer& observer,
-    const std::function<void(int64_t position, const std::vector<double>&)>& logits) {
+    const std::function<void(int64_t position, const std::vector<double>&)>& logits,
+    const EngineEvents& events) {
   TOROID_RETURN_IF_ERROR(CheckRequest(ids, 0));
   absl::StatusOr<MemoryUse> foreseen = ForeseeScore({ids, 0, false});
   if (foreseen.ok()) foreseen->scratch += kRowBlock * config().dim * 8 + 64;  // the rows below
   TOROID_RETURN_IF_ERROR(Reserve(foreseen));
-  const EngineEvents silent;
   const int64_t total = int64_t(ids.size());
-  Sequence sequence(ids, total, /*keep=*/false, load_, "verify", silent);
+  Sequence sequence(ids, total, /*keep=*/false, load_, "verify", events);
   sequence.observer = &observer;
   Arena::Mark mark(*scratch_);
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), Begin(sequence)));
@@ -152,8 +152,9 @@ absl::Status Engine::Observe(
       const std::vector<double> row = LastLogits(sequence, rows_nD.Rows(i, 1));
       if (mesh_->rank() == 0) logits(begin + i, row);
     }
+    TOROID_RETURN_IF_ERROR(StepStatus(events));
   }
-  return StepStatus(silent);
+  return StepStatus(events);
 }
 
 }  // namespace toroid

@@ -103,9 +103,16 @@ std::vector<double> Assemble(Engine& engine, const std::vector<int32_t>& positio
   return whole;
 }
 
+// Of the runs that verify is made of: its progress counts them, not their tokens.
+EngineEvents OnlyCancelled(const EngineEvents& events) {
+  EngineEvents quiet;
+  quiet.cancelled = events.cancelled;
+  return quiet;
+}
+
 // Runs one rank of its own over ids and hands every tap and the logits to `see`.
 absl::Status RunAlone(const Engine& engine, const VerifyRequest& request, Compute compute,
-                      ProgressBoard* board,
+                      ProgressBoard* board, const EngineEvents& events,
                       const std::function<void(Key, std::vector<double>)>& see) {
   LoadRequest load = engine.load_request();
   load.mesh = MeshShape{};
@@ -119,10 +126,12 @@ absl::Status RunAlone(const Engine& engine, const VerifyRequest& request, Comput
     see({layer, int(tap)}, OnHost(alone->backend(), alone->stream(), x));
   };
   std::vector<double> logits;
-  TOROID_RETURN_IF_ERROR(
-      alone->Observe(request.ids, observer, [&](int64_t, const std::vector<double>& row) {
+  TOROID_RETURN_IF_ERROR(alone->Observe(
+      request.ids, observer,
+      [&](int64_t, const std::vector<double>& row) {
         logits.insert(logits.end(), row.begin(), row.end());
-      }));
+      },
+      OnlyCancelled(events)));
   see({alone->model().layers(), kLogits}, std::move(logits));
   return absl::OkStatus();
 }
@@ -133,14 +142,14 @@ absl::Status MakeReference(const Engine& engine, const VerifyRequest& request, P
                            std::map<Key, double>& bounds) {
   events.on_progress({"verify", 0, 3});
   TOROID_RETURN_IF_ERROR(
-      RunAlone(engine, request, Compute::kF64, board, [&](Key key, std::vector<double> x) {
+      RunAlone(engine, request, Compute::kF64, board, events, [&](Key key, std::vector<double> x) {
         bounds[key] = kBoundF64;
         reference[key] = std::move(x);
       }));
   events.on_progress({"verify", 1, 3});
   const Compute compute = engine.load_request().compute;
   if (compute == Compute::kF64) return absl::OkStatus();
-  return RunAlone(engine, request, compute, board, [&](Key key, std::vector<double> x) {
+  return RunAlone(engine, request, compute, board, events, [&](Key key, std::vector<double> x) {
     bounds[key] = std::max(kLeastBound, kBoundFactor * RelativeError(x, reference[key]));
   });
 }
@@ -186,10 +195,12 @@ absl::StatusOr<VerifyResult> Verify(Engine& loaded, Communicator& world,
     if (judge) compare({layer, int(tap)}, TapName(tap), layer, whole);
   };
   std::vector<double> logits;
-  TOROID_RETURN_IF_ERROR(
-      engine.Observe(request.ids, observer, [&](int64_t, const std::vector<double>& row) {
+  TOROID_RETURN_IF_ERROR(engine.Observe(
+      request.ids, observer,
+      [&](int64_t, const std::vector<double>& row) {
         logits.insert(logits.end(), row.begin(), row.end());
-      }));
+      },
+      OnlyCancelled(events)));
   if (judge) {
     compare({engine.model().layers(), kLogits}, "logits", -1, logits);
     events.on_progress({"verify", 3, 3});

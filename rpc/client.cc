@@ -71,6 +71,20 @@ absl::Status CheckPrompt(const PromptSpec& prompt) {
   return CheckText(prompt.file, "file");
 }
 
+// What the answers of a streaming request share.
+template <typename Response>
+void Observe(const Response& message, const RequestObserver& observer) {
+  if (message.has_accepted()) {
+    const v1::Accepted& accepted = message.accepted();
+    observer.on_accepted(
+        {accepted.request(), accepted.pod(), MeshFromProto(accepted.mesh()), accepted.kept()});
+  } else if (message.has_progress()) {
+    const v1::Progress& progress = message.progress();
+    const std::string phase = progress.phase();
+    observer.on_progress({phase.c_str(), progress.done(), progress.total()});
+  }
+}
+
 class GrpcClient final : public Client {
  public:
   explicit GrpcClient(const ClientOptions& options)
@@ -236,15 +250,8 @@ class GrpcClient final : public Client {
     v1::GenerateResponse message;
     absl::StatusOr<GenerateResult> result = absl::InternalError("no result came");
     while (reader->Read(&message)) {
-      if (message.has_accepted()) {
-        const v1::Accepted& accepted = message.accepted();
-        observer.on_accepted(
-            {accepted.request(), accepted.pod(), MeshFromProto(accepted.mesh()), accepted.kept()});
-      } else if (message.has_progress()) {
-        const v1::Progress& progress = message.progress();
-        const std::string phase = progress.phase();
-        observer.on_progress({phase.c_str(), progress.done(), progress.total()});
-      } else if (message.has_tokens()) {
+      Observe(message, observer);
+      if (message.has_tokens()) {
         for (const v1::Token& token : message.tokens().tokens()) {
           observer.on_token(FromProto(token));
         }
@@ -266,6 +273,27 @@ class GrpcClient final : public Client {
     TOROID_RETURN_IF_ERROR(
         Call(*inference_, &v1::Inference::Stub::Score, request, &response, in.timeout));
     return FromProto(response.result());
+  }
+
+  absl::StatusOr<VerifyResult> Verify(const InferenceRequest& in,
+                                      const RequestObserver& observer) override {
+    const VerifyTask& task = std::get<VerifyTask>(in.task);
+    if (task.text.has_value()) TOROID_RETURN_IF_ERROR(CheckPrompt(*task.text));
+    v1::VerifyRequest request;
+    *request.mutable_placement() = ToProto(in.placement, in.keep_alive);
+    *request.mutable_task() = ToProto(task);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + in.timeout));
+    const InterruptWatch watch(options_.interrupt, &context);
+    auto reader = inference_->Verify(&context, request);
+    v1::VerifyResponse message;
+    absl::StatusOr<VerifyResult> result = absl::InternalError("no result came");
+    while (reader->Read(&message)) {
+      Observe(message, observer);
+      if (message.has_done()) result = FromProto(message.done());
+    }
+    TOROID_RETURN_IF_ERROR(Explain(reader->Finish()));
+    return result;
   }
 
   absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& in) override {

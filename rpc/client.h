@@ -18,15 +18,17 @@
 namespace toroid {
 
 struct ClientOptions {
-  std::string controller;                        // host:port
+  std::string controller;                      // host:port
   absl::Duration timeout = absl::Seconds(10);    // of calls that do not stream
   const std::atomic<bool>* interrupt = nullptr;  // turns true: calls in flight are cancelled
 };
 
 // Called on the calling thread, in order.
-struct GenerateObserver {
+struct RequestObserver {
   std::function<void(const Accepted&)> on_accepted = [](const Accepted&) {};
   std::function<void(const Progress&)> on_progress = [](const Progress&) {};
+};
+struct GenerateObserver : RequestObserver {
   std::function<void(const TokenEvent&)> on_token = [](const TokenEvent&) {};
 };
 
@@ -65,6 +67,8 @@ class Client {
   virtual absl::StatusOr<GenerateResult> Generate(const InferenceRequest& request,
                                                   const GenerateObserver& observer) = 0;
   virtual absl::StatusOr<ScoreResult> Score(const InferenceRequest& request) = 0;
+  virtual absl::StatusOr<VerifyResult> Verify(const InferenceRequest& request,
+                                              const RequestObserver& observer) = 0;
   virtual absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) = 0;
   virtual absl::StatusOr<std::string> Detokenize(const Placement& placement,
                                                  const std::vector<int32_t>& ids) = 0;

@@ -55,7 +55,7 @@ struct TokenizeTask {
 struct DetokenizeTask {
   std::vector<int32_t> ids;
 };
-using WorldTask = std::variant<GenerateTask, ScoreTask, TokenizeTask, DetokenizeTask>;
+using WorldTask = std::variant<GenerateTask, ScoreTask, VerifyTask, TokenizeTask, DetokenizeTask>;
 struct LoadTask {
   LoadRequest load;
 };
@@ -64,7 +64,9 @@ struct ExitTask {};
 // One numbered thing for a world to do.
 struct WorldProgram {
   uint64_t number = 0;
-  std::variant<LoadTask, GenerateTask, ScoreTask, TokenizeTask, DetokenizeTask, ExitTask> task;
+  std::variant<LoadTask, GenerateTask, ScoreTask, VerifyTask, TokenizeTask, DetokenizeTask,
+               ExitTask>
+      task;
   std::string output_dir;
 };
 
@@ -75,7 +77,8 @@ struct LoadAnswer {
 struct DetokenizeAnswer {
   std::string text;
 };
-using RequestResult = std::variant<GenerateResult, ScoreResult, TokenizeResult, DetokenizeAnswer>;
+using RequestResult =
+    std::variant<GenerateResult, ScoreResult, VerifyResult, TokenizeResult, DetokenizeAnswer>;
 
 struct ProgressAnswer {
   std::string phase;
@@ -88,7 +91,7 @@ struct WorldEnding {
 struct WorldAnswer {
   uint64_t number = 0;
   std::variant<LoadAnswer, ProgressAnswer, std::vector<TokenEvent>, GenerateResult, ScoreResult,
-               TokenizeResult, DetokenizeAnswer, absl::Status, WorldEnding>
+               VerifyResult, TokenizeResult, DetokenizeAnswer, absl::Status, WorldEnding>
       body;
 };
 

@@ -146,6 +146,8 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     Finished(world, RequestResult(*generated));
   } else if (const auto* scored = std::get_if<ScoreResult>(&answer.body)) {
     Finished(world, RequestResult(*scored));
+  } else if (const auto* verified = std::get_if<VerifyResult>(&answer.body)) {
+    Finished(world, RequestResult(*verified));
   } else if (const auto* tokenized = std::get_if<TokenizeResult>(&answer.body)) {
     Finished(world, RequestResult(*tokenized));
   } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&answer.body)) {
@@ -177,6 +179,7 @@ void Controller::Finished(World& world, const absl::StatusOr<RequestResult>& ans
     Timing* timing = nullptr;
     if (auto* generated = std::get_if<GenerateResult>(&*result)) timing = &generated->report.timing;
     if (auto* scored = std::get_if<ScoreResult>(&*result)) timing = &scored->report.timing;
+    if (auto* verified = std::get_if<VerifyResult>(&*result)) timing = &verified->report.timing;
     if (timing != nullptr) timing->load_s = std::exchange(world.load_s, 0);
   }
   const bool loading = world.state == World::State::kLoading;

@@ -32,6 +32,8 @@ v1::GenerateTask ToProto(const GenerateTask& task);
 absl::StatusOr<GenerateTask> FromProto(const v1::GenerateTask& task);
 v1::ScoreTask ToProto(const ScoreTask& task);
 absl::StatusOr<ScoreTask> FromProto(const v1::ScoreTask& task);
+v1::VerifyTask ToProto(const VerifyTask& task);
+absl::StatusOr<VerifyTask> FromProto(const v1::VerifyTask& task);
 // "5m", "500ms"; empty: `missing`. BadField names `field`.
 absl::StatusOr<absl::Duration> ReadDuration(const std::string& text, const char* field,
                                             absl::Duration missing);
@@ -45,6 +47,8 @@ v1::GenerateResult ToProto(const GenerateResult& result);
 GenerateResult FromProto(const v1::GenerateResult& result);
 v1::ScoreResult ToProto(const ScoreResult& result);
 ScoreResult FromProto(const v1::ScoreResult& result);
+v1::VerifyResult ToProto(const VerifyResult& result);
+VerifyResult FromProto(const v1::VerifyResult& result);
 v1::TokenizeResponse ToProto(const TokenizeResult& result);
 TokenizeResult FromProto(const v1::TokenizeResponse& result);
 

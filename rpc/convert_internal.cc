@@ -76,6 +76,8 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
   } else if (const auto* score = std::get_if<ScoreTask>(&program.task)) {
     *out.mutable_score()->mutable_task() = ToProto(*score);
     out.mutable_score()->set_output_dir(program.output_dir);
+  } else if (const auto* verify = std::get_if<VerifyTask>(&program.task)) {
+    *out.mutable_verify() = ToProto(*verify);
   } else if (const auto* tokenize = std::get_if<TokenizeTask>(&program.task)) {
     out.mutable_tokenize()->set_text(tokenize->text);
     out.mutable_tokenize()->set_no_special(!tokenize->special);
@@ -109,6 +111,10 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
     case Message::kScore: {
       TOROID_ASSIGN_OR_RETURN(out.task, FromProto(in.score().task()));
       out.output_dir = in.score().output_dir();
+      return out;
+    }
+    case Message::kVerify: {
+      TOROID_ASSIGN_OR_RETURN(out.task, FromProto(in.verify()));
       return out;
     }
     case Message::kTokenize:
@@ -145,6 +151,8 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     *out.mutable_generated() = ToProto(*generated);
   } else if (const auto* scored = std::get_if<ScoreResult>(&body)) {
     *out.mutable_scored() = ToProto(*scored);
+  } else if (const auto* verified = std::get_if<VerifyResult>(&body)) {
+    *out.mutable_verified() = ToProto(*verified);
   } else if (const auto* tokenized = std::get_if<TokenizeResult>(&body)) {
     *out.mutable_tokenized() = ToProto(*tokenized);
   } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&body)) {
@@ -179,6 +187,9 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       return out;
     case Message::kScored:
       out.body = FromProto(in.scored());
+      return out;
+    case Message::kVerified:
+      out.body = FromProto(in.verified());
       return out;
     case Message::kTokenized:
       out.body = FromProto(in.tokenized());

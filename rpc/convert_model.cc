@@ -268,4 +268,26 @@ absl::StatusOr<ScoreTask> FromProto(const v1::ScoreTask& in) {
   return out;
 }
 
+v1::VerifyTask ToProto(const VerifyTask& task) {
+  v1::VerifyTask out;
+  if (task.text.has_value()) *out.mutable_text() = ToProto(*task.text);
+  out.set_tokens(task.tokens);
+  out.set_full(task.full);
+  out.set_layers(task.request.layers);
+  return out;
+}
+
+absl::StatusOr<VerifyTask> FromProto(const v1::VerifyTask& in) {
+  VerifyTask out;
+  if (in.has_text()) {
+    TOROID_ASSIGN_OR_RETURN(out.text, FromProto(in.text(), "text"));
+  }
+  if (in.has_tokens()) out.tokens = in.tokens();
+  if (out.tokens < 1) return BadField("tokens", absl::StrCat(out.tokens, " is not 1 or more"));
+  out.full = in.full();
+  if (in.layers() < 0) return BadField("layers", absl::StrCat(in.layers(), " is below 0"));
+  out.request.layers = in.layers();
+  return out;
+}
+
 }  // namespace toroid

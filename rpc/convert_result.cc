@@ -54,6 +54,19 @@ RunReport FromProto(const v1::Report& report) {
   return out;
 }
 
+v1::TensorError ToProto(const TensorError& error) {
+  v1::TensorError out;
+  out.set_tensor(error.tensor);
+  out.set_layer(error.layer);
+  out.set_error(error.error);
+  out.set_bound(error.bound);
+  return out;
+}
+
+TensorError FromProto(const v1::TensorError& error) {
+  return {error.tensor(), error.layer(), error.error(), error.bound()};
+}
+
 }  // namespace
 
 // Accepts what UTF-8 is by RFC 3629: no surrogates, no overlong forms, nothing above U+10FFFF.
@@ -174,6 +187,24 @@ ScoreResult FromProto(const v1::ScoreResult& in) {
   out.last_logsumexp = in.last_logsumexp();
   for (const v1::TokenLogit& item : in.last_top())
     out.last_top.emplace_back(item.id(), item.logit());
+  out.report = FromProto(in.report());
+  return out;
+}
+
+v1::VerifyResult ToProto(const VerifyResult& result) {
+  v1::VerifyResult out;
+  out.set_pass(result.pass);
+  *out.mutable_worst() = ToProto(result.worst);
+  for (const TensorError& tensor : result.tensors) *out.add_tensors() = ToProto(tensor);
+  *out.mutable_report() = ToProto(result.report);
+  return out;
+}
+
+VerifyResult FromProto(const v1::VerifyResult& in) {
+  VerifyResult out;
+  out.pass = in.pass();
+  out.worst = FromProto(in.worst());
+  for (const v1::TensorError& tensor : in.tensors()) out.tensors.push_back(FromProto(tensor));
   out.report = FromProto(in.report());
   return out;
 }

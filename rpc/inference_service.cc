@@ -25,21 +25,29 @@ absl::Duration TimeoutOf(const grpc::CallbackServerContext& context) {
 }
 
 // Tokens that a lagging reader has not taken yet travel together.
-bool MergeTokens(v1::GenerateResponse& last, const v1::GenerateResponse& next) {
+bool Merge(v1::GenerateResponse& last, const v1::GenerateResponse& next) {
   if (!last.has_tokens() || !next.has_tokens()) return false;
   last.mutable_tokens()->MergeFrom(next.tokens());
   return true;
 }
+bool Merge(v1::VerifyResponse&, const v1::VerifyResponse&) { return false; }
 
-class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse> {
+void PutTokens(const std::vector<TokenEvent>& tokens, v1::GenerateResponse& message) {
+  for (const TokenEvent& token : tokens) *message.mutable_tokens()->add_tokens() = ToProto(token);
+}
+void PutTokens(const std::vector<TokenEvent>&, v1::VerifyResponse&) {}
+
+// A request whose answers are a stream: accepted, progress, tokens where there are any, done.
+template <typename Response, typename Result>
+class RequestStream final : public grpc::ServerWriteReactor<Response> {
  public:
-  explicit GenerateStream(Controller* controller)
+  explicit RequestStream(Controller* controller)
       : controller_(controller),
-        outbox_([this](const v1::GenerateResponse* message) { StartWrite(message); }, MergeTokens) {
-  }
+        outbox_([this](const Response* message) { this->StartWrite(message); },
+                [](Response& last, const Response& next) { return Merge(last, next); }) {}
 
-  static GenerateStream* Start(Controller* controller, const absl::StatusOr<RequestSpec>& spec) {
-    auto stream = std::make_shared<GenerateStream>(controller);
+  static RequestStream* Start(Controller* controller, const absl::StatusOr<RequestSpec>& spec) {
+    auto stream = std::make_shared<RequestStream>(controller);
     stream->self_ = stream;
     if (!spec.ok()) {
       stream->End(spec.status());
@@ -47,7 +55,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
     }
     RequestSink sink;
     sink.accepted = [stream](const Accepted& accepted) {
-      v1::GenerateResponse message;
+      Response message;
       message.mutable_accepted()->set_request(accepted.request);
       message.mutable_accepted()->set_pod(accepted.pod);
       *message.mutable_accepted()->mutable_mesh() = ToProto(accepted.mesh);
@@ -55,23 +63,21 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
       stream->outbox_.Push(std::move(message));
     };
     sink.progress = [stream](const ProgressAnswer& progress) {
-      v1::GenerateResponse message;
+      Response message;
       message.mutable_progress()->set_phase(progress.phase);
       message.mutable_progress()->set_done(progress.done);
       message.mutable_progress()->set_total(progress.total);
       stream->outbox_.Push(std::move(message));
     };
     sink.tokens = [stream](const std::vector<TokenEvent>& tokens) {
-      v1::GenerateResponse message;
-      for (const TokenEvent& token : tokens) {
-        *message.mutable_tokens()->add_tokens() = ToProto(token);
-      }
+      Response message;
+      PutTokens(tokens, message);
       stream->outbox_.Push(std::move(message));
     };
     sink.done = [stream](const absl::StatusOr<RequestResult>& result) {
       if (result.ok()) {
-        v1::GenerateResponse message;
-        *message.mutable_done() = ToProto(std::get<GenerateResult>(*result));
+        Response message;
+        *message.mutable_done() = ToProto(std::get<Result>(*result));
         stream->outbox_.Push(std::move(message));
       }
       stream->End(result.status());
@@ -83,19 +89,19 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   void OnWriteDone(bool ok) override { outbox_.Written(ok); }
   void OnCancel() override {
     controller_->CancelRequest(request_);
-    outbox_.Close([this] { Finish(grpc::Status::CANCELLED); }, /*discard=*/true);
+    outbox_.Close([this] { this->Finish(grpc::Status::CANCELLED); }, /*discard=*/true);
   }
   void OnDone() override { self_.reset(); }
 
  private:
   void End(const absl::Status& status) {
-    outbox_.Close([this, status] { Finish(ToGrpc(status)); });
+    outbox_.Close([this, status] { this->Finish(ToGrpc(status)); });
   }
 
   Controller* const controller_;
-  Outbox<v1::GenerateResponse> outbox_;
+  Outbox<Response> outbox_;
   std::atomic<uint64_t> request_{0};
-  std::shared_ptr<GenerateStream> self_;  // until OnDone
+  std::shared_ptr<RequestStream> self_;  // until OnDone
 };
 
 // A request with one answer.
@@ -160,8 +166,14 @@ class InferenceService final : public v1::Inference::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
-    return GenerateStream::Start(controller_,
-                                 Spec(request->placement(), FromProto(request->task()), *context));
+    return RequestStream<v1::GenerateResponse, GenerateResult>::Start(
+        controller_, Spec(request->placement(), FromProto(request->task()), *context));
+  }
+
+  grpc::ServerWriteReactor<v1::VerifyResponse>* Verify(grpc::CallbackServerContext* context,
+                                                       const v1::VerifyRequest* request) override {
+    return RequestStream<v1::VerifyResponse, VerifyResult>::Start(
+        controller_, Spec(request->placement(), FromProto(request->task()), *context));
   }
 
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -52,6 +53,12 @@ struct ScoreTask {
   PromptSpec text;
   ScoreRequest request;  // ids is made from `text`
   int64_t limit = 0;     // first so many tokens; 0: all
+};
+struct VerifyTask {
+  std::optional<PromptSpec> text;  // none: ids spread over the vocabulary by a fixed rule
+  int64_t tokens = 256;            // the first so many
+  bool full = false;               // all tokens of the text, or the whole context
+  VerifyRequest request;           // ids is made from the above
 };
 using Task = std::variant<GenerateTask, ScoreTask>;
 using TaskResult = std::variant<std::monostate, GenerateResult, ScoreResult>;
@@ -150,7 +157,7 @@ struct ModelStatus {
 // A request to Inference: it uses the kept world of the same placement, or starts one.
 struct InferenceRequest {
   Placement placement;
-  Task task;
+  std::variant<GenerateTask, ScoreTask, VerifyTask> task;
   absl::Duration keep_alive = absl::Minutes(5);  // of the world, after its last request
   absl::Duration timeout = absl::Hours(1);
 };

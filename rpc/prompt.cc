@@ -1,5 +1,7 @@
 #include "rpc/prompt.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "core/text/chat_template.h"
@@ -53,6 +55,28 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const s
                      {"PROMPT_TOO_LONG",
                       {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
                       {}});
+  }
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> VerifyIds(const VerifyTask& task, const std::string& text,
+                                               const LoadedModel& model) {
+  const int64_t tokens = std::min(std::max<int64_t>(task.tokens, 1), model.context);
+  std::vector<int32_t> ids;
+  if (task.text.has_value()) {
+    LoadedModel reader = model;
+    if (!task.full) reader.context = 0;  // of a longer text only the first tokens are wanted
+    TOROID_ASSIGN_OR_RETURN(ids, PromptIds(*task.text, text, reader));
+    if (!task.full && static_cast<int64_t>(ids.size()) > tokens) {
+      ids.resize(static_cast<size_t>(tokens));
+    }
+    return ids;
+  }
+  const int64_t count = task.full ? model.context : tokens;
+  for (int64_t i = 0; i < count; ++i) {
+    // Knuth's multiplicative hash (TAOCP 6.4) of the position.
+    const uint32_t mixed = static_cast<uint32_t>(i + 1) * 2654435761u;
+    ids.push_back(static_cast<int32_t>(mixed % static_cast<uint64_t>(model.vocab)));
   }
   return ids;
 }

@@ -17,4 +17,9 @@ namespace toroid {
 absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const std::string& text,
                                                const LoadedModel& model);
 
+// The first tokens of verify's text, or, where there is none, as many ids that are spread over the
+// vocabulary by a fixed rule: no text is needed to compare two computations.
+absl::StatusOr<std::vector<int32_t>> VerifyIds(const VerifyTask& task, const std::string& text,
+                                               const LoadedModel& model);
+
 }  // namespace toroid

@@ -137,6 +137,9 @@ class Connection final : public WorkerConnection {
     channel.on_scored = [this](uint64_t number, const absl::StatusOr<ScoreResult>& result) {
       Answer(number, result);
     };
+    channel.on_verified = [this](uint64_t number, const absl::StatusOr<VerifyResult>& result) {
+      Answer(number, result);
+    };
     return channel;
   }
 
@@ -224,6 +227,14 @@ class Connection final : public WorkerConnection {
       program.score = score->request;
       PromptSpec text = score->text;
       TOROID_ASSIGN_OR_RETURN(program.score.ids, Ids(text, score->limit));
+    } else if (const auto* verify = std::get_if<VerifyTask>(&task.task)) {
+      program.kind = ProgramKind::kVerify;
+      program.verify = verify->request;
+      std::string text;
+      if (verify->text.has_value()) {
+        TOROID_ASSIGN_OR_RETURN(text, Text(*verify->text));
+      }
+      TOROID_ASSIGN_OR_RETURN(program.verify.ids, VerifyIds(*verify, text, model_));
     } else if (const auto* tokenize = std::get_if<TokenizeTask>(&task.task)) {
       TOROID_ASSIGN_OR_RETURN(TokenizeResult result, Tokenize(*tokenize));
       Tell(message.number(), std::move(result));
@@ -238,12 +249,15 @@ class Connection final : public WorkerConnection {
     return true;
   }
 
+  // What the prompt says, or its file.
+  absl::StatusOr<std::string> Text(const PromptSpec& prompt) {
+    if (prompt.kind != PromptSpec::Kind::kFile) return prompt.text;
+    TOROID_ASSIGN_OR_RETURN(const std::string path, ResolvePath(prompt.file, options_.roots));
+    return ReadPromptFile(path);
+  }
+
   absl::StatusOr<std::vector<int32_t>> Ids(const PromptSpec& prompt, int64_t limit = 0) {
-    std::string text = prompt.text;
-    if (prompt.kind == PromptSpec::Kind::kFile) {
-      TOROID_ASSIGN_OR_RETURN(const std::string path, ResolvePath(prompt.file, options_.roots));
-      TOROID_ASSIGN_OR_RETURN(text, ReadPromptFile(path));
-    }
+    TOROID_ASSIGN_OR_RETURN(const std::string text, Text(prompt));
     LoadedModel model = model_;
     if (limit > 0) model.context = 0;  // of a longer text only the first tokens are wanted
     TOROID_ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(prompt, text, model));

@@ -54,6 +54,28 @@ def test_the_same_tokens_and_a_kept_world():
     no_orphans()
 
 
+def test_verify_as_the_ranks_alone_do():
+    words = ["verify", MODEL, "--mesh", "ring=2", "--tokens", 48, "-o", "json"]
+    here = launch(2, *words).json()
+    with Up(1, 2) as up:
+        result = up.run(*words, "--progress", "bar")
+        check(result.code == 0, result.err)
+        there = result.json()
+        check("pod " in result.err and "verify" in result.err, result.err)
+        check(there["pass"] and there["model"] == MODEL and there.keys() == here.keys(), there.keys())
+        names = [(t["tensor"], t["layer"], t["bound"]) for t in there["tensors"]]
+        check(names == [(t["tensor"], t["layer"], t["bound"]) for t in here["tensors"]], names)
+        check(here["worst"] == there["worst"], here["worst"], there["worst"])
+        check("pass: " in up.run(*words[:-2], "--layers", 1).out, "as text")
+        exact = up.run(*words, "--compute", "f64", "--file", "nowhere.txt")
+        refused(exact, 3, "nowhere.txt")
+        refused(up.run("verify", MODEL, "--mesh", "ring=3"), 3, 3, 2, "ring=2")
+        refused(up.run("verify", "random:nothing"), 3, "nothing")
+    refused(run("verify", MODEL, "--controller", "127.0.0.1:1"), 4, "127.0.0.1:1")
+    refused(launch(2, "verify", MODEL, "--controller", "127.0.0.1:1"), 2, "--controller")
+    no_orphans()
+
+
 def test_tokens_come_before_the_last_is_made():
     with Up(1, 1) as up:
         client = up.start("generate", MODEL, "--prompt", "x", "--max-tokens", 30000, "--ignore-eos")

@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <fstream>
+#include <functional>
 #include <iterator>
 
 #include "core/text/tokenizer.h"
@@ -43,7 +44,9 @@ struct Heard {
   int tokens = 0;
 };
 
-Heard RunAll(int ranks, std::deque<Program> programs) {
+Heard RunAll(
+    int ranks, std::deque<Program> programs,
+    const std::function<bool(uint64_t)>& cancelled = [](uint64_t) { return false; }) {
   Heard heard;
   programs.push_back(Program{});  // exit
   RunOnRanks(ranks, [&](std::unique_ptr<Communicator> world) {
@@ -54,6 +57,7 @@ Heard RunAll(int ranks, std::deque<Program> programs) {
         programs.pop_front();
         return next;
       };
+      channel.cancelled = cancelled;
       channel.on_token = [&](uint64_t, const TokenEvent&) { ++heard.tokens; };
       channel.on_loaded = [&](uint64_t, const absl::StatusOr<LoadedModel>& m) {
         m.ok() ? heard.loaded.push_back(*m) : heard.errors.push_back(m.status());
@@ -163,6 +167,30 @@ TEST(ProgramTest, VerifyPassesOnMeshesAndNamesWhatIsWrong) {
       EXPECT_TRUE(heard.verified[1].pass);
       EXPECT_EQ(heard.verified[1].tensors.size(), 9u);
     }
+  }
+}
+
+TEST(ProgramTest, ACancelledVerifyEndsInEachOfItsRuns) {
+  Program verify;
+  verify.number = 2;
+  verify.kind = ProgramKind::kVerify;
+  verify.verify.ids = {1, 2, 3, 4, 5};
+  // Of the two runs of rank 0 alone and the one of the mesh, each asks at every layer: so often
+  // that a stop in the middle of each is among these.
+  int asked = 0;
+  Heard heard = RunAll(2, {LoadProgram(1, {1, 2, 1}), verify}, [&](uint64_t number) {
+    asked += number == 2;
+    return false;
+  });
+  ASSERT_EQ(heard.verified.size(), 1u);  // negative control
+  ASSERT_GE(asked, 6);
+  for (int stop : {1, asked / 2, asked}) {
+    int at = 0;
+    heard = RunAll(2, {LoadProgram(1, {1, 2, 1}), verify, GenerateProgram(3)},
+                   [&](uint64_t number) { return number == 2 && ++at == stop; });
+    ASSERT_EQ(heard.errors.size(), 1u) << stop;
+    EXPECT_EQ(heard.errors[0].code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(heard.generated.size(), 1u);  // the world takes the next program
   }
 }
 

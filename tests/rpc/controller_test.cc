@@ -42,6 +42,7 @@ struct FakeClient {
   uint64_t id = 0;
   std::vector<Accepted> accepted;
   std::vector<int32_t> tokens;
+  std::vector<std::string> phases;
   std::vector<absl::StatusOr<RequestResult>> done;
 };
 
@@ -120,6 +121,7 @@ class ControllerTest : public ::testing::Test {
     auto client = std::make_shared<FakeClient>();
     RequestSink sink;
     sink.accepted = [client](const Accepted& accepted) { client->accepted.push_back(accepted); };
+    sink.progress = [client](const ProgressAnswer& p) { client->phases.push_back(p.phase); };
     sink.tokens = [client](const std::vector<TokenEvent>& tokens) {
       for (const TokenEvent& token : tokens) client->tokens.push_back(token.id);
     };
@@ -377,6 +379,39 @@ TEST_F(ControllerTest, CancelStopsTheProgramOrTheWorld) {
   controller_->CancelRequest(next->id);
   Advance(absl::Milliseconds(2100));  // no answer this time
   EXPECT_EQ(agent->stops.size(), 1u);
+}
+
+TEST_F(ControllerTest, VerifyUsesTheKeptWorldAndIsCancelled) {
+  auto agent = Connect("a");
+  auto first = Ask(Request("m"));
+  auto world = AttachAndLoad(*agent);
+  Tell(*world, GenerateResult());
+  RequestSpec spec = Request("m");
+  VerifyTask task;
+  task.tokens = 9;
+  task.request.layers = 2;
+  spec.task = task;
+  auto verify = Ask(spec);
+  EXPECT_TRUE(verify->accepted.at(0).kept);
+  ASSERT_TRUE(world->Runs<VerifyTask>());
+  EXPECT_EQ(std::get<VerifyTask>(world->programs.back().task).request.layers, 2);
+  Tell(*world, ProgressAnswer{"verify", 1, 3});
+  EXPECT_THAT(verify->phases, ElementsAre("verify"));
+  VerifyResult result;
+  result.worst = {"q", 1, 1e-7, 1e-6};
+  Tell(*world, result);
+  ASSERT_EQ(verify->done.size(), 1u);
+  EXPECT_EQ(std::get<VerifyResult>(*verify->done[0]).worst.tensor, "q");
+
+  auto gone = Ask(spec);  // the client leaves: the world stops, and takes the next request
+  controller_->CancelRequest(gone->id);
+  EXPECT_EQ(gone->done.at(0).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(world->cancels, ElementsAre(world->number()));
+  Tell(*world, absl::Status(absl::CancelledError("cancelled")));
+  Ask(Request("m"));
+  EXPECT_TRUE(world->Runs<GenerateTask>());
+  spec.placement.mesh = {1, 3, 1};  // more ranks than the largest pod has
+  EXPECT_EQ(Ask(spec)->done.at(0).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(ControllerTest, CancelledJobs) {

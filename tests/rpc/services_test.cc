@@ -70,6 +70,23 @@ absl::Status RunFakeWorld(const ProgramChannel& channel, Gate& gate) {
       result.tokens = static_cast<int64_t>(program.score.ids.size()) - 1;
       result.mean_nll = 0.5;
       channel.on_scored(number, result);
+    } else if (program.kind == ProgramKind::kVerify) {
+      channel.on_progress(number, {"verify", 1, 3});
+      std::unique_lock<std::mutex> lock(gate.mutex);
+      while (!gate.open && !channel.cancelled(number)) {
+        gate.changed.wait_for(lock, std::chrono::milliseconds(5));
+      }
+      if (channel.cancelled(number)) {
+        ++gate.cancelled_programs;
+        gate.changed.notify_all();
+        channel.on_verified(number, absl::CancelledError("cancelled"));
+        continue;
+      }
+      VerifyResult result;
+      result.pass = true;
+      result.worst = {"logits", -1, 0.25, static_cast<double>(program.verify.layers)};
+      for (int32_t id : program.verify.ids) result.tensors.push_back({"q", id, 0, 1});
+      channel.on_verified(number, result);
     } else if (program.kind == ProgramKind::kGenerate) {
       GenerateResult result;
       result.finish = FinishReason::kStop;
@@ -326,6 +343,69 @@ TEST_F(ServicesTest, ScoreTokenizeDetokenize) {
   ASSERT_TRUE(ids.ok()) << ids.status();
   EXPECT_EQ(ids->ids, (std::vector<int32_t>{65, 66}));
   EXPECT_EQ(*client_->Detokenize(request.placement, {72, 105}), "Hi");
+}
+
+TEST_F(ServicesTest, VerifyAnswersWithProgressAndEveryTensor) {
+  StartPod();
+  InferenceRequest request = Request("");
+  VerifyTask task;
+  task.request.layers = 2;
+  task.tokens = 3;
+  request.task = task;
+  std::vector<std::string> seen;
+  RequestObserver observer;
+  observer.on_accepted = [&](const Accepted& where) { seen.push_back(where.pod); };
+  observer.on_progress = [&](const Progress& p) { seen.emplace_back(p.phase); };
+  auto result = client_->Verify(request, observer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(seen, ::testing::ElementsAre("a", "verify"));
+  EXPECT_TRUE(result->pass);
+  EXPECT_EQ(result->worst.tensor, "logits");
+  EXPECT_EQ(result->worst.layer, -1);
+  EXPECT_EQ(result->worst.error, 0.25);
+  EXPECT_EQ(result->worst.bound, 2);
+  EXPECT_EQ(result->tensors.size(), 3u);
+  EXPECT_EQ(result->report.timing.load_s, 2.5);
+
+  task.text.emplace();  // a text's first tokens, however long it is
+  task.text->text = "AB" + std::string(200, 'x');
+  task.tokens = 2;
+  request.task = task;
+  result = client_->Verify(request, observer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->tensors.size(), 2u);
+  EXPECT_EQ(result->tensors[1].layer, 'B');
+  task.full = true;
+  request.task = task;
+  EXPECT_EQ(GetErrorInfo(client_->Verify(request, observer).status()).reason, "PROMPT_TOO_LONG");
+}
+
+TEST_F(ServicesTest, VerifyRefusesAndIsCancelled) {
+  StartPod();
+  InferenceRequest request = Request("");
+  request.task = VerifyTask();
+  request.placement.load.model = "random:refused";
+  EXPECT_EQ(client_->Verify(request, RequestObserver()).status().code(),
+            absl::StatusCode::kNotFound);
+  request.placement.load.model = "random:tiny";
+  request.placement.mesh = {1, 3, 1};
+  EXPECT_EQ(GetErrorInfo(client_->Verify(request, RequestObserver()).status()).reason,
+            "TOO_FEW_SLOTS");
+  request.placement.mesh = MeshWish();
+  VerifyTask bad;
+  bad.request.layers = -1;
+  request.task = bad;
+  EXPECT_EQ(GetErrorInfo(client_->Verify(request, RequestObserver()).status()).fields.at(0).field,
+            "layers");
+  request.task = VerifyTask();
+  gate_.Set(false);
+  RequestObserver leave;
+  leave.on_progress = [&](const Progress&) { interrupt_ = true; };
+  EXPECT_EQ(client_->Verify(request, leave).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(gate_.Await([this] { return gate_.cancelled_programs == 1; }));
+  interrupt_ = false;
+  gate_.Set(true);
+  EXPECT_TRUE(client_->Verify(request, RequestObserver()).ok());  // the world lives on
 }
 
 TEST_F(ServicesTest, AModelWithoutATokenizerTakesIdsAlone) {
