@@ -4,6 +4,7 @@
 #include <grpcpp/security/credentials.h>
 
 #include <mutex>
+#include <utility>
 
 #include "rpc/convert.h"
 #include "rpc/dialled_stream.h"
@@ -14,6 +15,8 @@ namespace {
 
 using internal::v1::AgentMessage;
 using internal::v1::ControllerMessage;
+
+constexpr size_t kLogBytes = kMaxControlBytes / 4;  // MendUtf8 may make three bytes of one
 
 class GrpcAgentClient final : public AgentClient {
  public:
@@ -47,10 +50,7 @@ class GrpcAgentClient final : public AgentClient {
       *message.mutable_world_ended()->mutable_world() = ToProto(report.world);
       *message.mutable_world_ended()->mutable_exit() = ToProto(*exit);
     } else {
-      *message.mutable_log_lines()->mutable_world() = ToProto(report.world);
-      for (const LogLine& line : std::get<std::vector<LogLine>>(report.body)) {
-        *message.mutable_log_lines()->add_lines() = ToProto(line);
-      }
+      return Report(report.world, std::get<std::vector<LogLine>>(report.body));
     }
     stream_.Push(std::move(message));
   }
@@ -67,6 +67,22 @@ class GrpcAgentClient final : public AgentClient {
   }
 
  private:
+  // In messages that the controller takes, however much a world wrote.
+  void Report(const WorldId& world, const std::vector<LogLine>& lines) {
+    AgentMessage message;
+    size_t bytes = 0;
+    for (const LogLine& line : lines) {
+      if (bytes > kLogBytes) {
+        stream_.Push(std::exchange(message, AgentMessage()));
+        bytes = 0;
+      }
+      *message.mutable_log_lines()->mutable_world() = ToProto(world);
+      *message.mutable_log_lines()->add_lines() = ToProto(line);
+      bytes += line.text.size() + 16;
+    }
+    if (bytes > 0) stream_.Push(std::move(message));
+  }
+
   void Receive(const ControllerMessage& message) {
     switch (message.body_case()) {
       case ControllerMessage::kRegistered:

@@ -1,6 +1,7 @@
 // toroid.internal.v1.Agents and Workers: streams that our own processes dial out.
 #include <atomic>
 #include <mutex>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
@@ -30,12 +31,17 @@ class SessionStream : public grpc::ServerBidiReactor<In, Out> {
 
   void OnReadDone(bool ok) override {
     if (!ok) return End(absl::OkStatus());
+    // What opens a session comes from anybody, and an agent has no more than words to say; a world
+    // that has shown its credential may answer at length.
     absl::Status status;
-    if (session_ == 0) {
+    if (session_ == 0 || std::is_same_v<In, internal::v1::AgentMessage>) {
+      status = CheckSize(in_, kMaxControlBytes);
+    }
+    if (status.ok() && session_ == 0) {
       const absl::StatusOr<uint64_t> session = Open(in_);
       status = session.status();
       if (session.ok()) session_ = *session;
-    } else {
+    } else if (status.ok()) {
       Take(session_, in_);
     }
     if (!status.ok()) return End(status);

@@ -139,18 +139,13 @@ class GrpcClient final : public Client {
     v1::WatchJobRequest request;
     request.set_id(MendUtf8(id));
     request.set_from_sequence(from_sequence);
-    grpc::ClientContext context;
-    const InterruptWatch watch(options_.interrupt, &context);
-    auto reader = jobs_->WatchJob(&context, request);
-    v1::JobEvent message;
-    while (reader->Read(&message)) {
-      const auto read = FromProto(message);
-      if (read.ok() && event(*read)) continue;
-      context.TryCancel();
-      (void)reader->Finish();
-      return read.status();
-    }
-    return Explain(reader->Finish());
+    return Follow<v1::JobEvent>(
+        id, [&](grpc::ClientContext* context) { return jobs_->WatchJob(context, request); },
+        [&](const v1::JobEvent& message) -> absl::StatusOr<bool> {
+          request.set_from_sequence(message.sequence() + 1);
+          TOROID_ASSIGN_OR_RETURN(const JobEvent read, FromProto(message));
+          return event(read);
+        });
   }
 
   absl::Status StreamLogs(const LogQuery& query,
@@ -160,17 +155,13 @@ class GrpcClient final : public Client {
     request.set_from_offset(query.from_offset);
     request.set_follow(query.follow);
     for (int rank : query.ranks) request.add_ranks(rank);
-    grpc::ClientContext context;
-    const InterruptWatch watch(options_.interrupt, &context);
-    auto reader = jobs_->StreamLogs(&context, request);
-    v1::LogLine message;
-    while (reader->Read(&message)) {
-      if (line(FromProto(message))) continue;
-      context.TryCancel();
-      (void)reader->Finish();
-      return absl::OkStatus();
-    }
-    return Explain(reader->Finish());
+    return Follow<v1::LogLine>(
+        query.job,
+        [&](grpc::ClientContext* context) { return jobs_->StreamLogs(context, request); },
+        [&](const v1::LogLine& message) -> absl::StatusOr<bool> {
+          request.set_from_offset(message.next_offset());
+          return line(FromProto(message));
+        });
   }
 
   absl::StatusOr<JobStatus> CancelJob(const std::string& id) override {
@@ -243,6 +234,7 @@ class GrpcClient final : public Client {
     v1::GenerateRequest request;
     *request.mutable_placement() = ToProto(in.placement, in.keep_alive);
     *request.mutable_task() = ToProto(task);
+    TOROID_RETURN_IF_ERROR(CheckSize(request, kMaxReceiveBytes));
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + in.timeout));
     const InterruptWatch watch(options_.interrupt, &context);
@@ -282,6 +274,7 @@ class GrpcClient final : public Client {
     v1::VerifyRequest request;
     *request.mutable_placement() = ToProto(in.placement, in.keep_alive);
     *request.mutable_task() = ToProto(task);
+    TOROID_RETURN_IF_ERROR(CheckSize(request, kMaxReceiveBytes));
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + in.timeout));
     const InterruptWatch watch(options_.interrupt, &context);
@@ -337,25 +330,65 @@ class GrpcClient final : public Client {
   }
 
  private:
+  // Streams of a job, one after the other, until one ends otherwise than by its deadline or `take`
+  // returns false. open: begins where the last one ended.
+  template <typename Message, typename Open, typename Take>
+  absl::Status Follow(const std::string& job, const Open& open, const Take& take) {
+    while (true) {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(absl::Now() + options_.stream));
+      const InterruptWatch watch(options_.interrupt, &context);
+      const auto reader = open(&context);
+      Message message;
+      while (reader->Read(&message)) {
+        const absl::StatusOr<bool> more = take(message);
+        if (more.ok() && *more) continue;
+        context.TryCancel();
+        (void)reader->Finish();
+        return more.status();
+      }
+      const grpc::Status status = reader->Finish();
+      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) return Explain(status);
+      TOROID_RETURN_IF_ERROR(GetJob(job).status());  // is anybody there?
+    }
+  }
+
   template <typename Stub, typename Request, typename Response>
   absl::Status Call(Stub& stub,
                     grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                     const Request& request, Response* response,
                     absl::Duration timeout = absl::ZeroDuration()) {
+    TOROID_RETURN_IF_ERROR(CheckSize(request, kMaxReceiveBytes));
     grpc::ClientContext context;
-    if (timeout == absl::ZeroDuration()) timeout = options_.timeout;
+    const bool control = timeout == absl::ZeroDuration();
+    if (control) timeout = options_.timeout;
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
     const InterruptWatch watch(options_.interrupt, &context);
-    return Explain((stub.*method)(&context, request, response));
+    const grpc::Status status = (stub.*method)(&context, request, response);
+    if (control && status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+      return NotReachable(absl::StrCat("no answer within ", absl::FormatDuration(timeout)));
+    }
+    return Explain(status);
+  }
+
+  absl::Status NotReachable(absl::string_view more) const {
+    return MakeError(
+        absl::StatusCode::kUnavailable,
+        absl::StrCat("controller is not reachable: ", options_.controller, more.empty() ? "" : ": ",
+                     more, ": start it, or give --controller another"),
+        {"NOT_REACHABLE", {{"controller", options_.controller}}, {}});
   }
 
   // Our servers' errors carry their details; without them the connection itself failed.
   absl::Status Explain(const grpc::Status& status) const {
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty()) {
-      return MakeError(absl::StatusCode::kUnavailable,
-                       absl::StrCat("controller is not reachable: ", options_.controller,
-                                    ": start it, or give --controller another"),
-                       {"NOT_REACHABLE", {{"controller", options_.controller}}, {}});
+      return NotReachable("");
+    }
+    if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED &&
+        status.error_details().empty()) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("deadline: the request ran out of time: ", options_.controller,
+                       ": give a longer --timeout"));
     }
     return FromGrpc(status);
   }

@@ -19,7 +19,10 @@ namespace toroid {
 
 struct ClientOptions {
   std::string controller;                      // host:port
-  absl::Duration timeout = absl::Seconds(10);    // of calls that do not stream
+  absl::Duration timeout = absl::Seconds(10);  // of calls of control that do not stream
+  // Of one stream of events or log lines. The next begins where it ended, once a call has shown
+  // that the controller is there: a job may be watched for longer than any call may last.
+  absl::Duration stream = absl::Minutes(10);
   const std::atomic<bool>* interrupt = nullptr;  // turns true: calls in flight are cancelled
 };
 

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
@@ -37,6 +38,16 @@ absl::Status FromGrpc(const grpc::Status& status) {
     return FromProto(details);
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+absl::Status CheckSize(const google::protobuf::MessageLite& message, size_t limit) {
+  const size_t bytes = message.ByteSizeLong();
+  if (bytes <= limit) return absl::OkStatus();
+  return MakeError(
+      absl::StatusCode::kResourceExhausted,
+      absl::StrCat("message is too large: ", bytes, " bytes, this method takes at most ", limit,
+                   ": put long texts into files under the pod's roots and name those"),
+      {"MESSAGE_TOO_LARGE", {{"bytes", absl::StrCat(bytes)}, {"limit", absl::StrCat(limit)}}, {}});
 }
 
 void QuietGrpc() {

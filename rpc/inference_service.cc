@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "rpc/control_method.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
 #include "rpc/grpc_status.h"
@@ -209,29 +210,28 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
                                      const v1::GetModelRequest* request,
                                      v1::ModelInfo* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    for (const ModelStatus& model : controller_->ListModels()) {
-      if (model.name != request->name()) continue;
-      *response = ToProto(model);
-      reactor->Finish(grpc::Status::OK);
-      return reactor;
-    }
-    reactor->Finish(ToGrpc(MakeError(
-        absl::StatusCode::kNotFound,
-        absl::StrCat("model is not loaded: ", MendUtf8(request->name()), ": see toroid models"),
-        {"NO_MODEL", {}, {}})));
-    return reactor;
+    return Answer(context, *request, [&] {
+      for (const ModelStatus& model : controller_->ListModels()) {
+        if (model.name != request->name()) continue;
+        *response = ToProto(model);
+        return grpc::Status::OK;
+      }
+      return ToGrpc(MakeError(
+          absl::StatusCode::kNotFound,
+          absl::StrCat("model is not loaded: ", MendUtf8(request->name()), ": see toroid models"),
+          {"NO_MODEL", {}, {}}));
+    });
   }
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
-                                       const v1::ListModelsRequest*,
+                                       const v1::ListModelsRequest* request,
                                        v1::ListModelsResponse* response) override {
-    for (const ModelStatus& model : controller_->ListModels()) {
-      *response->add_models() = ToProto(model);
-    }
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
+    return Answer(context, *request, [&] {
+      for (const ModelStatus& model : controller_->ListModels()) {
+        *response->add_models() = ToProto(model);
+      }
+      return grpc::Status::OK;
+    });
   }
 
  private:

@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "absl/strings/str_cat.h"
+#include "rpc/control_method.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
 #include "rpc/grpc_status.h"
@@ -14,25 +15,10 @@ namespace {
 
 constexpr int64_t kLogReadBytes = 256 << 10;
 
-absl::Status CheckSize(const google::protobuf::Message& request) {
-  const size_t bytes = request.ByteSizeLong();
-  if (bytes <= kMaxControlBytes) return absl::OkStatus();
-  return MakeError(absl::StatusCode::kResourceExhausted,
-                   absl::StrCat("message of ", bytes, " bytes: a control method takes ",
-                                kMaxControlBytes, ": pass long texts as files"),
-                   {"MESSAGE_TOO_LARGE", {}, {}});
-}
-
 template <typename Response, typename Value>
 grpc::Status Fill(const absl::StatusOr<Value>& value, Response* response) {
   if (value.ok()) *response = ToProto(*value);
   return ToGrpc(value.status());
-}
-
-grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const grpc::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(status);
-  return reactor;
 }
 
 // Both streams below: a subscription of the controller ends with the call.
@@ -107,32 +93,35 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const v1::SubmitJobRequest* request,
                                       v1::Job* response) override {
-    const absl::Status size = CheckSize(*request);
-    if (!size.ok()) return Answer(context, ToGrpc(size));
-    const absl::StatusOr<JobSpec> spec = FromProto(request->spec());
-    if (!spec.ok()) return Answer(context, ToGrpc(spec.status()));
-    return Answer(context, Fill(controller_->SubmitJob(*spec, request->request_id()), response));
+    return Answer(context, *request, [&] {
+      const absl::StatusOr<JobSpec> spec = FromProto(request->spec());
+      if (!spec.ok()) return ToGrpc(spec.status());
+      return Fill(controller_->SubmitJob(*spec, request->request_id()), response);
+    });
   }
 
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context,
                                    const v1::GetJobRequest* request, v1::Job* response) override {
-    return Answer(context, Fill(controller_->GetJob(request->id()), response));
+    return Answer(context, *request,
+                  [&] { return Fill(controller_->GetJob(request->id()), response); });
   }
 
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
                                      const v1::ListJobsRequest* request,
                                      v1::ListJobsResponse* response) override {
-    std::vector<JobState> states;
-    for (int number : request->states()) {
-      const auto state = FromProto(static_cast<v1::JobState>(number));
-      if (!state.ok()) return Answer(context, ToGrpc(state.status()));
-      states.push_back(*state);
-    }
-    const auto page = controller_->ListJobs(states, request->page_size(), request->page_token());
-    if (!page.ok()) return Answer(context, ToGrpc(page.status()));
-    for (const JobStatus& job : page->jobs) *response->add_jobs() = ToProto(job);
-    response->set_next_page_token(page->next_page_token);
-    return Answer(context, grpc::Status::OK);
+    return Answer(context, *request, [&] {
+      std::vector<JobState> states;
+      for (int number : request->states()) {
+        const auto state = FromProto(static_cast<v1::JobState>(number));
+        if (!state.ok()) return ToGrpc(state.status());
+        states.push_back(*state);
+      }
+      const auto page = controller_->ListJobs(states, request->page_size(), request->page_token());
+      if (!page.ok()) return ToGrpc(page.status());
+      for (const JobStatus& job : page->jobs) *response->add_jobs() = ToProto(job);
+      response->set_next_page_token(page->next_page_token);
+      return grpc::Status::OK;
+    });
   }
 
   grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext*,
@@ -142,7 +131,12 @@ class JobsService final : public v1::Jobs::CallbackService {
     JobSink sink;
     sink.event = [watch](const JobEvent& event) { watch->Push(ToProto(event)); };
     sink.end = [watch](const absl::Status& status) { watch->End(status); };
-    Subscribe(*watch, request->id(), request->from_sequence(), std::move(sink));
+    const absl::Status size = CheckSize(*request, kMaxControlBytes);
+    if (size.ok()) {
+      Subscribe(*watch, request->id(), request->from_sequence(), std::move(sink));
+    } else {
+      watch->End(size);
+    }
     return watch.get();
   }
 
@@ -150,7 +144,9 @@ class JobsService final : public v1::Jobs::CallbackService {
                                                     const v1::StreamLogsRequest* request) override {
     auto watch = std::make_shared<LogWatch>(controller_, logs_, *request);
     watch->Keep(watch);
-    const auto job = controller_->GetJob(request->id());
+    const absl::Status size = CheckSize(*request, kMaxControlBytes);
+    const absl::StatusOr<JobStatus> job =
+        size.ok() ? controller_->GetJob(request->id()) : absl::StatusOr<JobStatus>(size);
     if (!job.ok()) {
       watch->End(job.status());
     } else if (!request->follow() || IsTerminal(job->state)) {
@@ -168,13 +164,14 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
                                       const v1::CancelJobRequest* request,
                                       v1::Job* response) override {
-    return Answer(context, Fill(controller_->CancelJob(request->id()), response));
+    return Answer(context, *request,
+                  [&] { return Fill(controller_->CancelJob(request->id()), response); });
   }
 
   grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context,
                                       const v1::DeleteJobRequest* request,
                                       v1::DeleteJobResponse*) override {
-    return Answer(context, ToGrpc(controller_->DeleteJob(request->id())));
+    return Answer(context, *request, [&] { return ToGrpc(controller_->DeleteJob(request->id())); });
   }
 
  private:
@@ -197,30 +194,35 @@ class PodsService final : public v1::Pods::CallbackService {
   explicit PodsService(Controller* controller) : controller_(controller) {}
 
   grpc::ServerUnaryReactor* ListPods(grpc::CallbackServerContext* context,
-                                     const v1::ListPodsRequest*,
+                                     const v1::ListPodsRequest* request,
                                      v1::ListPodsResponse* response) override {
-    for (const PodStatus& pod : controller_->ListPods()) *response->add_pods() = ToProto(pod);
-    return Answer(context, grpc::Status::OK);
+    return Answer(context, *request, [&] {
+      for (const PodStatus& pod : controller_->ListPods()) *response->add_pods() = ToProto(pod);
+      return grpc::Status::OK;
+    });
   }
 
   grpc::ServerUnaryReactor* GetPod(grpc::CallbackServerContext* context,
                                    const v1::GetPodRequest* request, v1::Pod* response) override {
-    for (const PodStatus& pod : controller_->ListPods()) {
-      if (pod.name != request->name()) continue;
-      *response = ToProto(pod);
-      return Answer(context, grpc::Status::OK);
-    }
-    return Answer(context, ToGrpc(MakeError(absl::StatusCode::kNotFound,
-                                            absl::StrCat("no such pod: ", MendUtf8(request->name()),
-                                                         ": see toroid pod list"),
-                                            {"NO_POD", {}, {}})));
+    return Answer(context, *request, [&] {
+      for (const PodStatus& pod : controller_->ListPods()) {
+        if (pod.name != request->name()) continue;
+        *response = ToProto(pod);
+        return grpc::Status::OK;
+      }
+      return ToGrpc(MakeError(
+          absl::StatusCode::kNotFound,
+          absl::StrCat("no such pod: ", MendUtf8(request->name()), ": see toroid pod list"),
+          {"NO_POD", {}, {}}));
+    });
   }
 
   grpc::ServerUnaryReactor* DrainPod(grpc::CallbackServerContext* context,
                                      const v1::DrainPodRequest* request,
                                      v1::Pod* response) override {
-    return Answer(context,
-                  Fill(controller_->DrainPod(request->name(), !request->undo()), response));
+    return Answer(context, *request, [&] {
+      return Fill(controller_->DrainPod(request->name(), !request->undo()), response);
+    });
   }
 
  private:
