@@ -86,8 +86,8 @@ class Backend {
   // The gradient turns back: dx in place.
   virtual void RopeBackward(Stream s, Tensor dx_thK, Tensor positions, Tensor inv_freq,
                             double scale) = 0;
-  // cache row slots[i] = x row i, converted to the cache's type. slots: i64 [t]; negative: left
-  // out.
+  // cache row slots[i] = x row i, converted to the cache's type. x: of dtype() or of the cache's
+  // type. slots: i64 [t]; negative: left out.
   virtual void KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) = 0;
   // Online softmax (Milakov & Gimelshein 2018; Dao 2022) over one tile, continuing the carry:
   // on entry and exit o is normalised and lse = ln sum exp(score); a fresh carry is o = 0,

@@ -254,7 +254,7 @@ class CudaBackend final : public InferenceBackend {
   void KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) override {
     CheckKvWrite(dtype(), x_tgK, slots, cache);
     const Call call(*this, "kv_write");
-    toroid::KvWrite(Maths(s).stream, x_tgK.as<const float>(), x_tgK.stride, x_tgK.rows(),
+    toroid::KvWrite(Maths(s).stream, x_tgK.dtype, x_tgK.data, x_tgK.stride, x_tgK.rows(),
                     x_tgK.cols(), slots.as<const int64_t>(), cache.dtype, cache.data, cache.stride);
   }
 

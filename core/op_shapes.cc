@@ -138,7 +138,7 @@ void CheckRope(DType type, const Tensor& x_thK, const Tensor& positions, const T
 }
 
 void CheckKvWrite(DType type, const Tensor& x_tgK, const Tensor& slots, const Tensor& cache) {
-  CheckType(x_tgK, type);
+  if (x_tgK.dtype != cache.dtype) CheckType(x_tgK, type);  // or narrowed already
   CheckCacheType(cache.dtype);
   CheckVector(slots, DType::kI64, x_tgK.rows());
   TOROID_CHECK_EQ(x_tgK.cols(), cache.cols());

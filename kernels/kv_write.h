@@ -10,12 +10,13 @@
 
 namespace toroid {
 
-// x: [t, cols] of f32 or f64; strides in elements. slots: [t], below the cache's rows.
+// x: [t, cols] of f32, f64 or bf16; strides in elements. slots: [t], below the cache's rows.
 void KvWrite(ThreadPool& pool, DType x_type, const void* x, int64_t x_stride, int64_t t,
              int64_t cols, const int64_t* slots, DType cache_type, void* cache,
              int64_t cache_stride);
 
-void KvWrite(CudaStream s, const float* x, int64_t x_stride, int64_t t, int64_t cols,
+// The same; x: f32 or of the cache's type.
+void KvWrite(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t t, int64_t cols,
              const int64_t* slots, DType cache_type, void* cache, int64_t cache_stride);
 
 }  // namespace toroid

@@ -5,9 +5,9 @@ namespace toroid {
 
 namespace {
 
-template <typename To>
+template <typename From, typename To>
 struct WriteElement {
-  const float* x;
+  const From* x;
   int64_t x_stride;
   const int64_t* slots;
   To* cache;
@@ -21,15 +21,23 @@ struct WriteElement {
 
 }  // namespace
 
-void KvWrite(CudaStream s, const float* x, int64_t x_stride, int64_t t, int64_t cols,
+void KvWrite(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t t, int64_t cols,
              const int64_t* slots, DType cache_type, void* cache, int64_t cache_stride) {
-  const auto write = [&](auto* to) {
+  const auto write = [&](const auto* from, auto* to) {
+    using From = std::remove_cv_t<std::remove_reference_t<decltype(*from)>>;
     using To = std::remove_reference_t<decltype(*to)>;
-    ForEach(s, t, cols, WriteElement<To>{x, x_stride, slots, to, cache_stride});
+    ForEach(s, t, cols, WriteElement<From, To>{from, x_stride, slots, to, cache_stride});
   };
-  if (cache_type == DType::kF32) write(static_cast<float*>(cache));
-  if (cache_type == DType::kF64) write(static_cast<double*>(cache));
-  if (cache_type == DType::kBF16) write(static_cast<__nv_bfloat16*>(cache));
+  const auto write_to = [&](auto* to) {
+    if (x_type == cache_type) {
+      write(static_cast<decltype(to)>(const_cast<void*>(x)), to);
+    } else {
+      write(static_cast<const float*>(x), to);
+    }
+  };
+  if (cache_type == DType::kF32) write_to(static_cast<float*>(cache));
+  if (cache_type == DType::kF64) write_to(static_cast<double*>(cache));
+  if (cache_type == DType::kBF16) write_to(static_cast<__nv_bfloat16*>(cache));
 }
 
 }  // namespace toroid

@@ -212,10 +212,14 @@ TEST_F(CudaBackend, WritesTheCache) {
       ExpectSame(
           [&](BackendSide& side) -> Results {
             const Tensor x = side.Put(DType::kF32, {t, 2, 7}, Random(t * 14, 1), 1);
-            const Tensor cache = side.Poisoned(type, {t, 2, 7});
+            const Tensor narrowed = side.Poisoned(type, {t, 2, 7}, 1);
+            side.ops().Copy(side.s, x, narrowed);
+            const Tensor cache = side.Poisoned(type, {2 * t, 2, 7});
             side.ops().Fill(side.s, cache, 9);  // rows that no slot names stay
-            side.ops().KvWrite(side.s, x, side.Put(DType::kI64, {t}, slots), cache);
-            const Tensor wide = side.Poisoned(DType::kF32, {t, 2, 7});
+            const Tensor to = side.Put(DType::kI64, {t}, slots);
+            side.ops().KvWrite(side.s, x, to, cache.Rows(0, t));
+            side.ops().KvWrite(side.s, narrowed, to, cache.Rows(t, t));
+            const Tensor wide = side.Poisoned(DType::kF32, {2 * t, 2, 7});
             side.ops().Copy(side.s, cache, wide);
             return {side.Floats(wide)};
           },

@@ -94,6 +94,16 @@ TEST_F(CudaEngine, InBf16IsNearAndNotTheSame) {
   }
 }
 
+TEST_F(CudaEngine, DecodesInBf16) {
+  const EngineCase narrow{.compute = Compute::kBF16, .device = Device::kCuda};
+  const GenerateResult made = GenerateText(narrow, 20);
+  ASSERT_EQ(made.ids.size(), 48u);
+  std::vector<int32_t> ids = MixedIds(20, TestSource(narrow.model)->config.vocab);
+  ids.insert(ids.end(), made.ids.begin(), made.ids.end());
+  const ScoreResult scored = ScoreOn(narrow, {ids, 0, true});
+  for (int i = 0; i < 48; ++i) EXPECT_NEAR(scored.logprobs[19 + i], made.logprobs[i], 0.1);
+}
+
 TEST_F(CudaEngine, ForeseesItsMemory) {
   OnEngines({.compute = Compute::kF32, .device = Device::kCuda}, [](Engine& engine) {
     GenerateRequest request;

@@ -79,6 +79,25 @@ TEST(EngineTest, DecodeEqualsScoreOfTheWholeText) {
   }
 }
 
+// K and V are narrowed once and cached so: what is decoded sees what the prompt's own rows saw.
+TEST(EngineTest, DecodesInBf16AsItScores) {
+  for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{1, 2, 2}}) {
+    const EngineCase narrow{.mesh = mesh, .compute = Compute::kBF16};
+    const GenerateResult made = GenerateText(narrow, 21, 30);
+    ASSERT_EQ(made.ids.size(), 30u);
+    OnEngines(narrow, [&](Engine& engine) {
+      std::vector<int32_t> ids = MixedIds(21, engine.config().vocab);
+      ids.insert(ids.end(), made.ids.begin(), made.ids.end());
+      const auto scored = engine.Score({ids, 0, true}, {});
+      ASSERT_TRUE(scored.ok());
+      if (engine.mesh().rank() != 0) return;
+      for (int i = 0; i < 30; ++i) EXPECT_NEAR(scored->logprobs[20 + i], made.logprobs[i], 0.05);
+      const auto wide = ScoreOn({.compute = Compute::kF32}, {ids, 0, true});
+      EXPECT_GT(std::abs(wide.mean_nll - scored->mean_nll), 1e-7);  // it is narrow
+    });
+  }
+}
+
 TEST(EngineTest, TokensAreEqualOnEveryMesh) {
   for (double temperature : {0.0, 0.8}) {
     const EngineCase base{.compute = Compute::kF32};
