@@ -1,0 +1,93 @@
+#include "parallel/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/status_macros.h"
+
+namespace toroid {
+namespace {
+
+using Kind = ParamStore::Kind;
+
+constexpr double kSmallestRms = 1e-3;  // Shazeer & Stern 2018, section 8: epsilon_2
+
+// Calls visit(i, member) for every parameter in the order of ParamStore::SquaredSums.
+template <typename Visit>
+void ForEachParameter(const ParamGroups& groups, const Visit& visit) {
+  int64_t i = 0;
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    for (const GroupMember& member : groups.group(g).members) visit(i++, member.spec);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Optimizer>> Optimizer::Create(Backend& ops, Stream s,
+                                                             ParamStore& store,
+                                                             const OptimizerSpec& spec) {
+  TOROID_RETURN_IF_ERROR(Validate(spec.rate));
+  std::unique_ptr<Optimizer> optimizer(new Optimizer(ops, s, store, spec));
+  int64_t parameters = 0;
+  ForEachParameter(store.groups(), [&](int64_t, const ParamSpec&) { ++parameters; });
+  const int64_t fields = spec.kind == OptimizerSpec::Kind::kAdamW ? 5 : 4;
+  Tensor& steps = optimizer->steps_;
+  steps = Tensor(DType::kF64, {parameters, fields}, nullptr);
+  TOROID_ASSIGN_OR_RETURN(steps.data, ops.Allocate(steps.bytes()));
+  return optimizer;
+}
+
+Optimizer::~Optimizer() {
+  if (steps_.data != nullptr) ops_.Free(steps_.data, steps_.bytes());
+}
+
+void Optimizer::UploadAdamW(int64_t step, int64_t updates, double gradient_scale) {
+  const double rate = LearningRate(spec_.rate, step), k = double(updates + 1);
+  std::vector<AdamWStep> steps;
+  ForEachParameter(store_.groups(), [&](int64_t, const ParamSpec& parameter) {
+    steps.push_back({gradient_scale, rate, spec_.decay.Shrink(parameter, rate),
+                     1 - std::pow(spec_.adamw.beta1, k), 1 - std::pow(spec_.adamw.beta2, k)});
+  });
+  ops_.Upload(s_, steps.data(), steps_);
+}
+
+void Optimizer::UploadAdafactor(int64_t step, int64_t updates, double gradient_scale) {
+  const double rate = LearningRate(spec_.rate, step), k = double(updates + 1);
+  const std::vector<double> squares = store_.SquaredSums(Kind::kWeights);
+  std::vector<AdafactorStep> steps;
+  ForEachParameter(store_.groups(), [&](int64_t i, const ParamSpec& parameter) {
+    const double rms = std::sqrt(squares[i] / double(parameter.rows * parameter.cols));
+    steps.push_back({gradient_scale, rate * std::max(kSmallestRms, rms),
+                     spec_.decay.Shrink(parameter, rate), 1 - std::pow(k, -0.8)});
+  });
+  ops_.Upload(s_, steps.data(), steps_);
+}
+
+void Optimizer::Update(int64_t step, int64_t updates, double gradient_scale) {
+  const bool adamw = spec_.kind == OptimizerSpec::Kind::kAdamW;
+  if (adamw) {
+    UploadAdamW(step, updates, gradient_scale);
+  } else {
+    UploadAdafactor(step, updates, gradient_scale);
+  }
+  int64_t first = 0;  // of the group's parameters in steps_
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    for (const ParamPiece& piece : store_.pieces(g)) {
+      const Tensor constants = steps_.Rows(first + piece.member, 1).Reshape({steps_.cols()});
+      const Tensor gradient = store_.Stored(Kind::kGradients, g, piece);
+      const Tensor w = store_.Stored(Kind::kWeights, g, piece);
+      const Tensor m = store_.Stored(Kind::kFirstMoments, g, piece);
+      const Tensor v = store_.Stored(Kind::kSecondMoments, g, piece);
+      if (adamw) {
+        ops_.AdamW(s_, spec_.adamw, constants, gradient, w, m, v);
+      } else {
+        ops_.Adafactor(s_, spec_.adafactor, constants, gradient, w, m, v);
+      }
+    }
+    first += int64_t(store_.groups().group(g).members.size());
+  }
+  store_.Forget();
+}
+
+}  // namespace toroid

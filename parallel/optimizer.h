@@ -1,0 +1,54 @@
+// Optimizer: the update of one rank's stored ranges, AdamW or Adafactor as PaLM used it.
+//
+// AdamW works element by element, so that its bits do not depend on the mesh; Adafactor's step is
+// scaled by the RMS of each whole parameter, a sum over ranks. Formulas: kernels/adamw.h,
+// kernels/adafactor.h. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "core/backend.h"
+#include "core/train/clip.h"
+#include "core/train/schedule.h"
+#include "parallel/param_store.h"
+
+namespace toroid {
+
+struct OptimizerSpec {
+  enum class Kind { kAdamW, kAdafactor };
+  Kind kind = Kind::kAdamW;
+  AdamWSpec adamw;
+  AdafactorSpec adafactor;
+  LearningRateSchedule rate;
+  WeightDecay decay;
+};
+
+class Optimizer {
+ public:
+  // OutOfRange names the bytes of the steps' constants. The store outlives the optimizer.
+  static absl::StatusOr<std::unique_ptr<Optimizer>> Create(Backend& ops, Stream s,
+                                                           ParamStore& store,
+                                                           const OptimizerSpec& spec);
+  ~Optimizer();
+
+  // Applies the stored gradients, each times gradient_scale, at learning rate LearningRate(step).
+  // `updates`: how many updates were made before, which is `step` less the steps that were skipped.
+  // Collective with Adafactor.
+  void Update(int64_t step, int64_t updates, double gradient_scale);
+
+ private:
+  Optimizer(Backend& ops, Stream s, ParamStore& store, const OptimizerSpec& spec)
+      : ops_(ops), s_(s), store_(store), spec_(spec) {}
+  void UploadAdamW(int64_t step, int64_t updates, double gradient_scale);
+  void UploadAdafactor(int64_t step, int64_t updates, double gradient_scale);
+
+  Backend& ops_;
+  Stream s_;
+  ParamStore& store_;
+  const OptimizerSpec spec_;
+  Tensor steps_;  // f64, the constants of each parameter: [parameters, 5 or 4]
+};
+
+}  // namespace toroid
