@@ -98,6 +98,13 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
                            const EngineEvents& events) {
   const int rank = world->rank(), size = world->size();
   const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
+  const ModelConfig& shape = source_->config;
+  if (shape.parallel_block || shape.norm != NormKind::kRms || shape.logit_scale != 1 ||
+      shape.activation != Activation::kSwiGlu || shape.positions != PositionKind::kRope) {
+    return absl::UnimplementedError(
+        absl::StrCat(load_.model, ": architecture ", shape.architecture,
+                     ": this version knows its shape and parameters but does not compute it yet"));
+  }
   if (counting) {
     ops_ = NewCountingBackend(type);
   } else {

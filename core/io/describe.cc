@@ -1,5 +1,6 @@
 #include "core/io/describe.h"
 
+#include <algorithm>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -27,9 +28,14 @@ std::string RopeText(const RopeScaling& rope) {
   return "";
 }
 
-// "none", one window for all layers, or the window of each.
+// "none", one window for all layers, "0 256, repeated", or the window of each.
 std::string WindowText(const ModelConfig& config) {
-  if (config.windows.empty()) return "none";
+  const std::vector<int64_t>& windows = config.windows;
+  if (windows.empty()) return "none";
+  if (windows.size() > 2 && windows[0] != windows[1] &&
+      std::equal(windows.begin() + 2, windows.end(), windows.begin())) {
+    return absl::StrCat(windows[0], " ", windows[1], ", repeated");
+  }
   for (const int64_t window : config.windows) {
     if (window != config.windows[0]) return absl::StrJoin(config.windows, " ");
   }
@@ -51,10 +57,12 @@ std::string TokenizerText(const TokenizerSource& tokenizer) {
 }
 
 std::vector<std::pair<std::string, std::string>> ConfigurationText(const ModelConfig& config) {
+  const bool rope = config.positions == PositionKind::kRope;
   std::vector<std::string> biases;
   if (config.qkv_bias) biases.push_back("qkv");
   if (config.output_bias) biases.push_back("output");
   if (config.mlp_bias) biases.push_back("mlp");
+  if (config.norm == NormKind::kLayer) biases.push_back("norm");
   return {{"layers", absl::StrCat(config.layers)},
           {"dim", absl::StrCat(config.dim)},
           {"ffn", absl::StrCat(config.ffn)},
@@ -63,13 +71,18 @@ std::vector<std::pair<std::string, std::string>> ConfigurationText(const ModelCo
           {"head_dim", absl::StrCat(config.head_dim)},
           {"vocab", absl::StrCat(config.vocab)},
           {"context", absl::StrCat(config.context)},
+          {"norm", config.norm == NormKind::kRms ? "rms" : "layer"},
           {"norm_epsilon", absl::StrCat(config.norm_epsilon)},
-          {"rope_base", absl::StrCat(config.rope_base)},
-          {"rope_scaling", RopeText(config.rope)},
+          {"activation", config.activation == Activation::kSwiGlu ? "swiglu" : "gelu"},
+          {"block", config.parallel_block ? "parallel" : "serial"},
+          {"positions", rope ? "rope" : "learned"},
+          {"rope_base", rope ? absl::StrCat(config.rope_base) : "none"},
+          {"rope_scaling", rope ? RopeText(config.rope) : "none"},
           {"sliding_window", WindowText(config)},
           {"biases", biases.empty() ? "none" : absl::StrJoin(biases, " ")},
           {"qk_norm", config.qk_norm ? "yes" : "no"},
-          {"tied_embeddings", config.tied_embeddings ? "yes" : "no"}};
+          {"tied_embeddings", config.tied_embeddings ? "yes" : "no"},
+          {"logit_scale", absl::StrCat(config.logit_scale)}};
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ constexpr int64_t kMaxWidth = int64_t{1} << 20;
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxHeadDim = 8192;
 constexpr int64_t kMaxContext = int64_t{1} << 32;
+constexpr int64_t kMaxLearnedPositions = int64_t{1} << 24;
 constexpr double kMaxFactor =
     1e6;  // of a RoPE scaling: beyond it factor - (factor - 1) is no longer 1
 
@@ -110,6 +111,10 @@ absl::Status ModelConfig::Validate() const {
     return Wrong("head dimension", double(head_dim), "even, because RoPE turns pairs");
   }
   if (!Positive(norm_epsilon)) return Wrong("rms_norm_eps", norm_epsilon, "finite and above 0");
+  if (positions == PositionKind::kLearned && context > kMaxLearnedPositions) {
+    return Wrong("context", double(context), "at most 2^24 with learned positions");
+  }
+  if (!Positive(logit_scale)) return Wrong("logit scale", logit_scale, "finite and above 0");
   if (!windows.empty() && int64_t(windows.size()) != layers) {
     return Wrong("number of sliding windows", double(windows.size()), "the number of layers");
   }

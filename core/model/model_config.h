@@ -29,9 +29,22 @@ struct RopeScaling {
   std::vector<double> divisors = {};  // kDivisors, K/2 of them: tensor rope_freqs of a GGUF file
 };
 
+enum class NormKind {
+  kRms,    // gain x / sqrt(mean(x^2) + epsilon)
+  kLayer,  // gain (x - mean(x)) / sqrt(variance(x) + epsilon) + bias
+};
+enum class Activation {
+  kSwiGlu,  // W2 (silu(W1 a) * W3 a)
+  kGelu,    // W2 gelu(W3 a), gelu as Backend::Gelu
+};
+enum class PositionKind {
+  kRope,     // of Q and K
+  kLearned,  // a table [context, D], added to the embedding
+};
+
 struct ModelConfig {
   std::string name;          // shown to users: directory, file or preset name
-  std::string architecture;  // "llama", "mistral", "qwen2", "qwen3"
+  std::string architecture;  // "llama", "mistral", "qwen2", "qwen3", "palm", "gpt"
   int64_t layers = 0;        // L
   int64_t dim = 0;           // D
   int64_t ffn = 0;           // F
@@ -40,7 +53,11 @@ struct ModelConfig {
   int64_t head_dim = 0;      // K; D == H * K is never assumed
   int64_t vocab = 0;         // V
   int64_t context = 0;       // longest sequence, tokens
+  NormKind norm = NormKind::kRms;
   double norm_epsilon = 1e-5;
+  Activation activation = Activation::kSwiGlu;
+  bool parallel_block = false;  // PaLM: x += Attention(a) + MLP(a), a = norm(x)
+  PositionKind positions = PositionKind::kRope;
   double rope_base = 10000.0;
   RopeScaling rope;
   bool qkv_bias = false;     // Qwen2
@@ -48,6 +65,7 @@ struct ModelConfig {
   bool mlp_bias = false;
   bool qk_norm = false;          // Qwen3: RMSNorm of each head of q and k before RoPE
   bool tied_embeddings = false;  // logits = h E^T
+  double logit_scale = 1.0;      // of the logits; PaLM: 1 / sqrt(D)
   // Sliding window of each layer: a token sees itself and the window - 1 before it; 0 = all before
   // it.
   std::vector<int64_t> windows;  // size layers

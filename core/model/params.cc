@@ -17,10 +17,17 @@ class TableBuilder {
 
   std::vector<ParamSpec> Build() {
     const int64_t dim = config_.dim;
-    Matrix("model.embed_tokens.weight", config_.vocab, dim, Split::kVocabRows, "embedding", 1.0);
+    // A head tied to it makes logits of deviation 1 of a normed row.
+    const double embedding = config_.tied_embeddings ? FanIn(dim) / config_.logit_scale : 1.0;
+    Matrix("model.embed_tokens.weight", config_.vocab, dim, Split::kVocabRows, "embedding",
+           embedding);
+    if (config_.positions == PositionKind::kLearned) {
+      Matrix("model.embed_positions.weight", config_.context, dim, Split::kPositionRows,
+             "embedding", embedding);
+    }
     for (layer_ = 0; layer_ < config_.layers; ++layer_) Layer();
     layer_ = -1;
-    Gain("model.norm.weight", dim);
+    Norm("model.norm", dim);
     Matrix("lm_head.weight", config_.vocab, dim, Split::kVocabRows, "head", FanIn(dim));
     if (config_.tied_embeddings) table_.back().alias = "model.embed_tokens.weight";
     return std::move(table_);
@@ -37,7 +44,7 @@ class TableBuilder {
     // Wider than fan-in: the scores of a random model then spread far enough that its attention is
     // not close to uniform, and a lost token shows.
     const double score = 1.5 * FanIn(dim);
-    Gain(layer + "input_layernorm.weight", dim);
+    Norm(layer + "input_layernorm", dim);
     Product(attention + "q_proj", query, dim, Split::kQueryHeads, score, config_.qkv_bias);
     Product(attention + "k_proj", kv, dim, Split::kKvHeads, score, config_.qkv_bias);
     Product(attention + "v_proj", kv, dim, Split::kKvHeads, FanIn(dim), config_.qkv_bias);
@@ -46,8 +53,10 @@ class TableBuilder {
       Gain(attention + "k_norm.weight", head_dim);
     }
     Product(attention + "o_proj", dim, query, Split::kQueryCols, FanIn(query), config_.output_bias);
-    Gain(layer + "post_attention_layernorm.weight", dim);
-    Product(mlp + "gate_proj", ffn, dim, Split::kFfnRows, FanIn(dim), config_.mlp_bias);
+    if (!config_.parallel_block) Norm(layer + "post_attention_layernorm", dim);
+    if (config_.activation == Activation::kSwiGlu) {
+      Product(mlp + "gate_proj", ffn, dim, Split::kFfnRows, FanIn(dim), config_.mlp_bias);
+    }
     Product(mlp + "up_proj", ffn, dim, Split::kFfnRows, FanIn(dim), config_.mlp_bias);
     Product(mlp + "down_proj", dim, ffn, Split::kFfnCols, FanIn(ffn), config_.mlp_bias);
   }
@@ -61,6 +70,13 @@ class TableBuilder {
     if (!bias) return;
     const bool summed = split == Split::kQueryCols || split == Split::kFfnCols;
     Add(name + ".bias", 1, rows, summed ? Split::kReplicated : split, "bias", 0.0);
+  }
+
+  void Norm(const std::string& name, int64_t size) {
+    Gain(name + ".weight", size);
+    if (config_.norm == NormKind::kLayer) {
+      Add(name + ".bias", 1, size, Split::kReplicated, "bias", 0.0);
+    }
   }
 
   void Gain(const std::string& name, int64_t size) {
@@ -82,6 +98,11 @@ class TableBuilder {
   std::vector<ParamSpec> table_;
 };
 
+// Rows [rank each, (rank + 1) each) of `rows`.
+Range RowRange(int64_t rows, int64_t each, int64_t rank) {
+  return {std::min(rows, rank * each), std::min(rows, (rank + 1) * each)};
+}
+
 }  // namespace
 
 std::vector<ParamSpec> ParamTable(const ModelConfig& config) {
@@ -94,8 +115,10 @@ ParamLayout::ParamLayout(const ModelConfig& config, int64_t rank, int64_t size)
   const int64_t granules = config.ffn / granule;
   ffn_ = {rank * granules / size * granule, (rank + 1) * granules / size * granule};
   vocab_padded_ = (config.vocab + size - 1) / size;
-  vocab_ = {std::min(config.vocab, rank * vocab_padded_),
-            std::min(config.vocab, (rank + 1) * vocab_padded_)};
+  vocab_ = RowRange(config.vocab, vocab_padded_, rank);
+  if (config.positions == PositionKind::kLearned) {
+    positions_ = RowRange(config.context, (config.context + size - 1) / size, rank);
+  }
 }
 
 ParamSlice ParamLayout::Slice(const ParamSpec& spec) const {
@@ -119,6 +142,9 @@ ParamSlice ParamLayout::Slice(const ParamSpec& spec) const {
       break;
     case Split::kVocabRows:
       outputs = vocab_;
+      break;
+    case Split::kPositionRows:
+      outputs = positions_;
       break;
     case Split::kQueryCols:
       inputs = query;

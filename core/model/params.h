@@ -2,7 +2,7 @@
 //
 // A parameter is a matrix [rows, cols] stored as y = x W^T is stored everywhere (rows = outputs),
 // or a vector (rows = 1). Names are Hugging Face's for the Llama family, whatever file they came
-// from.
+// from and whatever the architecture; "model.embed_positions.weight" are learned positions.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,14 @@ namespace toroid {
 
 // How a parameter is divided over the mesh axis `tensor`.
 enum class Split {
-  kReplicated,  // every rank holds all of it (norm gains, biases added after the reduction)
-  kQueryHeads,  // rows by query head: HeadLayout's range times K
-  kKvHeads,     // rows by KV head: every KV head that this rank's query heads read
-  kFfnRows,     // rows by range of F, in granules
-  kVocabRows,   // rows by range of V: rank i holds [i c, min(V, (i + 1) c)), c = ceil(V / n)
-  kQueryCols,   // columns by query head: the product over them is a Partial
-  kFfnCols,     // columns by range of F: the product over them is a Partial
+  kReplicated,    // every rank holds all of it (norms, biases added after the reduction)
+  kQueryHeads,    // rows by query head: HeadLayout's range times K
+  kKvHeads,       // rows by KV head: every KV head that this rank's query heads read
+  kFfnRows,       // rows by range of F, in granules
+  kVocabRows,     // rows by range of V: rank i holds [i c, min(V, (i + 1) c)), c = ceil(V / n)
+  kPositionRows,  // rows by range of learned positions, as kVocabRows
+  kQueryCols,     // columns by query head: the product over them is a Partial
+  kFfnCols,       // columns by range of F: the product over them is a Partial
 };
 
 struct ParamSpec {
@@ -69,11 +70,12 @@ class ParamLayout {
   Range ffn() const { return ffn_; }                      // this rank's f
   Range vocab() const { return vocab_; }                  // this rank's v, unpadded; may be empty
   int64_t vocab_padded() const { return vocab_padded_; }  // c = ceil(V / size)
+  Range positions() const { return positions_; }  // this rank's learned positions; may be empty
 
  private:
   int64_t head_dim_;
   HeadLayout heads_;
-  Range ffn_, vocab_;
+  Range ffn_, vocab_, positions_;
   int64_t vocab_padded_;
 };
 

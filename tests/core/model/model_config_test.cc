@@ -35,6 +35,13 @@ TEST(ModelConfig, EveryRuleIsNamed) {
       {[](auto& c) { c.norm_epsilon = 0; }, "rms_norm_eps = 0"},
       {[](auto& c) { c.norm_epsilon = std::nan(""); }, "rms_norm_eps"},
       {[](auto& c) { c.rope_base = 0; }, "rope_theta = 0"},
+      {[](auto& c) { c.logit_scale = 0; }, "logit scale = 0"},
+      {[](auto& c) { c.logit_scale = std::nan(""); }, "logit scale"},
+      {[](auto& c) {
+         c.positions = PositionKind::kLearned;
+         c.context = int64_t{1} << 30;
+       },
+       "with learned positions"},
       {[](auto& c) { c.windows = {1}; }, "number of sliding windows = 1"},
       {[](auto& c) {
          c.windows = {0, -4};

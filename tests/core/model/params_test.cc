@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
 
 #include "core/io/random_model.h"
 
@@ -19,6 +22,82 @@ const ParamSpec& Find(const std::vector<ParamSpec>& table, const std::string& na
 TEST(ParamTable, CountsOfKnownModels) {
   EXPECT_EQ(RandomShape("1.1b")->ParameterCount(), 1100048384);  // TinyLlama 1.1B
   EXPECT_EQ(RandomShape("tiny-1m")->ParameterCount(), 3998976);
+}
+
+// Parameters without norms and biases, as the papers count.
+int64_t Matrices(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const ParamSpec& spec : ParamTable(config)) {
+    if (spec.alias.empty() && spec.rows > 1) count += spec.rows * spec.cols;
+  }
+  return count;
+}
+
+// N = L (2 D H K + 2 D K + 12 D^2) + V D, the published 8.63, 62.50 and 540.35 billion.
+TEST(ParamTable, PalmToTheDigit) {
+  EXPECT_EQ(Matrices(*RandomShape("palm-8b")), 8631877632);
+  EXPECT_EQ(Matrices(*RandomShape("palm-62b")), 62495129600);
+  EXPECT_EQ(Matrices(*RandomShape("palm-540b")), 540354281472);
+  for (const char* name : {"palm-tiny", "palm-8b", "palm-62b", "palm-540b"}) {
+    const ModelConfig c = *RandomShape(name);
+    EXPECT_EQ(Matrices(c), c.layers * (2 * c.dim * c.query_heads * c.head_dim +
+                                       2 * c.dim * c.head_dim + 12 * c.dim * c.dim) +
+                               c.vocab * c.dim);
+    EXPECT_EQ(c.ParameterCount(), Matrices(c) + (c.layers + 1) * c.dim);  // one gain to a layer
+    EXPECT_NEAR(c.logit_scale, 1 / std::sqrt(double(c.dim)), 1e-15);
+  }
+}
+
+// 12 L D^2 + (V + context) D where H K = D; the printed heads of two sizes make another width.
+TEST(ParamTable, TheEightSizesOfGpt3) {
+  struct Size {
+    const char* name;
+    double billions;  // by 12 L D^2 + (V + context) D
+    int64_t odd;      // H K - D
+  };
+  const Size sizes[] = {{"gpt3-125m", 0.125, 0},  {"gpt3-350m", 0.356, 0},
+                        {"gpt3-760m", 0.760, 0},  {"gpt3-1.3b", 1.315, 1024},
+                        {"gpt3-2.7b", 2.65, 0},   {"gpt3-6.7b", 6.66, 0},
+                        {"gpt3-13b", 12.95, -20}, {"gpt3-175b", 174.6, 0}};
+  for (const Size& size : sizes) {
+    const ModelConfig c = *RandomShape(size.name);
+    const int64_t L = c.layers, D = c.dim, H = c.query_heads * c.head_dim;
+    const int64_t even = 12 * L * D * D + (c.vocab + c.context) * D;
+    EXPECT_NEAR(double(even) / 1e9 / size.billions, 1, 4e-3) << size.name;
+    EXPECT_EQ(H - D, size.odd);
+    EXPECT_EQ(Matrices(c), even + 4 * L * D * (H - D)) << size.name;
+    // Biases of q, k, v, o, up and down, two norms of a layer and the last one.
+    EXPECT_EQ(c.ParameterCount(), Matrices(c) + L * (3 * H + D + 4 * D + D + 4 * D) + 2 * D);
+    EXPECT_EQ(c.window(0), 0);
+    EXPECT_GT(c.window(1), 0);
+    EXPECT_EQ(c.window(1), c.window(L - 1));
+  }
+}
+
+TEST(ParamTable, CountsOfPublishedCheckpoints) {
+  EXPECT_EQ(RandomShape("gpt2-124m")->ParameterCount(), 124439808);
+  EXPECT_EQ(RandomShape("llama3-8b")->ParameterCount(), 8030261248);
+  EXPECT_EQ(RandomShape("llama-1.2b")->ParameterCount(), 1235814400);
+}
+
+TEST(ParamTable, ABlockHasTheParametersOfItsKind) {
+  const auto has = [](const ModelConfig& config, const std::string& name) {
+    const std::vector<ParamSpec> table = ParamTable(config);
+    return std::any_of(table.begin(), table.end(),
+                       [&](const ParamSpec& spec) { return spec.name == name; });
+  };
+  const ModelConfig llama = *RandomShape("tiny-mha"), palm = *RandomShape("palm-tiny"),
+                    gpt = *RandomShape("gpt3-tiny");
+  const std::string layer = "model.layers.1.";
+  for (const ModelConfig& config : {llama, palm, gpt}) {
+    const bool is_palm = config.architecture == "palm", is_gpt = config.architecture == "gpt";
+    EXPECT_EQ(has(config, layer + "post_attention_layernorm.weight"), !is_palm);
+    EXPECT_EQ(has(config, layer + "mlp.gate_proj.weight"), !is_gpt);
+    EXPECT_EQ(has(config, "model.embed_positions.weight"), is_gpt);
+    EXPECT_EQ(has(config, layer + "input_layernorm.bias"), is_gpt);
+    EXPECT_EQ(has(config, "model.norm.bias"), is_gpt);
+    EXPECT_EQ(has(config, layer + "mlp.down_proj.bias"), is_gpt);
+  }
 }
 
 TEST(ParamTable, OptionalPartsAreThereOnlyWhereAsked) {
@@ -44,7 +123,8 @@ TEST(ParamTable, OptionalPartsAreThereOnlyWhereAsked) {
 // Every element of every parameter is stored by some rank, and by one alone unless it belongs to a
 // KV head or is replicated.
 TEST(ParamLayout, RanksCoverEveryParameter) {
-  for (const char* name : {"tiny-gqa", "tiny-mqa", "tiny-qwen2", "tiny-qwen3"}) {
+  for (const char* name :
+       {"tiny-gqa", "tiny-mqa", "tiny-qwen2", "tiny-qwen3", "palm-tiny", "gpt3-tiny"}) {
     ModelConfig config = *RandomShape(name);
     config.mlp_bias = config.output_bias = true;
     for (int64_t size = 1; size <= config.query_heads; ++size) {
