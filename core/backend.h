@@ -19,6 +19,7 @@
 #include "core/model/attention_spec.h"
 #include "core/stream.h"
 #include "core/tensor.h"
+#include "kernels/dropout.h"
 #include "kernels/optimizer_step.h"
 
 namespace toroid {
@@ -126,6 +127,12 @@ class Backend {
   virtual void AddBackward(Stream s, Tensor dx, Tensor dy_1n) = 0;
   // x *= factor; its own backward.
   virtual void Scale(Stream s, Tensor x, double factor) = 0;
+  // out = x / (1 - rate) where an element is kept, 0 where it is dropped: a function of spec, step
+  // and the element's place in the whole tensor alone (kernels/dropout.h). Its own backward. step:
+  // i64 [1]; rows: i64 [t], each row's number in the whole tensor [.., spec.width], of which x are
+  // the columns from col_begin on. out may be x.
+  virtual void Dropout(Stream s, const DropoutSpec& spec, Tensor step_1, Tensor rows_t,
+                       int64_t col_begin, Tensor x_tn, Tensor out_tn) = 0;
   // Folds logits [t, n] of vocabulary ids [vocab_begin, +n) into the running (max, sum of
   // exp(logit - max), label's logit) of each row, stat: f64 [t, 3], fresh: (-inf, 0, -inf). labels:
   // i32 [t].

@@ -108,6 +108,10 @@ class CountingBackend final : public Backend {
   void Add(Stream, Tensor x, Tensor y) override { CheckAdd(type_, x, y); }
   void AddBackward(Stream, Tensor dx, Tensor dy_1n) override { CheckAddBackward(type_, dx, dy_1n); }
   void Scale(Stream, Tensor x, double) override { CheckScale(type_, x); }
+  void Dropout(Stream, const DropoutSpec& spec, Tensor step_1, Tensor rows_t, int64_t col_begin,
+               Tensor x_tn, Tensor out_tn) override {
+    CheckDropout(type_, spec, step_1, rows_t, col_begin, x_tn, out_tn);
+  }
   void VocabStatistics(Stream, Tensor logits, int64_t, Tensor labels, Tensor stat_t3) override {
     CheckVocabStatistics(type_, logits, labels, stat_t3);
   }

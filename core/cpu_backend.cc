@@ -16,6 +16,7 @@
 #include "kernels/attention.h"
 #include "kernels/attention_merge.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dropout.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gelu.h"
@@ -274,6 +275,14 @@ class CpuBackend final : public Backend {
   void Scale(Stream s, Tensor x, double factor) override {
     CheckScale(dtype(), x);
     ScaleRows(Pool(s), x.as<T>(), x.stride, x.rows(), x.cols(), factor);
+  }
+
+  void Dropout(Stream s, const DropoutSpec& spec, Tensor step_1, Tensor rows_t, int64_t col_begin,
+               Tensor x_tn, Tensor out_tn) override {
+    CheckDropout(dtype(), spec, step_1, rows_t, col_begin, x_tn, out_tn);
+    toroid::Dropout(Pool(s), spec, *step_1.as<const int64_t>(), rows_t.as<const int64_t>(),
+                    col_begin, x_tn.as<const T>(), x_tn.stride, out_tn.as<T>(), out_tn.stride,
+                    x_tn.rows(), x_tn.cols());
   }
 
   void VocabStatistics(Stream s, Tensor logits, int64_t vocab_begin, Tensor labels,

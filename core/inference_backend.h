@@ -35,6 +35,9 @@ class InferenceBackend : public Backend {
   void GeluBackward(Stream, Tensor, Tensor, Tensor) override { Refuse("GeluBackward"); }
   void AddBackward(Stream, Tensor, Tensor) override { Refuse("AddBackward"); }
   void Scale(Stream, Tensor, double) override { Refuse("Scale"); }
+  void Dropout(Stream, const DropoutSpec&, Tensor, Tensor, int64_t, Tensor, Tensor) override {
+    Refuse("Dropout");
+  }
   void VocabBackward(Stream, Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor) override {
     Refuse("VocabBackward");
   }

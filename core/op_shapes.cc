@@ -255,6 +255,19 @@ void CheckAddBackward(DType type, const Tensor& dx, const Tensor& dy_1n) {
 
 void CheckScale(DType type, const Tensor& x) { CheckType(x, type); }
 
+void CheckDropout(DType type, const DropoutSpec& spec, const Tensor& step_1, const Tensor& rows_t,
+                  int64_t col_begin, const Tensor& x_tn, const Tensor& out_tn) {
+  TOROID_CHECK(spec.rate >= 0 && spec.rate < 1);
+  TOROID_CHECK(spec.layer >= 0 && spec.layer < 1 << 16 && spec.site >= 0 && spec.site < 1 << 8);
+  CheckVector(step_1, DType::kI64, 1);
+  CheckVector(rows_t, DType::kI64, x_tn.rows());
+  CheckType(x_tn, type);
+  CheckType(out_tn, type);
+  CheckSameShape(x_tn, out_tn);
+  TOROID_CHECK_GE(col_begin, 0);
+  TOROID_CHECK_LE(col_begin + x_tn.cols(), spec.width);
+}
+
 void CheckVocabStatistics(DType type, const Tensor& logits, const Tensor& labels,
                           const Tensor& stat_t3) {
   CheckType(logits, type);

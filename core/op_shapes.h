@@ -4,6 +4,7 @@
 
 #include "core/model/attention_spec.h"
 #include "core/tensor.h"
+#include "kernels/dropout.h"
 
 namespace toroid {
 
@@ -46,6 +47,8 @@ void CheckGeluBackward(DType type, const Tensor& x_tf, const Tensor& dout_tf, co
 void CheckAdd(DType type, const Tensor& x, const Tensor& y);
 void CheckAddBackward(DType type, const Tensor& dx, const Tensor& dy_1n);
 void CheckScale(DType type, const Tensor& x);
+void CheckDropout(DType type, const DropoutSpec& spec, const Tensor& step_1, const Tensor& rows_t,
+                  int64_t col_begin, const Tensor& x_tn, const Tensor& out_tn);
 void CheckVocabStatistics(DType type, const Tensor& logits, const Tensor& labels,
                           const Tensor& stat_t3);
 void CheckVocabMerge(const Tensor& parts_nt3, const Tensor& log_p_t, const Tensor& log_z_t);

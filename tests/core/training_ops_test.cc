@@ -263,6 +263,26 @@ TEST(TrainingOps, UpdatesReadTheirStepFromMemory) {
   EXPECT_EQ(w, before);
 }
 
+// Step and rows are read from memory; two halves of a tensor on two ranks are the whole.
+TEST(TrainingOps, DropoutReadsItsStepAndRowsFromMemory) {
+  const auto ops = NewCpuBackend(DType::kF64, 2);
+  const Stream s = ops->NewStream(false);
+  const DropoutSpec spec = {.rate = 0.5, .seed = 4, .layer = 1, .site = 2, .width = 40};
+  const auto run = [&](int64_t step, std::vector<int64_t> rows, int64_t col, int64_t cols) {
+    std::vector<double> x(rows.size() * cols, 1.0);
+    const Tensor all(DType::kF64, {int64_t(rows.size()), cols}, x.data());
+    ops->Dropout(s, spec, Tensor(DType::kI64, {1}, &step),
+                 Tensor(DType::kI64, {int64_t(rows.size())}, rows.data()), col, all, all);
+    return x;
+  };
+  const std::vector<double> whole = run(3, {8, 9, 20}, 0, 40), half = run(3, {20, 9}, 17, 23);
+  for (int64_t i = 0; i < 23; ++i) {
+    EXPECT_EQ(half[i], whole[2 * 40 + 17 + i]);
+    EXPECT_EQ(half[23 + i], whole[40 + 17 + i]);
+  }
+  EXPECT_NE(run(4, {8, 9, 20}, 0, 40), whole);
+}
+
 TEST(TrainingOpsDeathTest, WrongShapesAbortOnEveryBackend) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   for (const bool counting : {false, true}) {
@@ -281,6 +301,12 @@ TEST(TrainingOpsDeathTest, WrongShapesAbortOnEveryBackend) {
     EXPECT_DEATH(ops->RmsNormBackward(s, x, of({4}), 1e-5, x, x, of({3})), "3 vs 4");
     EXPECT_DEATH(ops->GeluBackward(s, x, x, dout), "4 vs 5");
     EXPECT_DEATH(ops->AddBackward(s, x, of({3})), "3 vs 4");
+    std::vector<int64_t> rows(3);
+    const Tensor rows_t(DType::kI64, {3}, rows.data());
+    EXPECT_DEATH(ops->Dropout(s, {.rate = 0.1, .width = 5}, rows_t.Rows(0, 1), rows_t, 2, x, x),
+                 "6 vs 5");
+    EXPECT_DEATH(ops->Dropout(s, {.rate = 1, .width = 4}, rows_t.Rows(0, 1), rows_t, 0, x, x),
+                 "rate");
     std::vector<double> step(4);
     EXPECT_DEATH(ops->AdamW(s, {}, Tensor(DType::kF64, {4}, step.data()), of({3}), of({3}), of({3}),
                             of({3})),
