@@ -15,7 +15,7 @@ grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
 inline constexpr int kMaxReceiveBytes = 16 << 20;
-inline constexpr int kMaxControlBytes = 1 << 20;  // of a control method (control_method.h)
+inline constexpr int kMaxControlBytes = 1 << 20;  // of a control method (grpc_method.h)
 // A dead peer is noticed within 15 s: a ping after 10 s of silence, an answer within 5 s.
 inline constexpr int kPingAfterMs = 10000;
 inline constexpr int kPingAnswerMs = 5000;

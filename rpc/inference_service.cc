@@ -4,9 +4,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
-#include "rpc/control_method.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
+#include "rpc/grpc_method.h"
 #include "rpc/grpc_status.h"
 #include "rpc/grpc_stream.h"
 #include "rpc/services.h"

@@ -2,8 +2,8 @@
 // is refused before anything looks at it. Included by *_service.cc only.
 #pragma once
 
-#include <grpcpp/support/server_callback.h>
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
 
 #include "rpc/grpc_status.h"
 
