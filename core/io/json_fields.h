@@ -1,5 +1,5 @@
 // Typed reading of one JSON object that must not be skipped over: whoever reads it learns which
-// keys nobody asked for. Included by .cc files of core/io alone, for it brings nlohmann's header.
+// keys nobody asked for. Included by .cc files of core alone, for it brings nlohmann's header.
 #pragma once
 
 #include <cstdint>

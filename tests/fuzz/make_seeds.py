@@ -1,4 +1,4 @@
-"""Seeds of the fuzz targets gguf, safetensors and hugging_face_config: tests/fuzz/corpus/NAME/*."""
+"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config and token_shard: tests/fuzz/corpus/NAME/*."""
 import json
 import pathlib
 import struct
@@ -89,6 +89,19 @@ def main():
                                                        "high_freq_factor": 4.0,
                                                        "original_max_position_embeddings": 512})
     config("dynamic", model_type="llama", rope_scaling={"type": "dynamic", "factor": 2.0})
+
+    def shard(vocab, documents):  # the target puts the checksums in
+        kind = "H" if vocab <= 65536 else "I"
+        ids = [i for document in documents for i in document]
+        begins = [sum(map(len, documents[:i])) for i in range(len(documents) + 1)]
+        data = struct.pack(f"<{len(ids)}{kind}", *ids)
+        out = b"TOROIDTS" + struct.pack("<IIQQQQ", 1, struct.calcsize(kind), vocab, len(documents), len(ids), 7)
+        out += bytes(16) + data + bytes(-len(data) % 8)
+        return out + struct.pack(f"<{len(begins)}Q", *begins) + bytes(4 * -(-len(data) // 65536) + 4)
+
+    write("token_shard", "narrow", shard(100, [[1, 2, 3], [99], [5, 6]]))
+    write("token_shard", "wide", shard(100_000, [[99_999], [0, 1]]))
+    write("token_shard", "empty", shard(1, []))
 
 
 if __name__ == "__main__":

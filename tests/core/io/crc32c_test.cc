@@ -1,0 +1,45 @@
+#include "core/io/crc32c.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace toroid {
+namespace {
+
+uint32_t Of(const std::string& text, uint32_t before = 0) {
+  return Crc32c({reinterpret_cast<const uint8_t*>(text.data()), text.size()}, before);
+}
+
+// The examples of RFC 3720, section B.4, and the check value of the CRC catalogue.
+TEST(Crc32c, KnownAnswers) {
+  EXPECT_EQ(Of(""), 0u);
+  EXPECT_EQ(Of("123456789"), 0xe3069283u);
+  EXPECT_EQ(Of(std::string(32, '\0')), 0x8a9136aau);
+  EXPECT_EQ(Of(std::string(32, '\xff')), 0x62a8ab43u);
+  std::string ascending;
+  for (char c = 0; c < 32; ++c) ascending += c;
+  EXPECT_EQ(Of(ascending), 0x46dd794eu);
+}
+
+TEST(Crc32c, GoesOnFromAnyPlace) {
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += char(i * 37);
+  for (size_t cut = 0; cut <= text.size(); ++cut) {
+    EXPECT_EQ(Of(text.substr(cut), Of(text.substr(0, cut))), Of(text)) << cut;
+  }
+}
+
+TEST(Crc32c, SeesEveryBit) {
+  std::string text(40, 'x');
+  const uint32_t whole = Of(text);
+  for (size_t bit = 0; bit < 8 * text.size(); ++bit) {
+    std::string flipped = text;
+    flipped[bit / 8] = char(flipped[bit / 8] ^ (1 << bit % 8));
+    EXPECT_NE(Of(flipped), whole) << bit;
+  }
+}
+
+}  // namespace
+}  // namespace toroid
