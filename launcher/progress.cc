@@ -77,7 +77,10 @@ void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
 
 void ProgressMeter::Update(const Progress& progress) {
   const absl::string_view phase = progress.phase;
-  Update(phase, progress.done, progress.total, phase == "load" ? "bytes" : "tokens");
+  Update(phase, progress.done, progress.total,
+         phase == "load"     ? "bytes"
+         : phase == "verify" ? "runs"
+                             : "tokens");
 }
 
 void ProgressMeter::Clear() {
