@@ -42,7 +42,7 @@ std::vector<std::string> EventsOf(const std::string& path) {
   return events;
 }
 
-// Where tests/checks/tensorboard.py asks for a file, to read it with TensorBoard's own reader.
+// Where tests/checks/event_file.py asks for a file, to read it with TensorBoard's own reader.
 TEST(EventsWriter, SpellsEventsAsProtocolBuffers) {
   const TemporaryDirectory temporary;
   const char* asked = std::getenv("TOROID_EVENTS_DIRECTORY");

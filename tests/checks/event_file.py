@@ -1,4 +1,4 @@
-"""tensorboard.py CORE_TEST VENV: the event file that core_test writes, read by TensorBoard's own reader.
+"""event_file.py CORE_TEST VENV: the event file that core_test writes, read by TensorBoard's own reader.
 
 VENV is a Python environment with tensorboard, made from PyPI if it is not there; exit 77 (skipped)
 if that fails.
