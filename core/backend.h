@@ -148,6 +148,11 @@ class Backend {
                              Tensor log_z_t, Tensor d_log_p_t, Tensor d_log_z_t,
                              Tensor dlogits) = 0;
 
+  // The gradient of loss = sum weight (-log p + zeta log Z^2) by both: d_log_p = -weight, d_log_z =
+  // 2 zeta weight log Z, zeros where the label is negative. All but labels f64 [t].
+  virtual void LossBackward(Stream s, Tensor labels, Tensor weights_t, double zeta, Tensor log_z_t,
+                            Tensor d_log_p_t, Tensor d_log_z_t) = 0;
+
   // --- optimizer, over flat ranges [n]
   // ------------------------------------------------------------ sum f64 [1] += sum of x^2, in
   // double.

@@ -122,6 +122,10 @@ class CountingBackend final : public Backend {
                      Tensor d_log_p_t, Tensor d_log_z_t, Tensor dlogits) override {
     CheckVocabBackward(type_, logits, labels, log_z_t, d_log_p_t, d_log_z_t, dlogits);
   }
+  void LossBackward(Stream, Tensor labels, Tensor weights_t, double, Tensor log_z_t,
+                    Tensor d_log_p_t, Tensor d_log_z_t) override {
+    CheckLossBackward(labels, weights_t, log_z_t, d_log_p_t, d_log_z_t);
+  }
 
   void SquaredSum(Stream, Tensor x_n, Tensor sum_1) override { CheckSquaredSum(type_, x_n, sum_1); }
   void AdamW(Stream, const AdamWSpec&, Tensor step, Tensor gradient_n, Tensor w_n, Tensor m_n,

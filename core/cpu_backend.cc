@@ -308,6 +308,14 @@ class CpuBackend final : public Backend {
                           d_log_z_t.as<const double>(), dlogits.as<T>(), dlogits.stride);
   }
 
+  void LossBackward(Stream s, Tensor labels, Tensor weights_t, double zeta, Tensor log_z_t,
+                    Tensor d_log_p_t, Tensor d_log_z_t) override {
+    CheckLossBackward(labels, weights_t, log_z_t, d_log_p_t, d_log_z_t);
+    toroid::LossBackward(Pool(s), labels.as<const int32_t>(), weights_t.as<const double>(), zeta,
+                         log_z_t.as<const double>(), log_z_t.size(), d_log_p_t.as<double>(),
+                         d_log_z_t.as<double>());
+  }
+
   void SquaredSum(Stream s, Tensor x_n, Tensor sum_1) override {
     CheckSquaredSum(dtype(), x_n, sum_1);
     AddSquaredSum(Pool(s), x_n.as<const T>(), x_n.size(), sum_1.as<double>());

@@ -41,6 +41,9 @@ class InferenceBackend : public Backend {
   void VocabBackward(Stream, Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor) override {
     Refuse("VocabBackward");
   }
+  void LossBackward(Stream, Tensor, Tensor, double, Tensor, Tensor, Tensor) override {
+    Refuse("LossBackward");
+  }
   void SquaredSum(Stream, Tensor, Tensor) override { Refuse("SquaredSum"); }
   void AdamW(Stream, const AdamWSpec&, Tensor, Tensor, Tensor, Tensor, Tensor) override {
     Refuse("AdamW");

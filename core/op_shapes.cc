@@ -296,6 +296,14 @@ void CheckVocabBackward(DType type, const Tensor& logits, const Tensor& labels,
   }
 }
 
+void CheckLossBackward(const Tensor& labels, const Tensor& weights_t, const Tensor& log_z_t,
+                       const Tensor& d_log_p_t, const Tensor& d_log_z_t) {
+  CheckVector(labels, DType::kI32, log_z_t.size());
+  for (const Tensor* x : {&weights_t, &log_z_t, &d_log_p_t, &d_log_z_t}) {
+    CheckVector(*x, DType::kF64, log_z_t.size());
+  }
+}
+
 void CheckSquaredSum(DType type, const Tensor& x_n, const Tensor& sum_1) {
   CheckVector(x_n, type, x_n.size());
   CheckVector(sum_1, DType::kF64, 1);

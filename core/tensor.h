@@ -48,6 +48,8 @@ struct Tensor {
   int64_t bytes() const { return rows() * row_bytes(); }
   bool contiguous() const { return stride == cols() || rows() <= 1; }
   bool empty() const { return size() == 0; }
+  // Not Tensor(): it has a place, though perhaps of no elements.
+  bool given() const { return dim_count > 0; }
 
   // Rows [begin, begin + count).
   Tensor Rows(int64_t begin, int64_t count) const {

@@ -30,12 +30,17 @@ void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double*
 // Backward of both: with p_j = e^(logit_j - log Z), d log Z / d logit_j = p_j and
 // d log p / d logit_j = (j is the label) - p_j, so
 //   dlogits_j = d_log_p ((j is the label) - p_j) + d_log_z p_j
-// for the ids [vocab_begin, +n) of one tile. Cross-entropy with weight w is d_log_p = -w; a z-loss
-// c ln^2 Z is d_log_z = 2 c log Z. log_z, d_log_p, d_log_z: f64 [t]. dlogits may be logits.
+// for the ids [vocab_begin, +n) of one tile. log_z, d_log_p, d_log_z: f64 [t]. dlogits may be
+// logits.
 template <typename T>
 void VocabBackward(ThreadPool& pool, const T* logits, int64_t stride, int64_t t, int64_t n,
                    int64_t vocab_begin, const int32_t* labels, const double* log_z,
                    const double* d_log_p, const double* d_log_z, T* dlogits,
                    int64_t dlogits_stride);
+
+// The gradient of loss = sum_i weight_i (-log p_i + zeta (log Z_i)^2) by log p and log Z, zeros
+// where labels[i] < 0: d_log_p = -weight, d_log_z = 2 zeta weight log Z. All f64 [t].
+void LossBackward(ThreadPool& pool, const int32_t* labels, const double* weights, double zeta,
+                  const double* log_z, int64_t t, double* d_log_p, double* d_log_z);
 
 }  // namespace toroid

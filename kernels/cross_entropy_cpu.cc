@@ -89,6 +89,17 @@ void VocabBackward(ThreadPool& pool, const T* logits, int64_t stride, int64_t t,
   });
 }
 
+void LossBackward(ThreadPool& pool, const int32_t* labels, const double* weights, double zeta,
+                  const double* log_z, int64_t t, double* d_log_p, double* d_log_z) {
+  pool.ParallelFor(t, 4096, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double weight = labels[i] < 0 ? 0.0 : weights[i];
+      d_log_p[i] = -weight;
+      d_log_z[i] = 2 * zeta * weight * log_z[i];
+    }
+  });
+}
+
 template void VocabBackward(ThreadPool&, const float*, int64_t, int64_t, int64_t, int64_t,
                             const int32_t*, const double*, const double*, const double*, float*,
                             int64_t);

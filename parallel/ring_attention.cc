@@ -10,6 +10,20 @@ const std::vector<Round>& RingAttention::Schedule(const AttentionSpec& spec) {
   return entry->second;
 }
 
+KvView RingAttention::View(Tensor kv, int64_t kv_of, Tensor positions_t, Tensor room) {
+  const int64_t tokens = kv.rows() / 2;
+  KvView view;
+  view.k = kv.Rows(0, tokens);
+  view.v = kv.Rows(tokens, tokens);
+  view.positions = positions_t;
+  if (kv_of != mesh_.ring_rank()) {
+    const std::vector<int32_t> positions = layout_.Positions(mesh_.data_rank(), kv_of);
+    view.positions = room.Rows(0, tokens);
+    ops_.Upload(s_, positions.data(), view.positions);
+  }
+  return view;
+}
+
 // Q stays; K and V travel: in round i we hold those of rank (me - shift_i). Partial softmaxes merge
 // by their log-sum-exp, in fp32 (fp64 in proofs), so any order gives the same sum up to rounding.
 void RingAttention::Attend(int64_t layer, const AttentionSpec& spec, Tensor q_thK,
@@ -30,7 +44,6 @@ void RingAttention::Attend(int64_t layer, const AttentionSpec& spec, Tensor q_th
   for (size_t i = 0; i < rounds.size(); ++i) {
     const Round& round = rounds[i];
     on_round_(layer, int64_t(i), int64_t(rounds.size()));
-    const int64_t tokens = kv.rows() / 2;
     const Tensor arriving = block(kv_in, round.recv_tokens);
     if (round.moves) {
       ops_.Fork(s_, comm_s_);  // comm_s waits for: kv written, and s done reading what is now kv_in
@@ -38,15 +51,7 @@ void RingAttention::Attend(int64_t layer, const AttentionSpec& spec, Tensor q_th
                             int(round.from));  // overlaps the tiles
     }
     if (!round.tiles.empty()) {
-      KvView view;
-      view.k = kv.Rows(0, tokens);
-      view.v = kv.Rows(tokens, tokens);
-      view.positions = positions_t;
-      if (round.kv_of != mesh_.ring_rank()) {
-        const std::vector<int32_t> positions = layout_.Positions(mesh_.data_rank(), round.kv_of);
-        view.positions = kv_positions.Rows(0, tokens);
-        ops_.Upload(s_, positions.data(), view.positions);
-      }
+      const KvView view = View(kv, round.kv_of, positions_t, kv_positions);
       for (const Tile& tile : round.tiles) {
         ops_.AttendTile(s_, q_thK, positions_t, view, kv_index, spec, tile, o_thK, lse_th);
       }

@@ -19,8 +19,8 @@ namespace toroid {
 // Called before each round's work with (layer, round, rounds).
 using RoundObserver = std::function<void(int64_t layer, int64_t round, int64_t rounds)>;
 
-// Ring attention of one rank over the tokens of `layout`. Sent per layer: for each round kept but
-// the last the block then held, 2 T_j g K elements.
+// Ring attention of one rank over the tokens of `layout`. Sent per layer by Attend: for each round
+// kept but the last the block then held, 2 T_j g K elements.
 class RingAttention {
  public:
   // comm_s: a communication stream; the exchange on it overlaps the attention on s.
@@ -40,10 +40,23 @@ class RingAttention {
   void Attend(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor positions_t,
               Tensor kv_2tgK, Tensor kv_index, Tensor o_thK, Tensor lse_th);
 
+  // Its backward: K, V, dK and dV travel, Q and dQ stay. lse and o are Attend's results. Adds to dq
+  // and dkv [2 t, g, K] (K's gradient, then V's; the backend's type); kv and dkv lie in memory with
+  // room for 2 max_count tokens, kv is overwritten. Sent: for each round kept but the last the KV
+  // block then held; for each round kept, unless it is the only one, the sum of gradients of that
+  // round's block, after the last round straight home. Sums are taken in the order of rounds.
+  void Backward(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor positions_t,
+                Tensor kv_2tgK, Tensor kv_index, Tensor o_thK, Tensor lse_th, Tensor do_thK,
+                Tensor dq_thK, Tensor dkv_2tgK);
+
   // The schedule under this mask.
   const std::vector<Round>& Schedule(const AttentionSpec& spec);
 
  private:
+  // The block of ring rank `kv_of`, [2 tokens, g, K], as tiles read it; others' positions go to
+  // `room`.
+  KvView View(Tensor kv, int64_t kv_of, Tensor positions_t, Tensor room);
+
   Backend& ops_;
   Stream s_, comm_s_;
   Arena& scratch_;

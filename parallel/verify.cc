@@ -62,6 +62,8 @@ Place PlaceOf(const Engine& engine, Tap tap, int64_t tensor_rank) {
       break;
     case Tap::kQuery:
     case Tap::kAttentionOut:
+    case Tap::kDQuery:
+    case Tap::kDAttentionOut:
       place.columns = config.query_heads * K;
       place.col_begin = heads.query_begin() * K;
       break;
@@ -73,8 +75,16 @@ Place PlaceOf(const Engine& engine, Tap tap, int64_t tensor_rank) {
         place.skip_end += K;
       }
       break;
+    case Tap::kDKey:
+    case Tap::kDValue:  // ranks that share a head add up
+      place.columns = config.kv_heads * K;
+      place.col_begin = heads.kv_begin() * K;
+      break;
     case Tap::kMlpOut:
     case Tap::kResidual:
+    case Tap::kDResidual:
+    case Tap::kDMlpIn:
+    case Tap::kDAttentionIn:
       place.columns = config.dim;
       place.by_share = true;
       break;

@@ -4,16 +4,6 @@
 #include <limits>
 
 namespace toroid {
-namespace {
-
-// The rows that only pad `tensor`'s equal counts are zero, so that sums and later norms stay zero.
-Partial ZeroPadding(const Pass& pass, Tensor y_tD) {
-  const int64_t t = pass.residual.tokens();
-  if (y_tD.rows() > t) pass.ops.Fill(pass.s, y_tD.Rows(t, y_tD.rows() - t), 0.0);
-  return Partial(y_tD);
-}
-
-}  // namespace
 
 const char* TapName(Tap tap) {
   switch (tap) {
@@ -33,19 +23,34 @@ const char* TapName(Tap tap) {
       return "mlp_out";
     case Tap::kResidual:
       return "residual";
+    case Tap::kDResidual:
+      return "d_residual";
+    case Tap::kDMlpIn:
+      return "d_mlp_in";
+    case Tap::kDAttentionOut:
+      return "d_attention_out";
+    case Tap::kDQuery:
+      return "d_query";
+    case Tap::kDKey:
+      return "d_key";
+    case Tap::kDValue:
+      return "d_value";
+    case Tap::kDAttentionIn:
+      return "d_attention_in";
   }
   return "";
 }
 
-Partial Attention::Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD) const {
+Tensor Attention::NewKv(const Pass& pass, const char* name, DType type) const {
+  const int64_t t = pass.residual.tokens();
+  const int64_t room = std::max(t, pass.kv_capacity);  // it will travel: the longest share fits
+  return pass.Long(name, type, {2 * room, kv_heads, head_dim}).Rows(0, 2 * t);
+}
+
+Tensor Attention::Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q_thK) const {
   const int64_t t = pass.residual.tokens(), h = query_heads, g = kv_heads, K = head_dim;
   Backend& ops = pass.ops;
-  const DType type = ops.dtype();
-  Arena::Mark mark(pass.scratch);
-
-  Tensor q_thK = pass.Long("Q", type, {t, h, K});
-  const int64_t room = std::max(t, pass.kv_capacity);  // it will travel: the longest share fits
-  Tensor kv_2tgK = pass.Long("KV", type, {2 * room, g, K}).Rows(0, 2 * t);
+  Tensor kv_2tgK = NewKv(pass, "KV", ops.dtype());
   Tensor k_tgK = kv_2tgK.Rows(0, t), v_tgK = kv_2tgK.Rows(t, t);
   q.Forward(ops, pass.s, a_tD, q_thK.Reshape({t, h * K}));
   k.Forward(ops, pass.s, a_tD, k_tgK.Reshape({t, g * K}));
@@ -60,65 +65,125 @@ Partial Attention::Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor 
   pass.Announce(layer, Tap::kQuery, q_thK);
   pass.Announce(layer, Tap::kKey, k_tgK);
   pass.Announce(layer, Tap::kValue, v_tgK);
-  if (pass.kv_dtype != type) {  // bf16 on a CPU is storage: K and V are narrowed once, here
-    Tensor stored = pass.Long("KV stored", pass.kv_dtype, {2 * room, g, K}).Rows(0, 2 * t);
-    ops.Copy(pass.s, kv_2tgK, stored);
-    kv_2tgK = stored;
-  }
-
-  Tensor o_thK = pass.Long("O", type, {t, h, K});
-  Tensor lse_th = pass.Long("LSE", type, {t, h});
-  ops.Fill(pass.s, o_thK, 0.0);
-  ops.Fill(pass.s, lse_th, -std::numeric_limits<double>::infinity());
-  pass.attend(layer, spec, q_thK, kv_2tgK, o_thK, lse_th);
-  pass.Announce(layer, Tap::kAttentionOut, o_thK);
-  o.ForwardPartial(ops, pass.s, o_thK.Reshape({t, h * K}), y_tD.Rows(0, t));  // contracts over h
-  return ZeroPadding(pass, y_tD);
+  if (pass.kv_dtype == ops.dtype()) return kv_2tgK;
+  // bf16 on a CPU is storage: K and V are narrowed once, here
+  Tensor stored = NewKv(pass, "KV stored", pass.kv_dtype);
+  ops.Copy(pass.s, kv_2tgK, stored);
+  return stored;
 }
 
-Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD) const {
+Attention::Kept Attention::Attend(const Pass& pass, int64_t layer, Tensor a_tD, Kept kept) const {
+  const int64_t t = pass.residual.tokens(), h = query_heads, K = head_dim;
+  Backend& ops = pass.ops;
+  if (!kept.q_thK.given()) kept.q_thK = pass.Long("Q", ops.dtype(), {t, h, K});
+  const Tensor kv_2tgK = Project(pass, layer, a_tD, kept.q_thK);
+  if (kept.kv_2tgK.given()) ops.Copy(pass.s, kv_2tgK, kept.kv_2tgK);  // ours will travel
+  if (!kept.o_thK.given()) kept.o_thK = pass.Long("O", ops.dtype(), {t, h, K});
+  if (!kept.lse_th.given()) kept.lse_th = pass.Long("LSE", ops.dtype(), {t, h});
+  ops.Fill(pass.s, kept.o_thK, 0.0);
+  ops.Fill(pass.s, kept.lse_th, -std::numeric_limits<double>::infinity());
+  pass.attend(layer, spec, kept.q_thK, kv_2tgK, kept.o_thK, kept.lse_th);
+  pass.Announce(layer, Tap::kAttentionOut, kept.o_thK);
+  return kept;
+}
+
+Partial Attention::Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD,
+                           const Kept& kept) const {
+  const int64_t t = pass.residual.tokens();
+  Arena::Mark mark(pass.scratch);
+  const Tensor o_thK = Attend(pass, layer, a_tD, kept).o_thK;
+  o.ForwardPartial(pass.ops, pass.s, o_thK.Reshape({t, query_heads * head_dim}),
+                   y_tD.Rows(0, t));  // contracts over h
+  return pass.Owed(y_tD);
+}
+
+Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept) const {
   const int64_t t = pass.residual.tokens(), f = gate.weight.rows();
   const DType type = pass.ops.dtype();
   for (int64_t begin = 0; begin < t; begin += pass.token_block) {
     const int64_t b = std::min(pass.token_block, t - begin);
     Arena::Mark mark(pass.scratch);
-    Tensor gate_bf = pass.scratch.New("gate", type, {b, f});
-    Tensor up_bf = pass.scratch.New("up", type, {b, f});
+    Tensor hidden_bf = pass.scratch.New("hidden", type, {b, f});
+    Tensor gate_bf = kept.gate_tf.given() ? kept.gate_tf.Rows(begin, b) : hidden_bf;
+    Tensor up_bf =
+        kept.up_tf.given() ? kept.up_tf.Rows(begin, b) : pass.scratch.New("up", type, {b, f});
     gate.Forward(pass.ops, pass.s, a_tD.Rows(begin, b), gate_bf);
     up.Forward(pass.ops, pass.s, a_tD.Rows(begin, b), up_bf);
-    pass.ops.SwiGlu(pass.s, gate_bf, up_bf, gate_bf);
-    down.ForwardPartial(pass.ops, pass.s, gate_bf, y_tD.Rows(begin, b));  // contracts over f
+    pass.ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
+    down.ForwardPartial(pass.ops, pass.s, hidden_bf, y_tD.Rows(begin, b));  // contracts over f
   }
-  return ZeroPadding(pass, y_tD);
+  return pass.Owed(y_tD);
 }
 
-void Block::Forward(const Pass& pass, int64_t layer, Tensor x_uD) const {
+Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const {
+  const DType type = pass.ops.dtype();
+  const int64_t t = pass.residual.tokens(), u = pass.residual.share();
+  const int64_t D = attention_norm_D.size(), f = mlp.gate.weight.rows();
+  const int64_t h = attention.query_heads, g = attention.kv_heads, K = attention.head_dim;
+  const auto keep = [&](const char* name, DType of, std::initializer_list<int64_t> shape) {
+    return saved.New(name, of, shape, Arena::Length::kTokens);
+  };
+  Saved s;
+  s.x_uD = keep("x", type, {u, D});
+  if (remat == Remat::kBlock) return s;
+  s.x2_uD = keep("x2", type, {u, D});
+  s.attention.o_thK = keep("O", type, {t, h, K});
+  s.attention.lse_th = keep("LSE", type, {t, h});
+  if (remat == Remat::kAttentionOutput) return s;
+  s.attention.q_thK = keep("Q", type, {t, h, K});
+  s.attention.kv_2tgK = keep("KV", pass.kv_dtype, {2 * t, g, K});
+  s.attention_in_tD = keep("a", type, {pass.residual.padded(), D});
+  s.mlp_in_tD = keep("a", type, {pass.residual.padded(), D});
+  s.mlp.gate_tf = keep("gate", type, {t, f});
+  s.mlp.up_tf = keep("up", type, {t, f});
+  return s;
+}
+
+void Block::GatherNormed(const Pass& pass, Tensor x_uD, Tensor gain_D, Tensor a_tD) const {
+  pass.ops.RmsNorm(pass.s, x_uD, gain_D, norm_epsilon, pass.residual.Share(a_tD));
+  pass.residual.Gather(pass.tensor, pass.s, a_tD);
+}
+
+// x += sum over h of Wo Attention(norm1(x))
+void Block::ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                             const Attention::Kept& kept) const {
   const ResidualLayout& residual = pass.residual;
-  Backend& ops = pass.ops;
-  const int64_t D = x_uD.cols();
-  Arena::Mark mark(pass.scratch);
-  Tensor a_tD = pass.Long("a", ops.dtype(), {residual.padded(), D});
-  Tensor y_tD = pass.Long("y", ops.dtype(), {residual.padded(), D});
   const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
-
-  // x += sum over h of Wo Attention(norm1(x))
-  ops.RmsNorm(pass.s, x_uD, attention_norm_D, norm_epsilon, residual.Share(a_tD));
-  residual.Gather(pass.tensor, pass.s, a_tD);
+  GatherNormed(pass, x_uD, attention_norm_D, a_tD);
   pass.Announce(layer, Tap::kAttentionIn, tokens_tD);
-  Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD);
+  const Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
-  attention.o.AddBias(ops, pass.s, y_uD.Rows(0, residual.valid()));
-  ops.Add(pass.s, x_uD, y_uD);
+  attention.o.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
+  pass.ops.Add(pass.s, x_uD, y_uD);
+}
 
-  // x += sum over f of W2 (silu(W1 a) * W3 a), a = norm2(x)
-  ops.RmsNorm(pass.s, x_uD, mlp_norm_D, norm_epsilon, residual.Share(a_tD));
-  residual.Gather(pass.tensor, pass.s, a_tD);
+// x += sum over f of W2 (silu(W1 a) * W3 a), a = norm2(x)
+void Block::ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                       const Mlp::Kept& kept) const {
+  const ResidualLayout& residual = pass.residual;
+  const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
+  GatherNormed(pass, x_uD, mlp_norm_D, a_tD);
   pass.Announce(layer, Tap::kMlpIn, tokens_tD);
-  owed = mlp.Forward(pass, tokens_tD, y_tD);
-  y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
-  mlp.down.AddBias(ops, pass.s, y_uD.Rows(0, residual.valid()));
+  const Partial owed = mlp.Forward(pass, tokens_tD, y_tD, kept);
+  Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
+  mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   pass.Announce(layer, Tap::kMlpOut, y_uD);
-  ops.Add(pass.s, x_uD, y_uD);
+  pass.ops.Add(pass.s, x_uD, y_uD);
+}
+
+void Block::Forward(const Pass& pass, int64_t layer, Tensor x_uD, const Saved* saved) const {
+  const Saved keep = saved == nullptr ? Saved{} : *saved;
+  const DType type = pass.ops.dtype();
+  const int64_t D = x_uD.cols(), padded = pass.residual.padded();
+  Arena::Mark mark(pass.scratch);
+  const bool keeps_a = keep.attention_in_tD.given();
+  const Tensor a_tD = keeps_a ? keep.attention_in_tD : pass.Long("a", type, {padded, D});
+  Tensor y_tD = pass.Long("y", type, {padded, D});
+
+  if (keep.x_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x_uD);
+  ForwardAttention(pass, layer, x_uD, a_tD, y_tD, keep.attention);
+  if (keep.x2_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x2_uD);
+  ForwardMlp(pass, layer, x_uD, keeps_a ? keep.mlp_in_tD : a_tD, y_tD, keep.mlp);
   pass.Announce(layer, Tap::kResidual, x_uD);
 }
 

@@ -5,14 +5,34 @@
 //
 // Columns of Wq, Wk, Wv, W1, W3 and rows of Wo, W2 are split over `tensor`: Wo contracts over h and
 // W2 over f, so both owe a reduction. The feed-forward runs in blocks of tokens (Blockwise Parallel
-// Transformer, Liu & Abbeel 2023): its hidden [block, f] never exists for the whole text. The
-// number of collectives does not depend on the number of blocks.
+// Transformer, Liu & Abbeel 2023): its hidden [block, f] never exists for the whole text, unless it
+// is saved. The number of collectives does not depend on the number of blocks.
+//
+// Backward (block_backward.cc) is written by hand, each line under the forward line that it
+// differentiates. Gradients lie in the same structs, bound to tensors of their own (bind.h):
+// d.attention.q.weight is dWq. They are added to; an empty one is not wanted. Over `tensor` they
+// may still owe sums (owed_sums.h).
 #pragma once
 
 #include "core/model/linear.h"
 #include "core/model/pass.h"
 
 namespace toroid {
+
+// Which tensors of a layer are saved for Backward; the others are computed again, by Forward's own
+// functions. Elements, in the backend's type (K and V: pass.kv_dtype), padded = tensor u:
+//
+//                                                    kBlock  kAttentionOutput  kNone
+//   x, before the layer            u D               x       x                 x
+//   x2, between the halves         u D                       x                 x
+//   O and LSE                      t h K + t h               x                 x
+//   Q, K, V (normed, rotated)      t h K + 2 t g K                             x
+//   a of both halves               2 padded D                                  x
+//   gate and up                    2 t f                                       x
+//
+// Computed again: kBlock the attention with its ring and its sum, both a, gate and up;
+// kAttentionOutput both a, Q, K, V, gate and up; kNone nothing (with head norms: their inputs).
+enum class Remat { kNone, kAttentionOutput, kBlock };
 
 struct Attention {
   Linear q, k, v, o;
@@ -21,15 +41,41 @@ struct Attention {
   double norm_epsilon = 0;
   AttentionSpec spec;
 
+  // What Backward reads. Forward computes into those that are there and keeps the rest in scratch.
+  struct Kept {
+    Tensor q_thK, kv_2tgK, o_thK, lse_th;
+  };
+
   // This rank's part of Wo Attention(a), in y [padded, D] with rows from t on zero.
-  Partial Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD) const;
+  Partial Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD,
+                  const Kept& kept = {}) const;
+  // dy [t, D], whole on every rank -> this rank's part of da, in da [padded, D] with rows from t on
+  // zero. All of `kept` is there; its kv has room to travel (NewKv) and is overwritten.
+  Partial Backward(const Pass& pass, int64_t layer, Tensor a_tD, const Kept& kept, Tensor dy_tD,
+                   Tensor da_tD, const Attention& d) const;
+
+  // The steps of Forward. Project: q = norm(Wq a) and k alike, both rotated; k and v of
+  // pass.kv_dtype in a new kv [2 t, g, K] in scratch, with room to travel. Attend: all but the
+  // product by Wo; what is not in `kept` is taken from scratch, and a kv so taken has travelled.
+  Tensor Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q_thK) const;
+  Kept Attend(const Pass& pass, int64_t layer, Tensor a_tD, Kept kept) const;
+  // K and V, or their gradients, in scratch that has room for the longest share.
+  Tensor NewKv(const Pass& pass, const char* name, DType type) const;
 };
 
 struct Mlp {
   Linear gate, up, down;  // W1, W3, W2
 
+  // As Attention::Kept.
+  struct Kept {
+    Tensor gate_tf, up_tf;
+  };
+
   // This rank's part of W2 (silu(W1 a) * W3 a), in y as above.
-  Partial Forward(const Pass& pass, Tensor a_tD, Tensor y_tD) const;
+  Partial Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept = {}) const;
+  // dy [t, D] -> this rank's part of da, as above. What is not kept is computed again.
+  Partial Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy_tD, Tensor da_tD,
+                   const Mlp& d) const;
 };
 
 struct Block {
@@ -38,8 +84,38 @@ struct Block {
   Attention attention;
   Mlp mlp;
 
-  // x [u, D] in place.
-  void Forward(const Pass& pass, int64_t layer, Tensor x_uD) const;
+  // The table above; what is not saved has no dims.
+  struct Saved {
+    Tensor x_uD, x2_uD;
+    Attention::Kept attention;
+    Tensor attention_in_tD, mlp_in_tD;  // a of each half, [padded, D]
+    Mlp::Kept mlp;
+  };
+  // Takes a layer's places from the arena `saved`, contents undefined.
+  Saved NewSaved(const Pass& pass, Remat remat, Arena& saved) const;
+
+  // x [u, D] in place. saved: filled for Backward, null in inference.
+  void Forward(const Pass& pass, int64_t layer, Tensor x_uD, const Saved* saved = nullptr) const;
+  // dx [u, D] in place, from the gradient of the layer's output to that of its input.
+  // REQUIRES: a residual that is always split; pass.attend_backward.
+  void Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor dx_uD,
+                const Block& d) const;
+
+ private:
+  // The two lines above. a, y: [padded, D]; on return a is the half's input.
+  void ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                        const Attention::Kept& kept) const;
+  void ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                  const Mlp::Kept& kept) const;
+  void BackwardAttention(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
+                         Tensor dy_tD, Tensor da_tD, const Block& d) const;
+  void BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD, Tensor dy_tD,
+                   Tensor da_tD, const Block& d) const;
+  // a [padded, D] = AllGather(norm(x)).
+  void GatherNormed(const Pass& pass, Tensor x_uD, Tensor gain_D, Tensor a_tD) const;
+  // Its backward: dx += norm's gradient of ReduceScatter(da), dgain.
+  void ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, Tensor gain_D,
+                    Partial da_tD, Tensor da_uD, Tensor dx_uD, Tensor dgain_D) const;
 };
 
 }  // namespace toroid

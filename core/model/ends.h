@@ -30,6 +30,27 @@ struct ModelEnds {
   // log p of labels (i32 [n]; an id outside the vocabulary gives -inf) and log Z of each row, f64
   // [n].
   void Head(const Pass& pass, Tensor h_nD, Tensor labels_n, Tensor log_p_n, Tensor log_z_n) const;
+
+  // --- gradients: `d` is bound to tensors of them, which are added to; an empty one is not wanted
+  void EmbedBackward(const Pass& pass, Tensor ids_t, Tensor dx_uD, const ModelEnds& d) const;
+  // dx may be da.
+  void FinalNormBackward(const Pass& pass, Tensor x_tD, Tensor da_tD, Tensor dx_tD,
+                         const ModelEnds& d) const;
+  // From Head's log Z, d log p and d log Z, f64 [n]: this rank's part of dh, in dh [n, D] (it
+  // contracts over v). Logits are computed again, tile by tile; loss.h computes them once.
+  Partial HeadBackward(const Pass& pass, Tensor h_nD, Tensor labels_n, Tensor log_z_n,
+                       Tensor d_log_p_n, Tensor d_log_z_n, Tensor dh_nD, const ModelEnds& d) const;
+
+  // --- what Head and the loss are made of
+  // logits [n, count] of this rank's rows [begin, +count) of the head, and the backward: dh is
+  // written, or added to with add_dh.
+  void TileLogits(const Pass& pass, Tensor h_nD, int64_t begin, Tensor logits) const;
+  void TileLogitsBackward(const Pass& pass, Tensor h_nD, int64_t begin, Tensor dlogits, bool add_dh,
+                          Tensor dh_nD, const ModelEnds& d) const;
+  // Statistics of n rows of all ranks, f64 [tensor n, 3] in scratch, this rank's rows fresh; and
+  // their merge.
+  Tensor NewStatistics(const Pass& pass, int64_t n) const;
+  void MergeStatistics(const Pass& pass, Tensor parts, Tensor log_p_n, Tensor log_z_n) const;
 };
 
 }  // namespace toroid

@@ -14,7 +14,26 @@ namespace toroid {
 
 // Named points of a block. Shapes: attention_in, mlp_in [t, D]; query, attention_out [t, h, K];
 // key, value [t, g, K]; mlp_out, residual [u, D] (this rank's rows, padding included).
-enum class Tap { kAttentionIn, kQuery, kKey, kValue, kAttentionOut, kMlpIn, kMlpOut, kResidual };
+// Of Backward, in its order, the loss's gradient by: residual, mlp_in, attention_in [u, D] (that of
+// mlp_out is residual's); attention_out, query [t, h, K]; key, value [t, g, K], of this rank's
+// query heads: over `tensor` they add up. Recomputation announces its points again.
+enum class Tap {
+  kAttentionIn,
+  kQuery,
+  kKey,
+  kValue,
+  kAttentionOut,
+  kMlpIn,
+  kMlpOut,
+  kResidual,
+  kDResidual,
+  kDMlpIn,
+  kDAttentionOut,
+  kDQuery,
+  kDKey,
+  kDValue,
+  kDAttentionIn
+};
 const char* TapName(Tap tap);
 
 // Sees a point's tensor once it is enqueued on the pass's stream; may overwrite it.
@@ -90,10 +109,22 @@ struct Pass {
   std::function<void(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
                      Tensor o_thK, Tensor lse_th)>
       attend;
+  // Its backward, in training: adds to dq and dkv (K's gradient, then V's; dtype()), which lies in
+  // memory with room for 2 kv_capacity tokens. kv as above; it travels and is overwritten.
+  std::function<void(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
+                     Tensor o_thK, Tensor lse_th, Tensor do_thK, Tensor dq_thK, Tensor dkv_2tgK)>
+      attend_backward;
   const Observer* observer = nullptr;
 
   void Announce(int64_t layer, Tap tap, Tensor x) const {
     if (observer != nullptr) (*observer)(layer, tap, x);
+  }
+  // y [padded, ..] owes a sum over `tensor`. The rows that only pad its equal counts are zeroed, so
+  // that sums and later norms stay zero.
+  Partial Owed(Tensor y_tD) const {
+    const int64_t t = residual.tokens();
+    if (y_tD.rows() > t) ops.Fill(s, y_tD.Rows(t, y_tD.rows() - t), 0.0);
+    return Partial(y_tD);
   }
   // Scratch as long as this rank's tokens (core/arena.h).
   Tensor Long(const char* name, DType type, std::initializer_list<int64_t> shape) const {
