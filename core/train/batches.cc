@@ -131,6 +131,19 @@ std::vector<int64_t> Batches::DocumentLengths(int64_t pack) const {
   return Lengths(list_.Find(PackBegin(pack), tokens), tokens);
 }
 
+int64_t Batches::Labels(const Batch& batch) const {
+  int64_t labels = batch.tokens;
+  for (int64_t pack = batch.first_pack; pack < batch.first_pack + batch.packs; ++pack) {
+    const int64_t begin = PackBegin(pack), tokens = PackTokens(pack);
+    if (options_.join_documents) {
+      if (begin + tokens == list_.size()) --labels;  // nothing is behind it
+      continue;
+    }
+    for (const TokenList::Piece& piece : list_.Find(begin, tokens)) labels -= piece.ends ? 1 : 0;
+  }
+  return labels;
+}
+
 // Of the pieces that cover a pack, and maybe one token more.
 std::vector<int64_t> Batches::Lengths(const std::vector<TokenList::Piece>& pieces,
                                       int64_t tokens) const {

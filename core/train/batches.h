@@ -60,14 +60,19 @@ class Batches {
   absl::StatusOr<Batch> At(int64_t step) const;
   // How many steps the data lasts; empty: for ever.
   std::optional<int64_t> steps() const;
+  // For checkpoints: a position means something only in a list of the same fingerprint.
+  uint64_t list_fingerprint() const { return list_.fingerprint(); }
   // Whether a checkpoint of before `step` that stood at `position` goes on here: FailedPrecondition
-  // if data, skip list, sequence length or batch sizes are others than those it was written with.
+  // if batch sizes or skip list are others than those it was written with.
   absl::Status CheckPosition(int64_t step, int64_t position) const;
 
   // A pack of the run, [Batch::first_pack, ...). Errors are those of a damaged shard.
   absl::StatusOr<Pack> Read(int64_t pack) const;
   // Its document_lengths alone, which reads no token.
   std::vector<int64_t> DocumentLengths(int64_t pack) const;
+  // How many of the batch's labels are not -1, over all ranks: what its loss is divided by. Reads
+  // no token either.
+  int64_t Labels(const Batch& batch) const;
 
   const BatchOptions& options() const { return options_; }
 

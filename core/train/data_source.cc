@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
@@ -77,31 +78,34 @@ absl::Status At(const std::string& where, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(where, ": ", status.message()));
 }
 
-absl::Status ForEachLine(std::string_view text, const SourceFile& file, const SourcePart& part,
-                         const std::string& field,
-                         const std::function<absl::Status(std::string_view)>& take) {
+// Calls `take` with what lies between the separators and begins in the part, and where it begins.
+absl::Status ForEachPiece(
+    std::string_view text, const SourcePart& part, const std::string& separator,
+    const std::function<absl::Status(std::string_view piece, int64_t begin)>& take) {
+  const int64_t width = int64_t(separator.size());
   int64_t begin = part.begin;
-  if (begin > 0) {  // the line that lies across it belongs to the part before
-    const size_t newline = text.find('\n', size_t(begin) - 1);
-    begin = newline == std::string_view::npos ? int64_t(text.size()) : int64_t(newline) + 1;
+  if (begin > 0) {  // the piece that lies across it belongs to the part before
+    const size_t found = text.find(separator, size_t(std::max<int64_t>(0, begin - width)));
+    begin = found == std::string_view::npos ? int64_t(text.size()) : int64_t(found) + width;
   }
   while (begin < part.end) {
-    const size_t newline = std::min(text.find('\n', size_t(begin)), text.size());
-    const std::string_view line = text.substr(size_t(begin), newline - size_t(begin));
-    if (line.find_first_not_of(" \t\r") != std::string_view::npos) {
-      const std::string where = absl::StrCat(file.path, ": the line at byte ", begin);
-      TOROID_ASSIGN_OR_RETURN(const auto object,
-                              ParseJsonObject({line.data(), line.size()}, where));
-      const auto value = object.find(field);
-      if (value == object.end() || !value->is_string()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(where, ": no text in its field \"", field, "\""));
-      }
-      TOROID_RETURN_IF_ERROR(At(where, take(value->get_ref<const std::string&>())));
-    }
-    begin = int64_t(newline) + 1;
+    const size_t end = std::min(text.find(separator, size_t(begin)), text.size());
+    TOROID_RETURN_IF_ERROR(take(text.substr(size_t(begin), end - size_t(begin)), begin));
+    begin = int64_t(end) + width;
   }
   return absl::OkStatus();
+}
+
+absl::Status TakeLine(std::string_view line, const std::string& where, const std::string& field,
+                      const std::function<absl::Status(std::string_view)>& take) {
+  if (line.find_first_not_of(" \t\r") == std::string_view::npos) return absl::OkStatus();
+  TOROID_ASSIGN_OR_RETURN(const auto object, ParseJsonObject({line.data(), line.size()}, where));
+  const auto value = object.find(field);
+  if (value == object.end() || !value->is_string()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": no text in its field \"", field, "\""));
+  }
+  return At(where, take(value->get_ref<const std::string&>()));
 }
 
 }  // namespace
@@ -129,8 +133,20 @@ absl::StatusOr<std::vector<SourceFile>> FindSources(const std::vector<std::strin
   return files;
 }
 
+absl::Status Validate(const DocumentRule& rule) {
+  const std::string& text = rule.separator;
+  for (size_t shift = 1; shift < text.size(); ++shift) {
+    if (text.compare(shift, std::string::npos, text, 0, text.size() - shift) == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "document separator: \"", absl::CEscape(text),
+          "\" can overlap itself; take one that cannot, as <|endoftext|>, or write JSONL"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 std::vector<std::vector<SourcePart>> CutSources(const std::vector<SourceFile>& files,
-                                                int64_t portion_bytes) {
+                                                const DocumentRule& rule, int64_t portion_bytes) {
   TOROID_CHECK_GT(portion_bytes, 0);
   std::vector<std::vector<SourcePart>> portions;
   int64_t room = 0;
@@ -146,7 +162,8 @@ std::vector<std::vector<SourcePart>> CutSources(const std::vector<SourceFile>& f
   for (size_t i = 0; i < files.size(); ++i) {
     const SourceFile& file = files[i];
     TOROID_CHECK(file.format == DataFormat::kText || file.format == DataFormat::kJsonl);
-    const int64_t step = file.format == DataFormat::kJsonl ? portion_bytes : file.bytes;
+    const bool many = file.format == DataFormat::kJsonl || !rule.separator.empty();
+    const int64_t step = many ? portion_bytes : file.bytes;
     for (int64_t begin = 0; begin < file.bytes; begin += step) {
       add({int64_t(i), begin, std::min(file.bytes, begin + step)});
     }
@@ -155,7 +172,7 @@ std::vector<std::vector<SourcePart>> CutSources(const std::vector<SourceFile>& f
 }
 
 absl::Status ForEachDocument(const SourceFile& file, const SourcePart& part,
-                             const std::string& field,
+                             const DocumentRule& rule,
                              const std::function<absl::Status(std::string_view text)>& take) {
   TOROID_ASSIGN_OR_RETURN(const MappedFile mapped, MappedFile::Open(file.path));
   const auto bytes = mapped.bytes();
@@ -165,10 +182,22 @@ absl::Status ForEachDocument(const SourceFile& file, const SourcePart& part,
                                            "; start again when it is complete"));
   }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (file.format == DataFormat::kJsonl) return ForEachLine(text, file, part, field, take);
+  const auto place = [&](absl::string_view what, int64_t begin) {
+    return absl::StrCat(file.path, ": the ", what, " at byte ", begin);
+  };
+  if (file.format == DataFormat::kJsonl) {
+    return ForEachPiece(text, part, "\n", [&](std::string_view line, int64_t begin) {
+      return TakeLine(line, place("line", begin), rule.field, take);
+    });
+  }
   const std::string_view mark = "\xef\xbb\xbf";
-  const bool marked = text.substr(0, mark.size()) == mark;
-  return At(file.path, take(marked ? text.substr(mark.size()) : text));
+  const auto without_mark = [&](std::string_view piece) {
+    return piece.substr(0, mark.size()) == mark ? piece.substr(mark.size()) : piece;
+  };
+  if (rule.separator.empty()) return At(file.path, take(without_mark(text)));
+  return ForEachPiece(text, part, rule.separator, [&](std::string_view piece, int64_t begin) {
+    return At(place("document", begin), take(begin == 0 ? without_mark(piece) : piece));
+  });
 }
 
 }  // namespace toroid

@@ -1,6 +1,8 @@
 // The files that training text comes from, and the documents in them.
 //
-//   text    a file is a document; a byte order mark in front is not part of it
+//   text    a file is a document, or many with a separator between them ("<|endoftext|>") that is
+//   no
+//           part of them; nor is a byte order mark in front
 //   JSONL   a line is an object, one field of which is the document's text; blank lines are skipped
 //   tokens  token shards (token_shard.h), which need no tokenizer
 // The bytes are untrusted. Functions, hence thread-safe.
@@ -37,22 +39,31 @@ struct SourceFile {
 absl::StatusOr<std::vector<SourceFile>> FindSources(const std::vector<std::string>& patterns,
                                                     DataFormat format);
 
+struct DocumentRule {
+  std::string field = "text";  // of JSONL
+  std::string separator;       // of text; empty: a file is a document
+};
+// InvalidArgument if the separator can overlap itself, as two newlines can: where it then cuts
+// would depend on where reading begins.
+absl::Status Validate(const DocumentRule& rule);
+
 // Bytes [begin, end) of files[file].
 struct SourcePart {
   int64_t file = 0;
   int64_t begin = 0, end = 0;
   bool operator==(const SourcePart&) const = default;
 };
-// The sources cut into portions of about `portion_bytes`, by rule: text files stay whole, JSONL is
-// cut at multiples of it, small neighbours share a portion. REQUIRES portion_bytes > 0, no tokens.
+// The sources cut into portions of about `portion_bytes`, by rule: files of many documents are cut
+// at multiples of it, others stay whole, small neighbours share a portion. REQUIRES portion_bytes >
+// 0, no tokens.
 std::vector<std::vector<SourcePart>> CutSources(const std::vector<SourceFile>& files,
-                                                int64_t portion_bytes);
+                                                const DocumentRule& rule, int64_t portion_bytes);
 
-// Calls `take` with each document of a part: of JSONL those whose line begins in it. An error of
-// `take` ends it; if it is InvalidArgument, about the text, file and place are put before it.
-// `field` is JSONL's. Aborted if the file is not the one that was found, in bytes.
+// Calls `take` with each document that begins in a part. An error of `take` ends it; if it is
+// InvalidArgument, about the text, file and place are put before it. Aborted if the file has not
+// the bytes that it was found with.
 absl::Status ForEachDocument(const SourceFile& file, const SourcePart& part,
-                             const std::string& field,
+                             const DocumentRule& rule,
                              const std::function<absl::Status(std::string_view text)>& take);
 
 }  // namespace toroid

@@ -36,7 +36,8 @@ uint64_t KeyOf(const std::vector<SourceFile>& sources, uint64_t tokenizer,
     hash.Number(int64_t(file.format));
     hash.Number(file.bytes);
     hash.Number(file.modified);
-    if (file.format == DataFormat::kJsonl) hash.Text(options.field);
+    const DocumentRule& rule = options.documents;
+    hash.Text(file.format == DataFormat::kJsonl ? rule.field : rule.separator);
   }
   return hash.value();
 }
@@ -46,10 +47,11 @@ uint64_t KeyOf(const std::vector<SourceFile>& sources, uint64_t tokenizer,
 absl::StatusOr<TokenCache> TokenCache::Create(std::vector<SourceFile> sources, uint64_t tokenizer,
                                               TokenCacheOptions options) {
   TOROID_CHECK(!sources.empty());
+  TOROID_RETURN_IF_ERROR(Validate(options.documents));
   TokenCache cache;
   cache.key_ = KeyOf(sources, tokenizer, options);
   cache.directory_ = absl::StrCat(options.directory, "/", absl::Hex(cache.key_, absl::kZeroPad16));
-  cache.portions_ = CutSources(sources, options.portion_bytes);
+  cache.portions_ = CutSources(sources, options.documents, options.portion_bytes);
   if (cache.portions_.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
         sources[0].path, sources.size() > 1 ? " and the files after it" : "", ": no text at all"));
@@ -104,7 +106,7 @@ absl::Status TokenCache::MakeShard(const Tokenizer& tokenizer, int64_t shard,
   for (const SourcePart& part : portions_[size_t(shard)]) {
     const int64_t end = done.bytes_done + part.end - part.begin;
     TOROID_RETURN_IF_ERROR(
-        ForEachDocument(sources_[size_t(part.file)], part, options_.field,
+        ForEachDocument(sources_[size_t(part.file)], part, options_.documents,
                         [&](std::string_view text) -> absl::Status {
                           if (text.empty()) return absl::OkStatus();
                           TOROID_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,

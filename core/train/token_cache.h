@@ -23,8 +23,8 @@
 namespace toroid {
 
 struct TokenCacheOptions {
-  std::string directory;       // CACHE; is made if need be
-  std::string field = "text";  // of JSONL
+  std::string directory;  // CACHE; is made if need be
+  DocumentRule documents;
   // Text that spells a special token is text: a document cannot forge the end of another.
   EncodeOptions encode = {.add_special = true, .parse_special = false};
   int64_t portion_bytes = int64_t{64} << 20;  // of source text per shard

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/io/fingerprint.h"
 #include "core/status_macros.h"
 
 namespace toroid {
@@ -19,6 +20,15 @@ TokenList::TokenList(std::shared_ptr<const TokenDataset> set, Options options)
   epoch_tokens_ = set_->tokens() + (options_.end_of_text >= 0 ? set_->documents() : 0);
   const bool ends = options_.epochs > 0 && options_.epochs < kNoEnd / epoch_tokens_;
   size_ = ends ? options_.epochs * epoch_tokens_ : kNoEnd;
+}
+
+uint64_t TokenList::fingerprint() const {
+  FingerprintHash hash;
+  hash.Number(int64_t(set_->fingerprint()));
+  hash.Number(int64_t(options_.seed));
+  hash.Number(options_.shuffle);
+  hash.Number(options_.end_of_text);
+  return hash.value();
 }
 
 int64_t TokenList::Document(const Epoch& epoch, int64_t i) const {

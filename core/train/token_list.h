@@ -37,6 +37,9 @@ class TokenList {
   int64_t epoch_tokens() const { return epoch_tokens_; }
   int64_t size() const { return size_; }
 
+  // Equal for equal lists: of the data set's content and all options but the end.
+  uint64_t fingerprint() const;
+
   // A part of one document, its end_of_text included.
   struct Piece {
     int64_t document = 0;

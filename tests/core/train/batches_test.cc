@@ -52,6 +52,12 @@ std::vector<Pack> ReadBatch(const Batches& batches, int64_t step) {
     EXPECT_EQ(batches.DocumentLengths(batch->first_pack + i), pack->document_lengths);
     packs.push_back(*std::move(pack));
   }
+  int64_t labels = 0;
+  for (const Pack& pack : packs) {
+    labels +=
+        std::count_if(pack.labels.begin(), pack.labels.end(), [](int32_t id) { return id >= 0; });
+  }
+  EXPECT_EQ(batches.Labels(*batch), labels);
   return packs;
 }
 
@@ -138,9 +144,8 @@ TEST(Batches, AreTheDefinitionWrittenOut) {
             EXPECT_EQ(batches->steps(), int64_t(expected.size()));
           }
           for (size_t p = 0; p < expected.size(); ++p) {
-            const auto pack = batches->Read(int64_t(p));
-            ASSERT_TRUE(pack.ok()) << pack.status();
-            ASSERT_TRUE(*pack == expected[p])
+            const std::vector<Pack> packs = ReadBatch(*batches, int64_t(p));  // of one pack each
+            ASSERT_TRUE(packs[0] == expected[p])
                 << "length " << length << " end " << end_of_text << " epochs " << epochs
                 << " variant " << variant << " pack " << p;
           }
@@ -243,6 +248,10 @@ TEST(Batches, FollowTheRampAndTheSkipList) {
   EXPECT_EQ(batches->At(6)->first_pack, 14);
   EXPECT_EQ(batches->At(6)->position, 180);
   EXPECT_FALSE(batches->steps().has_value());
+  EXPECT_EQ(Make(set, Options(99, 1))->list_fingerprint(), batches->list_fingerprint());
+  BatchOptions other_seed = options;
+  other_seed.list.seed = 12;
+  EXPECT_NE(Make(set, other_seed)->list_fingerprint(), batches->list_fingerprint());
   EXPECT_TRUE(batches->CheckPosition(6, 180).ok());
   const absl::Status other = batches->CheckPosition(6, 140);
   EXPECT_EQ(other.code(), absl::StatusCode::kFailedPrecondition);

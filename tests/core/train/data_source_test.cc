@@ -66,12 +66,12 @@ TEST(FindSources, SaysWhatIsWrong) {
 }
 
 // What each part of the file holds, all parts after each other.
-absl::StatusOr<std::vector<std::string>> DocumentsOf(const SourceFile& file,
-                                                     int64_t portion_bytes) {
+absl::StatusOr<std::vector<std::string>> DocumentsOf(const SourceFile& file, int64_t portion_bytes,
+                                                     const DocumentRule& rule = {}) {
   std::vector<std::string> documents;
-  for (const auto& portion : CutSources({file}, portion_bytes)) {
+  for (const auto& portion : CutSources({file}, rule, portion_bytes)) {
     for (const SourcePart& part : portion) {
-      const auto status = ForEachDocument(file, part, "text", [&](std::string_view text) {
+      const auto status = ForEachDocument(file, part, rule, [&](std::string_view text) {
         documents.emplace_back(text);
         return absl::OkStatus();
       });
@@ -115,6 +115,35 @@ TEST(Documents, OfJsonlAreLinesHoweverItIsCut) {
   }
 }
 
+TEST(Documents, OfTextWithASeparatorHoweverItIsCut) {
+  const TemporaryDirectory directory;
+  const DocumentRule rule = {.separator = "<|end|>"};
+  const SourceFile file =
+      WriteSource(directory, "a.txt", "\xef\xbb\xbfone<|end|>two\n<|en|d|><|end|><|end|>\nfour");
+  for (const int64_t portion : {1, 2, 5, 12, 13, 14, 30, 1000}) {
+    EXPECT_THAT(*DocumentsOf(file, portion, rule),
+                ElementsAre("one", "two\n<|en|d|>", "", "\nfour"))
+        << portion;
+  }
+  EXPECT_EQ(DocumentsOf(file, 5)->size(), 1u) << "without it";
+  const absl::Status status = ForEachDocument(
+      file, {0, 13, 20}, rule, [](std::string_view) { return absl::InvalidArgumentError("bad"); });
+  EXPECT_THAT(std::string(status.message()), EndsWith("a.txt: the document at byte 13: bad"));
+}
+
+TEST(DocumentRule, RefusesASeparatorThatCanOverlapItself) {
+  for (const char* good : {"", "\n", "ab", "<|endoftext|>", "aab"}) {
+    EXPECT_TRUE(Validate(DocumentRule{.separator = good}).ok()) << good;
+  }
+  for (const char* bad : {"\n\n", "aba", "abcab", "---"}) {
+    EXPECT_THAT(std::string(Validate(DocumentRule{.separator = bad}).message()),
+                HasSubstr("can overlap itself"))
+        << bad;
+  }
+  EXPECT_THAT(std::string(Validate(DocumentRule{.separator = "\n\n"}).message()),
+              HasSubstr("\"\\n\\n\""));
+}
+
 TEST(Documents, AreRefusedWithTheirPlace) {
   const TemporaryDirectory directory;
   const auto message = [&](const std::string& line) {
@@ -129,9 +158,8 @@ TEST(Documents, AreRefusedWithTheirPlace) {
   // An error about the text gets the place, another one stays.
   const SourceFile file = WriteSource(directory, "b.jsonl", "{\"text\":\"good\"}\n");
   const auto taking = [&](absl::Status status) {
-    return std::string(ForEachDocument(file, {0, 0, 10}, "text", [&](std::string_view) {
-                         return status;
-                       }).message());
+    return std::string(
+        ForEachDocument(file, {0, 0, 10}, {}, [&](std::string_view) { return status; }).message());
   };
   EXPECT_THAT(taking(absl::InvalidArgumentError("bad")), EndsWith("the line at byte 0: bad"));
   EXPECT_EQ(taking(absl::CancelledError("stop")), "stop");
@@ -149,7 +177,7 @@ TEST(CutSources, SharesAndCuts) {
   const std::vector<SourceFile> files = {
       {"a", DataFormat::kText, 30}, {"b", DataFormat::kText, 30},   {"c", DataFormat::kText, 300},
       {"d", DataFormat::kText, 0},  {"e", DataFormat::kJsonl, 250}, {"f", DataFormat::kText, 50}};
-  const auto portions = CutSources(files, 100);
+  const auto portions = CutSources(files, {}, 100);
   EXPECT_THAT(portions,
               ElementsAre(ElementsAre(SourcePart{0, 0, 30}, SourcePart{1, 0, 30}),
                           ElementsAre(SourcePart{2, 0, 300}), ElementsAre(SourcePart{4, 0, 100}),
