@@ -79,7 +79,7 @@ absl::Status ParamStore::Allocate() {
     }
     if (reduces()) buffers.push_back({&gradients_[i], type, largest});
   }
-  if (reduces()) buffers.push_back({&arriving_, type, largest / shard});
+  if (shard > 1) buffers.push_back({&arriving_, type, largest / shard});
   buffers.push_back({&sums_, DType::kF64, int64_t(names_.size())});
 
   int64_t bytes = 0;
@@ -159,7 +159,7 @@ void ParamStore::StartGather(int64_t group, int buffer) {
   held_[buffer] = group;
 }
 
-ParamFinder ParamStore::Gather(int64_t group, int64_t next) {
+FindParam ParamStore::Gather(int64_t group, int64_t next) {
   if (!gathers()) {
     return Finder(group, Stored(Kind::kWeights, group), Tensor());
   }
@@ -186,7 +186,7 @@ void ParamStore::Widen(int64_t group, int buffer) {
   }
 }
 
-ParamFinder ParamStore::Finder(int64_t group, Tensor flat, Tensor vectors) const {
+FindParam ParamStore::Finder(int64_t group, Tensor flat, Tensor vectors) const {
   const ParamGroup* members = &groups_.group(group);
   return [members, flat, vectors](const std::string& name) {
     int64_t vector_at = 0;
@@ -196,7 +196,6 @@ ParamFinder ParamStore::Finder(int64_t group, Tensor flat, Tensor vectors) const
         const bool widened = vector && !vectors.empty();
         const Tensor elements = widened ? Elements(vectors, vector_at, member.size())
                                         : Elements(flat, member.offset, member.size());
-        if (vector) return elements;
         return elements.Reshape({member.slice.row_count, member.slice.col_count});
       }
       if (vector) vector_at += (member.size() + 63) / 64 * 64;
@@ -208,7 +207,7 @@ ParamFinder ParamStore::Finder(int64_t group, Tensor flat, Tensor vectors) const
 // --- reducing
 // ------------------------------------------------------------------------------------
 
-ParamFinder ParamStore::Gradients(int64_t group) {
+FindParam ParamStore::Gradients(int64_t group) {
   TOROID_CHECK_EQ(gradient_group_, -1);  // the one before was given to Reduce
   gradient_group_ = group;
   if (!reduces()) return Finder(group, Stored(Kind::kGradients, group), Tensor());
@@ -238,6 +237,11 @@ void ParamStore::Reduce() {
 void ParamStore::StartReduction() {
   if (waiting_ < 0) return;
   const Tensor whole = Elements(gradients_[waiting_buffer_], 0, groups_.group(waiting_).size);
+  if (mesh_.shard().size() == 1) {
+    ops_.Add(s_, Row(Stored(Kind::kGradients, waiting_)), Row(whole));
+    waiting_ = -1;
+    return;
+  }
   ops_.Fork(s_, weights_s_);  // weights_s waits for: the gradients written, arriving_ read
   mesh_.shard().ReduceScatter(weights_s_, Partial(whole),
                               Elements(arriving_, 0, whole.rows() / mesh_.shard().size()));

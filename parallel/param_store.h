@@ -8,14 +8,14 @@
 // A walk over the groups calls Gather(group, next) before each. That is also where the gradients of
 // the group before start to be reduced, so that both travel while this group computes; what arrived
 // is added to the stored gradients in the order of the calls: the same bits with prefetch and
-// without. On a shard of one rank the stored ranges themselves are used and nothing travels.
+// without. On a shard of one rank the stored weights themselves are used and nothing travels; in a
+// world of one rank the stored gradients too.
 //
 // Per rank and group of n elements, e bytes each: Gather sends (R - 1) n e / R over `shard`, Reduce
 // the same (ZeRO-3, Rajbhandari et al. 2020). All ranks make the same calls in the same order. One
 // thread at a time.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,14 +23,11 @@
 #include "absl/status/statusor.h"
 #include "core/backend.h"
 #include "core/io/model_source.h"
+#include "core/model/bind.h"
 #include "core/model/param_groups.h"
 #include "parallel/mesh.h"
 
 namespace toroid {
-
-// The tensor of a parameter by name, whole as this rank of `tensor` holds it: [rows, cols], a
-// vector [n]. Empty for a name that the group does not have.
-using ParamFinder = std::function<Tensor(const std::string& name)>;
 
 class ParamStore {
  public:
@@ -52,10 +49,11 @@ class ParamStore {
   // --- a walk
   // The group's weights, valid until the next but one Gather. next: the group that will be asked
   // for after this one, -1: none.
-  ParamFinder Gather(int64_t group, int64_t next);
-  // A zero buffer to add the group's gradients to, until Reduce. On a shard of one rank the stored
+  FindParam Gather(int64_t group, int64_t next);
+  // A zero buffer to add the group's gradients to, until Reduce: what it then holds may owe sums
+  // over `tensor`, which what is stored no longer does. In a world of one rank the stored
   // gradients.
-  ParamFinder Gradients(int64_t group);
+  FindParam Gradients(int64_t group);
   // The buffer that Gradients gave last is complete up to sums over `tensor`, which are paid.
   void Reduce();
   // Waits until every reduction is in the stored gradients.
@@ -91,12 +89,12 @@ class ParamStore {
   absl::Status LoadPiece(const ModelSource& source, const GroupMember& member,
                          const ParamPiece& piece, Tensor out);
   bool gathers() const { return mesh_.shard().size() > 1 || options_.narrow; }
-  bool reduces() const { return mesh_.shard().size() > 1; }
+  bool reduces() const { return mesh_.world().size() > 1; }
   void StartGather(int64_t group, int buffer);
   void StartReduction();
   void AddArrived();
   void Widen(int64_t group, int buffer);
-  ParamFinder Finder(int64_t group, Tensor flat, Tensor vectors) const;
+  FindParam Finder(int64_t group, Tensor flat, Tensor vectors) const;
 
   Backend& ops_;
   Stream s_, weights_s_;  // weights_s_ carries gathers and reductions

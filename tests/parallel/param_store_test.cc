@@ -68,12 +68,12 @@ std::vector<std::vector<double>> Walk(Side& side) {
   const int64_t forward = store.groups().count();
   for (size_t i = 0; i < order.size(); ++i) {
     const ParamGroup& group = store.groups().group(order[i]);
-    const ParamFinder find = store.Gather(order[i], i + 1 < order.size() ? order[i + 1] : -1);
+    const FindParam find = store.Gather(order[i], i + 1 < order.size() ? order[i + 1] : -1);
     for (const GroupMember& member : group.members) {
       seen.push_back(side.Values(find(member.spec.name)));
     }
     if (int64_t(i) < forward) continue;
-    const ParamFinder gradient = store.Gradients(order[i]);
+    const FindParam gradient = store.Gradients(order[i]);
     for (const GroupMember& member : group.members) {
       const Tensor d = gradient(member.spec.name);
       for (int64_t e = 0; e < d.size(); ++e) {
@@ -189,7 +189,7 @@ TEST(ParamStore, NarrowGathersMatricesInBf16AndVectorsInFloat32) {
     RunOnMesh(shape, [&](Mesh& mesh) {
       Side side(mesh, source, true, /*narrow=*/true);
       const ParamGroup& group = side.store->groups().group(1);
-      const ParamFinder find = side.store->Gather(1, 2);
+      const FindParam find = side.store->Gather(1, 2);
       for (const GroupMember& member : group.members) {
         const Tensor found = find(member.spec.name);
         EXPECT_EQ(found.dtype, member.spec.rows == 1 ? DType::kF32 : DType::kBF16);

@@ -1,0 +1,343 @@
+#include "parallel/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/model/bind.h"
+#include "core/model/loss.h"
+#include "core/model/owed_sums.h"
+#include "core/model/rope.h"
+#include "core/status_macros.h"
+#include "core/train/clip.h"
+#include "parallel/counting_communicator.h"
+#include "parallel/host_exchange.h"
+#include "parallel/progress_board.h"
+#include "parallel/ring_attention.h"
+
+namespace toroid {
+namespace {
+
+using Kind = ParamStore::Kind;
+
+constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend's arenas
+
+std::vector<ParamSpec> SpecsOf(const ParamGroup& group) {
+  std::vector<ParamSpec> specs;
+  for (const GroupMember& member : group.members) specs.push_back(member.spec);
+  return specs;
+}
+
+}  // namespace
+
+// This rank's tokens of a micro-batch, in the layout's local order.
+struct Trainer::Tokens {
+  TokenLayout layout;
+  std::vector<int32_t> ids, labels, positions;
+};
+
+// The same on the device, with what the pass over it needs.
+struct Trainer::MicroBatchOf {
+  MicroBatchOf(Trainer& trainer, const Tokens& tokens, double weight);
+
+  Arena::Mark saved_mark, scratch_mark;
+  int64_t t;
+  RopeFrequencies rope;
+  Tensor ids_t, labels_t, weights_t, positions_t, kv_index;
+  RingAttention ring;
+  Pass pass;
+  Tensor x_uD, dx_uD, log_p_t, log_z_t;
+  LossTargets targets;
+  std::vector<Block::Saved> saved;
+};
+
+Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, const Tokens& tokens, double weight)
+    : saved_mark(*trainer.saved_),
+      scratch_mark(*trainer.scratch_),
+      t(int64_t(tokens.ids.size())),
+      rope(Rope(trainer.config(), trainer.config().context)),
+      ids_t(trainer.Upload("ids", DType::kI32, t, tokens.ids.data())),
+      labels_t(trainer.Upload("labels", DType::kI32, t, tokens.labels.data())),
+      weights_t(trainer.Upload("weights", DType::kF64, t, std::vector<double>(t, weight).data())),
+      positions_t(trainer.Upload("positions", DType::kI32, t, tokens.positions.data())),
+      kv_index(trainer.Upload("kv index", DType::kI32,
+                              int64_t(trainer.layout_->heads().kv_index().size()),
+                              trainer.layout_->heads().kv_index().data())),
+      ring(*trainer.ops_, trainer.s_, trainer.comm_s_, *trainer.scratch_, *trainer.mesh_,
+           tokens.layout,
+           [&trainer](int64_t layer, int64_t round, int64_t) {
+             if (trainer.board_ != nullptr) trainer.board_->At("ring", layer, round);
+           }),
+      pass(*trainer.ops_, trainer.s_, *trainer.scratch_, trainer.mesh_->tensor(),
+           ResidualLayout(t, trainer.mesh_->tensor_rank(), trainer.options_.mesh.tensor,
+                          /*always_split=*/true),
+           positions_t,
+           trainer.Upload("inverse frequencies", DType::kF64, int64_t(rope.inv_freq.size()),
+                          rope.inv_freq.data())) {
+  const DType type = trainer.ops_->dtype();
+  pass.rope_scale = rope.attention_scale;
+  pass.kv_dtype = trainer.options_.compute == Compute::kBF16 ? DType::kBF16 : type;
+  pass.kv_capacity = tokens.layout.max_count(trainer.mesh_->data_rank());
+  pass.token_block = trainer.options_.token_block;
+  pass.attend = [this](int64_t layer, const AttentionSpec& spec, Tensor q, Tensor kv, Tensor o,
+                       Tensor lse) {
+    ring.Attend(layer, spec, q, positions_t, kv, kv_index, o, lse);
+  };
+  pass.attend_backward = [this](int64_t layer, const AttentionSpec& spec, Tensor q, Tensor kv,
+                                Tensor o, Tensor lse, Tensor d_o, Tensor dq, Tensor dkv) {
+    ring.Backward(layer, spec, q, positions_t, kv, kv_index, o, lse, d_o, dq, dkv);
+  };
+  const int64_t u = pass.residual.share(), D = trainer.config().dim;
+  x_uD = pass.Long("x", type, {u, D});
+  dx_uD = pass.Long("dx", type, {u, D});
+  log_p_t = pass.Long("log p", DType::kF64, {t});
+  log_z_t = pass.Long("log Z", DType::kF64, {t});
+  targets = {labels_t, weights_t, trainer.options_.zeta};
+}
+
+Trainer::~Trainer() = default;
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communicator> world,
+                                                         std::shared_ptr<const ModelSource> source,
+                                                         const TrainOptions& options,
+                                                         ProgressBoard* board) {
+  std::unique_ptr<Trainer> trainer(new Trainer());
+  trainer->options_ = options;
+  trainer->source_ = std::move(source);
+  trainer->board_ = board;
+  TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/false));
+  return trainer;
+}
+
+absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) {
+  const int rank = world->rank(), size = world->size();
+  const ModelConfig& model = config();
+  if (options_.mesh.tensor > model.query_heads) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "mesh axis tensor=", options_.mesh.tensor, " is above the model's ", model.query_heads,
+        " query heads: use tensor up to ", model.query_heads, " and put the other ranks on data"));
+  }
+  const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
+  ops_ = counting ? NewCountingBackend(type)
+                  : NewCpuBackend(type, std::max(1, options_.threads),
+                                  board_ != nullptr ? board_->ticks() : nullptr);
+  s_ = ops_->NewStream(/*communication=*/false);
+  comm_s_ = ops_->NewStream(/*communication=*/true);
+  mesh_ = std::make_unique<Mesh>(std::move(world), options_.mesh);
+  layers_ = options_.layers > 0 ? std::min(options_.layers, model.layers) : model.layers;
+  layout_ = std::make_unique<ParamLayout>(model, mesh_->tensor_rank(), options_.mesh.tensor);
+  saved_ = std::make_unique<Arena>(*ops_, "saved");
+  scratch_ = std::make_unique<Arena>(*ops_, "scratch");
+  ParamStore::Options stored;
+  stored.prefetch = options_.prefetch;
+  stored.narrow = options_.compute == Compute::kBF16;
+  auto store = ParamStore::Create(*ops_, s_, *mesh_,
+                                  ParamGroups(model, *layout_, mesh_->tensor_rank(),
+                                              options_.mesh.tensor, mesh_->shard().size(), layers_),
+                                  stored);
+  if (counting) {
+    TOROID_RETURN_IF_ERROR(store.status());
+    store_ = std::move(*store);
+    TOROID_RETURN_IF_ERROR(saved_->Reserve(kUnbounded));
+    return scratch_->Reserve(kUnbounded);
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), store.status()));
+  store_ = std::move(*store);
+  At("load", -1);
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), store_->Load(*source_)));
+  auto optimizer = Optimizer::Create(*ops_, s_, *store_, options_.optimizer);
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), optimizer.status()));
+  optimizer_ = std::move(*optimizer);
+  shadow_.reset(new Trainer());
+  shadow_->options_ = options_;
+  shadow_->source_ = source_;
+  return shadow_->Setup(NewCountingWorld(rank, size), /*counting=*/true);
+}
+
+void Trainer::At(const char* op, int64_t layer) const {
+  if (board_ != nullptr) board_->At(op, layer);
+}
+
+Tensor Trainer::Upload(const char* name, DType type, int64_t size, const void* host) {
+  Tensor tensor = scratch_->New(name, type, {size}, Arena::Length::kTokens);
+  ops_->Upload(s_, host, tensor);
+  return tensor;
+}
+
+// --- one micro-batch
+// -----------------------------------------------------------------------------
+
+// x = Embed(ids); every layer saves what Backward reads.
+void Trainer::Forward(MicroBatchOf& micro) {
+  const ParamGroups& groups = store_->groups();
+  At("embed", -1);
+  BindEnds(config(), *layout_, store_->Gather(groups.embedding(), groups.layer(0)))
+      .Embed(micro.pass, micro.ids_t, micro.x_uD);
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    At("forward", layer);
+    const int64_t next = layer + 1 < layers_ ? groups.layer(layer + 1) : groups.head();
+    const Block block =
+        BindBlock(config(), *layout_, layer, store_->Gather(groups.layer(layer), next));
+    micro.saved.push_back(block.NewSaved(micro.pass, options_.remat, *saved_));
+    block.Forward(micro.pass, layer, micro.x_uD, &micro.saved.back());
+  }
+}
+
+// The loss, which makes dx, and the layers in reverse; each group's gradients leave as it is done.
+void Trainer::Backward(MicroBatchOf& micro) {
+  const ParamGroups& groups = store_->groups();
+  At("loss", -1);
+  const ModelEnds ends =
+      BindEnds(config(), *layout_, store_->Gather(groups.head(), groups.layer(layers_ - 1)));
+  FindParam gradients = store_->Gradients(groups.head());
+  CrossEntropy(micro.pass, ends, micro.targets, micro.x_uD, micro.log_p_t, micro.log_z_t,
+               micro.dx_uD, BindEnds(config(), *layout_, gradients));
+  Reduce(groups.head(), gradients);
+  for (int64_t layer = layers_ - 1; layer >= 0; --layer) {
+    At("backward", layer);
+    const int64_t next = layer > 0 ? groups.layer(layer - 1) : -1;
+    const Block block =
+        BindBlock(config(), *layout_, layer, store_->Gather(groups.layer(layer), next));
+    gradients = store_->Gradients(groups.layer(layer));
+    block.Backward(micro.pass, layer, micro.saved[layer], micro.dx_uD,
+                   BindBlock(config(), *layout_, layer, gradients));
+    Reduce(groups.layer(layer), gradients);
+  }
+  At("embed backward", -1);
+  gradients = store_->Gradients(groups.embedding());
+  BindEnds(config(), *layout_, gradients)
+      .EmbedBackward(micro.pass, micro.ids_t, micro.dx_uD, BindEnds(config(), *layout_, gradients));
+  Reduce(groups.embedding(), gradients);
+}
+
+void Trainer::Reduce(int64_t group, const FindParam& gradients) {
+  SumOwedOverTensor(*ops_, s_, *scratch_, mesh_->tensor(), config(),
+                    SpecsOf(store_->groups().group(group)), gradients);
+  store_->Reduce();
+}
+
+double Trainer::Accumulate(const Tokens& tokens, double weight) {
+  MicroBatchOf micro(*this, tokens, weight);
+  Forward(micro);
+  Backward(micro);
+  std::vector<double> log_p(micro.t), log_z(micro.t);
+  ops_->Download(s_, micro.log_p_t, log_p.data());
+  ops_->Download(s_, micro.log_z_t, log_z.data());
+  double loss = 0;
+  for (int64_t i = 0; i < micro.t; ++i) {
+    if (tokens.labels[i] >= 0) loss += weight * (-log_p[i] + options_.zeta * log_z[i] * log_z[i]);
+  }
+  return loss;
+}
+
+// --- one step
+// ------------------------------------------------------------------------------------
+
+// This rank's tokens of every micro-batch, and how many tokens of the whole batch have a label.
+absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(const TrainBatch& batch,
+                                                                double& labels) {
+  const int64_t data = options_.mesh.data, packs = int64_t(batch.documents.size());
+  std::vector<Tokens> all;
+  double own_labels = 0;
+  absl::Status status;
+  for (int64_t m = 0; m < MicroBatches(packs, data, options_.packs_per_rank); ++m) {
+    const Range range = MicroBatch(packs, data, options_.packs_per_rank, m);
+    const std::vector<std::vector<int64_t>> documents(batch.documents.begin() + range.begin,
+                                                      batch.documents.begin() + range.end);
+    Tokens tokens{TokenLayout::Packed(options_.layout, documents, data, options_.mesh.ring)};
+    int64_t read = -1;  // pack in hand
+    Pack pack;
+    for (const Run& run : tokens.layout.runs(mesh_->data_rank(), mesh_->ring_rank())) {
+      const SequencePlace& place = tokens.layout.place(run.sequence);
+      if (place.pack != read && status.ok()) {
+        auto got = batch.read(range.begin + place.pack);
+        status = got.status();
+        if (status.ok()) pack = std::move(*got);
+        read = place.pack;
+      }
+      if (!status.ok()) break;
+      const auto from = [&](const std::vector<int32_t>& of_pack, std::vector<int32_t>& to) {
+        const auto begin = of_pack.begin() + place.begin + run.first;
+        to.insert(to.end(), begin, begin + run.count);
+      };
+      from(pack.ids, tokens.ids);
+      from(pack.labels, tokens.labels);
+    }
+    tokens.positions = tokens.layout.Positions(mesh_->data_rank(), mesh_->ring_rank());
+    for (int32_t label : tokens.labels) own_labels += label >= 0;
+    all.push_back(std::move(tokens));
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), status));
+  std::vector<double> sum = {own_labels};
+  SumHost(mesh_->shard(), sum);
+  labels = sum[0];
+  if (labels == 0) {
+    return absl::InvalidArgumentError(
+        "no token of the batch has a successor to predict: give documents of two tokens or more");
+  }
+  return all;
+}
+
+// Room for every micro-batch, by running it on the counting backend. Shares of equal length need
+// equal room.
+absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
+  absl::Status status;
+  int64_t saved = 0, scratch = 0;
+  for (const Tokens& tokens : batch) {
+    const std::pair<int64_t, int64_t> lengths = {int64_t(tokens.ids.size()),
+                                                 tokens.layout.max_count(mesh_->data_rank())};
+    if (!foreseen_.insert(lengths).second) continue;
+    shadow_->saved_->ResetPeak();
+    shadow_->scratch_->ResetPeak();
+    shadow_->Accumulate(tokens, 1);
+    saved = std::max(saved, shadow_->saved_->peak());
+    scratch = std::max(scratch, shadow_->scratch_->peak());
+  }
+  if (saved > saved_->capacity()) status = saved_->Reserve(saved);
+  if (status.ok() && scratch > scratch_->capacity()) status = scratch_->Reserve(scratch);
+  return ShareStatus(mesh_->world(), status);
+}
+
+absl::StatusOr<double> Trainer::Gradient(const TrainBatch& batch) {
+  double labels = 0;
+  TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(batch, labels));
+  TOROID_RETURN_IF_ERROR(Reserve(tokens));
+  store_->ZeroGradients();
+  std::vector<double> loss = {0};
+  for (const Tokens& micro : tokens) loss[0] += Accumulate(micro, 1 / labels);
+  store_->FinishReductions();
+  SumHost(mesh_->shard(), loss);
+  TOROID_RETURN_IF_ERROR(mesh_->Health());
+  return loss[0];
+}
+
+absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) {
+  StepResult result;
+  result.step = step;
+  result.rate = LearningRate(options_.optimizer.rate, step);
+  for (const std::vector<int64_t>& pack : batch.documents) {
+    for (int64_t length : pack) result.tokens += length;
+  }
+  TOROID_ASSIGN_OR_RETURN(result.loss, Gradient(batch));
+  At("norm", -1);
+  const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
+  double sum = 0;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    if (!std::isfinite(squares[i]) && result.skipped.empty()) {
+      result.skipped = store_->parameter_name(int64_t(i));
+    }
+    sum += squares[i];
+  }
+  const GradientClip clip = ClipGlobalNorm(sum, options_.max_norm);
+  result.grad_norm = clip.norm;
+  if (clip.finite) {
+    At("update", -1);
+    optimizer_->Update(step, updates_, clip.factor);
+    ++updates_;
+  }
+  TOROID_RETURN_IF_ERROR(mesh_->Health());
+  return result;
+}
+
+}  // namespace toroid

@@ -1,0 +1,248 @@
+// Training on meshes of threads: one curve whatever the mesh, exact traffic, nothing lost.
+#include "parallel/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <mutex>
+
+#include "core/random.h"
+#include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
+
+namespace toroid {
+namespace {
+
+using Kind = ParamStore::Kind;
+using Weights = std::map<std::string, std::vector<double>>;  // whole, row after row
+
+// What a run of some steps gave.
+struct Curve {
+  std::vector<double> losses, norms;
+  Weights weights;
+};
+
+// Documents of awkward lengths in packs of 33 tokens; the batch of a step depends on the step
+// alone.
+TrainBatch BatchOf(int64_t step, int64_t vocab, int64_t packs = 5) {
+  TrainBatch batch;
+  for (int64_t p = 0; p < packs; ++p) {
+    if (p % 3 == 0) batch.documents.push_back({33});
+    if (p % 3 == 1) batch.documents.push_back({7, 1, 25});
+    if (p % 3 == 2) batch.documents.push_back({16, 17});
+  }
+  const auto documents = batch.documents;
+  batch.read = [=](int64_t p) -> absl::StatusOr<Pack> {
+    Pack pack;
+    pack.document_lengths = documents[p];
+    for (int64_t length : documents[p]) {
+      const size_t first = pack.ids.size();
+      for (int64_t i = 0; i < length; ++i) {
+        // A text with something to learn: mostly a walk, sometimes a jump.
+        const auto random = Philox(uint64_t(step), uint64_t(pack.ids.size()), uint64_t(p));
+        const int32_t before = i > 0 ? pack.ids.back() : int32_t(random[1] % vocab);
+        pack.ids.push_back(random[0] % 5 == 0 ? int32_t(random[1] % vocab)
+                                              : int32_t((before + 3) % vocab));
+      }
+      for (int64_t i = 0; i < length; ++i) {
+        pack.labels.push_back(i + 1 < length ? pack.ids[first + i + 1] : -1);
+      }
+    }
+    return pack;
+  };
+  return batch;
+}
+
+TrainOptions Options(MeshShape mesh, Compute compute = Compute::kF64) {
+  TrainOptions options;
+  options.mesh = mesh;
+  options.compute = compute;
+  options.zeta = 1e-3;
+  options.token_block = 8;
+  options.optimizer.rate.peak = 3e-3;
+  options.optimizer.rate.warmup = 4;
+  options.optimizer.decay = {WeightDecay::Kind::kTimesRate, 0.1};
+  return options;
+}
+
+void CollectWeights(Trainer& trainer, Weights& weights, std::mutex& mutex) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const ParamStore& store = trainer.store();
+  for (int64_t g = 0; g < store.groups().count(); ++g) {
+    for (const ParamPiece& piece : store.pieces(g)) {
+      const GroupMember& member = store.groups().group(g).members[piece.member];
+      std::vector<double>& whole = weights[member.spec.name];
+      whole.resize(member.spec.rows * member.spec.cols);
+      const Tensor w = store.Stored(Kind::kWeights, g, piece);
+      for (int64_t i = 0; i < piece.count; ++i) {
+        const int64_t e = piece.begin + i, cols = member.slice.col_count;
+        const double value = w.dtype == DType::kF64 ? w.as<double>()[i] : w.as<float>()[i];
+        whole[(member.slice.row_begin + e / cols) * member.spec.cols + member.slice.col_begin +
+              e % cols] = value;
+      }
+    }
+  }
+}
+
+Curve Train(
+    const std::string& model, const TrainOptions& options, int64_t steps,
+    const std::function<TrainBatch(int64_t step, int64_t vocab)>& batch =
+        [](int64_t step, int64_t vocab) { return BatchOf(step, vocab); }) {
+  Curve curve;
+  std::mutex mutex;
+  const auto source = TestSource(model);
+  RunOnRanks(int(options.mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    const int rank = world->rank();
+    auto trainer = Trainer::Create(std::move(world), source, options, nullptr);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    for (int64_t step = 0; step < steps; ++step) {
+      const auto result = (*trainer)->Step(step, batch(step, source->config.vocab));
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->skipped, "");
+      if (rank == 0) {
+        curve.losses.push_back(result->loss);
+        curve.norms.push_back(result->grad_norm);
+      }
+    }
+    CollectWeights(**trainer, curve.weights, mutex);
+  });
+  return curve;
+}
+
+// Error of a tensor: max |x - ref| / max(max |ref|, 1e-6 of the largest of all tensors).
+double WorstError(const Weights& weights, const Weights& reference) {
+  double largest = 0, worst = 0;
+  for (const auto& [name, values] : reference) {
+    for (double x : values) largest = std::max(largest, std::abs(x));
+  }
+  for (const auto& [name, values] : reference) {
+    double most = 1e-6 * largest, error = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      most = std::max(most, std::abs(values[i]));
+      error = std::max(error, std::abs(values[i] - weights.at(name)[i]));
+    }
+    worst = std::max(worst, error / most);
+  }
+  return worst;
+}
+
+void ExpectSameCurve(const Curve& a, const Curve& reference, double tolerance) {
+  ASSERT_EQ(a.losses.size(), reference.losses.size());
+  for (size_t i = 0; i < a.losses.size(); ++i) {
+    EXPECT_NEAR(a.losses[i] / reference.losses[i], 1, tolerance) << "step " << i;
+    EXPECT_NEAR(a.norms[i] / reference.norms[i], 1, 10 * tolerance) << "step " << i;
+  }
+}
+
+// The eight meshes of the 2D scheme: one curve, one set of weights.
+TEST(TrainerTest, OneCurveOnEightMeshesInFloat64) {
+  const Curve one = Train("random:tiny-gqa", Options({1, 1, 1}), 20);
+  EXPECT_LT(one.losses.back(), one.losses.front() - 0.3);  // it learns
+  for (const MeshShape mesh :
+       {MeshShape{1, 1, 2}, MeshShape{2, 1, 1}, MeshShape{1, 2, 1}, MeshShape{2, 1, 2},
+        MeshShape{2, 2, 1}, MeshShape{1, 2, 2}, MeshShape{2, 2, 2}}) {
+    SCOPED_TRACE(ToString(mesh));
+    const Curve many = Train("random:tiny-gqa", Options(mesh), 20);
+    ExpectSameCurve(many, one, 1e-11);
+    EXPECT_LT(WorstError(many.weights, one.weights), 1e-11);
+  }
+}
+
+TEST(TrainerTest, ABatchOfAnotherStepIsSeen) {  // negative control of the comparison above
+  const Curve one = Train("random:tiny-gqa", Options({1, 1, 1}), 2);
+  const Curve other = Train("random:tiny-gqa", Options({1, 1, 1}), 2,
+                            [](int64_t step, int64_t vocab) { return BatchOf(step + 1, vocab); });
+  EXPECT_GT(std::abs(other.losses[1] / one.losses[1] - 1), 1e-6);
+  EXPECT_GT(WorstError(other.weights, one.weights), 1e-6);
+}
+
+TEST(TrainerTest, OneCurveInFloat32OnMeshesOfThreeAndFive) {
+  for (const char* model : {"random:tiny-mqa", "random:tiny-qwen3"}) {
+    const Curve one = Train(model, Options({1, 1, 1}, Compute::kF32), 5);
+    for (const MeshShape mesh : {MeshShape{1, 3, 1}, MeshShape{1, 5, 1}, MeshShape{3, 1, 1},
+                                 MeshShape{1, 1, 3}, MeshShape{1, 3, 2}, MeshShape{2, 2, 2}}) {
+      SCOPED_TRACE(std::string(model) + " " + ToString(mesh));
+      ExpectSameCurve(Train(model, Options(mesh, Compute::kF32), 5), one, 1e-5);
+    }
+  }
+}
+
+// Prefetch, micro-batches and what is saved change when things happen, not what is computed.
+TEST(TrainerTest, PrefetchChangesNoBit) {
+  TrainOptions options = Options({2, 2, 1}, Compute::kF32);
+  const Curve ahead = Train("random:tiny-gqa", options, 3);
+  options.prefetch = false;
+  const Curve just_in_time = Train("random:tiny-gqa", options, 3);
+  EXPECT_EQ(ahead.losses, just_in_time.losses);
+  EXPECT_EQ(ahead.weights, just_in_time.weights);
+}
+
+TEST(TrainerTest, MicroBatchesAndRematGiveTheSameCurve) {
+  const Curve one = Train("random:tiny-gqa", Options({1, 1, 1}), 3);
+  for (Remat remat : {Remat::kNone, Remat::kAttentionOutput, Remat::kBlock}) {
+    for (int64_t packs : {1, 2, 8}) {
+      TrainOptions options = Options(packs == 2 ? MeshShape{1, 1, 2} : MeshShape{2, 2, 1});
+      options.remat = remat;
+      options.packs_per_rank = packs;
+      SCOPED_TRACE(testing::Message() << "remat " << int(remat) << " packs " << packs);
+      const Curve other = Train("random:tiny-gqa", options, 3);
+      ExpectSameCurve(other, one, 1e-11);
+      EXPECT_LT(WorstError(other.weights, one.weights), 1e-11);
+    }
+  }
+}
+
+TEST(TrainerTest, Bf16IsNearAndNotTheSame) {
+  const Curve wide = Train("random:tiny-gqa", Options({2, 1, 2}, Compute::kF32), 5);
+  const Curve narrow = Train("random:tiny-gqa", Options({2, 1, 2}, Compute::kBF16), 5);
+  for (size_t i = 0; i < wide.losses.size(); ++i) {
+    EXPECT_NEAR(narrow.losses[i] / wide.losses[i], 1, 2e-2);
+    EXPECT_NE(narrow.losses[i], wide.losses[i]);
+  }
+}
+
+// A weight that is not a number makes gradients that are not: the step is skipped and the parameter
+// named on every rank, and nothing that is stored changes.
+TEST(TrainerTest, AStepThatIsNotFiniteIsSkippedAndNamed) {
+  const auto source = TestSource("random:tiny-gqa");
+  RunOnRanks(2, [&](std::unique_ptr<Communicator> world) {
+    auto trainer = Trainer::Create(std::move(world), source, Options({2, 1, 1}), nullptr);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    Trainer& t = **trainer;
+    const int64_t last = t.store().groups().head();
+    const Tensor stored = t.store().Stored(Kind::kWeights, last);
+    const double before = stored.as<double>()[1];
+    if (t.mesh().rank() == 0) stored.as<double>()[0] = std::nan("");
+    const auto result = t.Step(0, BatchOf(0, source->config.vocab));
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_NE(result->skipped, "");
+    EXPECT_EQ(t.updates(), 0);
+    EXPECT_EQ(stored.as<double>()[1], before);
+  });
+}
+
+TEST(TrainerTest, WhatCannotTrainIsOneClearError) {
+  const auto source = TestSource("random:tiny-gqa");
+  RunOnRanks(2, [&](std::unique_ptr<Communicator> world) {
+    auto trainer = Trainer::Create(std::move(world), source, Options({2, 1, 1}), nullptr);
+    ASSERT_TRUE(trainer.ok());
+    TrainBatch batch;  // single tokens predict nothing
+    batch.documents = {{1}, {1, 1}};
+    batch.read = [](int64_t p) -> absl::StatusOr<Pack> {
+      return Pack{std::vector<int32_t>(p + 1, 3), std::vector<int32_t>(p + 1, -1), {}};
+    };
+    const auto alone = (*trainer)->Step(0, batch);
+    EXPECT_EQ(alone.status().code(), absl::StatusCode::kInvalidArgument) << alone.status();
+    batch = BatchOf(0, source->config.vocab);
+    batch.read = [read = batch.read](int64_t p) -> absl::StatusOr<Pack> {
+      if (p == 1) return absl::DataLossError("shard 3 is damaged");
+      return read(p);
+    };
+    const auto damaged = (*trainer)->Step(0, batch);  // read by one rank, refused by both
+    EXPECT_EQ(damaged.status().code(), absl::StatusCode::kDataLoss) << damaged.status();
+  });
+}
+
+}  // namespace
+}  // namespace toroid
