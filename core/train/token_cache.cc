@@ -17,6 +17,15 @@ namespace {
 constexpr int64_t kMakingOfTokens = 1;  // counts up when the same text would give other shards
 constexpr int64_t kProgressBytes = int64_t{4} << 20;
 
+// A document's tokens are made in one piece, in several times its memory.
+constexpr int64_t kLargestDocument = int64_t{1} << 30;
+
+absl::Status TooLarge(std::string_view text) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("a document of ", text.size(), " bytes; the largest has ", kLargestDocument,
+                   ": name the separator that divides it, or write JSONL"));
+}
+
 int64_t BytesIn(const std::vector<SourcePart>& portion) {
   int64_t bytes = 0;
   for (const SourcePart& part : portion) bytes += part.end - part.begin;
@@ -109,6 +118,7 @@ absl::Status TokenCache::MakeShard(const Tokenizer& tokenizer, int64_t shard,
         ForEachDocument(sources_[size_t(part.file)], part, options_.documents,
                         [&](std::string_view text) -> absl::Status {
                           if (text.empty()) return absl::OkStatus();
+                          if (int64_t(text.size()) > kLargestDocument) return TooLarge(text);
                           TOROID_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                                                   tokenizer.Encode(text, options_.encode));
                           TOROID_RETURN_IF_ERROR(writer.Add(ids));

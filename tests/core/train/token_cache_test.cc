@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <thread>
@@ -136,6 +139,49 @@ TEST_F(TokenCacheTest, GoesOnWhereItWasStopped) {
   EXPECT_EQ(last.bytes_done, last.bytes);
   EXPECT_EQ(FilesOfCache().size(), 4u) << "nothing half made is left";
   EXPECT_EQ(TextsOf(*cache.Open()), texts_);
+}
+
+TEST_F(TokenCacheTest, SurvivesAKillInTheMiddleOfAShard) {
+  const TemporaryDirectory other;
+  other.Write("a.txt", "whole");
+  other.Write("b.txt", std::string(size_t{5} << 20, 'x') + '|' + "behind it");
+  const auto sources = FindSources({other.path() + "/*"}, DataFormat::kByName);
+  const auto cache = TokenCache::Create(*sources, 1,
+                                        {.directory = other.path() + "/cache",
+                                         .documents = {.separator = "|"},
+                                         .portion_bytes = int64_t{6} << 20});
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  ASSERT_EQ(cache->shards(), 1);
+  const auto files = [&] {
+    return std::distance(std::filesystem::recursive_directory_iterator(other.path() + "/cache"),
+                         std::filesystem::recursive_directory_iterator());
+  };
+  const pid_t child = fork();
+  if (child == 0) {
+    (void)cache->Make(*bytes_, 0, 1, [](const TokenCacheProgress&) {
+      kill(getpid(), SIGKILL);
+      return true;
+    });
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(files(), 2) << "the directory, and what the child was writing";
+  EXPECT_FALSE(std::filesystem::exists(cache->ShardPath(0)));
+  ASSERT_TRUE(cache->Make(*bytes_, 0, 1, nullptr).ok());
+  EXPECT_EQ(files(), 2) << "the directory and the shard";
+  EXPECT_EQ(cache->Open()->documents(), 3);
+}
+
+TEST_F(TokenCacheTest, ADocumentThatIsTooLargeIsNamed) {
+  const TemporaryDirectory other;
+  const std::string path = other.Write("huge.txt", "");
+  std::filesystem::resize_file(path, (uint64_t{1} << 30) + 1);  // sparse
+  const auto sources = FindSources({path}, DataFormat::kByName);
+  const auto cache = TokenCache::Create(*sources, 1, {.directory = other.path() + "/cache"});
+  EXPECT_THAT(std::string(cache->Make(*bytes_, 0, 1, nullptr).message()),
+              HasSubstr("huge.txt: a document of 1073741825 bytes"));
 }
 
 TEST_F(TokenCacheTest, AnotherInputIsAnotherDirectory) {
