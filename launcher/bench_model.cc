@@ -44,13 +44,15 @@ double PrefillFlops(const ModelConfig& config, int64_t tokens) {
 double DecodeBytes(const Engine& engine, int64_t keys) {
   const ModelConfig& config = engine.config();
   double bytes = double(engine.model().weight_bytes());
-  if (!config.tied_embeddings) {  // of the table only one row is read
+  const auto leave_out = [&](const char* table, int64_t rows) {  // of which only one row is read
     const auto& tensors = engine.source().tensors;
-    const auto found = tensors.find("model.embed_tokens.weight");
+    const auto found = tensors.find(table);
     const DType type = found == tensors.end() ? DType::kF32 : found->second.dtype;
-    if (IsStoredWeight(type)) {
-      bytes -= double(RowBytes(type, config.dim)) * double(config.vocab);
-    }
+    if (IsStoredWeight(type)) bytes -= double(RowBytes(type, config.dim)) * double(rows);
+  };
+  if (!config.tied_embeddings) leave_out("model.embed_tokens.weight", config.vocab);
+  if (config.positions == PositionKind::kLearned) {
+    leave_out("model.embed_positions.weight", config.context);
   }
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const int64_t window = config.window(layer);

@@ -47,20 +47,29 @@ uint64_t BuildFingerprint() {
 }
 
 // The backend that `load` asks for, of one of `ranks` ranks, which all choose alike.
-absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const LoadRequest& load, int ranks,
+absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const LoadRequest& load,
+                                                   const ModelConfig& shape, int ranks,
                                                    std::atomic<int64_t>* ticks) {
   const bool f64 = load.compute == Compute::kF64;
+  // LayerNorm, GELU and the scale of logits are not among InferenceBackend's ops.
+  const bool on_gpus = shape.norm == NormKind::kRms && shape.activation == Activation::kSwiGlu &&
+                       shape.logit_scale == 1;
   if (load.device == Device::kCuda && ranks > 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("--device cuda with ", ranks,
                      " ranks: GPUs work alone in this version: use one rank, or --device cpu"));
+  }
+  if (load.device == Device::kCuda && !on_gpus) {
+    return absl::UnimplementedError(absl::StrCat("--device cuda: models of architecture ",
+                                                 shape.architecture,
+                                                 " run on CPUs alone: use --device cpu"));
   }
   if (load.device == Device::kCuda && f64) {
     return absl::InvalidArgumentError(
         "--device cuda with --compute f64: use --device cpu, or --compute f32 or bf16");
   }
   if (load.device == Device::kCuda ||
-      (load.device == Device::kAuto && ranks == 1 && !f64 && CudaDevices() > 0)) {
+      (load.device == Device::kAuto && ranks == 1 && !f64 && on_gpus && CudaDevices() > 0)) {
     CudaOptions options;
     options.product = load.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
     return NewCudaBackend(options);
@@ -99,16 +108,15 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   const int rank = world->rank(), size = world->size();
   const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   const ModelConfig& shape = source_->config;
-  if (shape.parallel_block || shape.norm != NormKind::kRms || shape.logit_scale != 1 ||
-      shape.activation != Activation::kSwiGlu || shape.positions != PositionKind::kRope) {
-    return absl::UnimplementedError(
-        absl::StrCat(load_.model, ": architecture ", shape.architecture,
-                     ": this version knows its shape and parameters but does not compute it yet"));
+  if (shape.positions == PositionKind::kLearned && load_.context > shape.context) {
+    return absl::InvalidArgumentError(absl::StrCat("--context ", load_.context, ": ", load_.model,
+                                                   " has learned positions for ", shape.context,
+                                                   " tokens: use --context up to ", shape.context));
   }
   if (counting) {
     ops_ = NewCountingBackend(type);
   } else {
-    auto ops = BackendOf(load_, size, board_ != nullptr ? board_->ticks() : nullptr);
+    auto ops = BackendOf(load_, shape, size, board_ != nullptr ? board_->ticks() : nullptr);
     TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
     ops_ = std::move(*ops);
   }

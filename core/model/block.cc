@@ -60,8 +60,10 @@ Tensor Attention::Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q
     ops.RmsNorm(pass.s, q_rows, q_norm_K, norm_epsilon, q_rows);
     ops.RmsNorm(pass.s, k_rows, k_norm_K, norm_epsilon, k_rows);
   }
-  ops.Rope(pass.s, q_thK, pass.positions_t, pass.inv_freq, pass.rope_scale);
-  ops.Rope(pass.s, k_tgK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+  if (rope) {
+    ops.Rope(pass.s, q_thK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+    ops.Rope(pass.s, k_tgK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+  }
   pass.Announce(layer, Tap::kQuery, q_thK);
   pass.Announce(layer, Tap::kKey, k_tgK);
   pass.Announce(layer, Tap::kValue, v_tgK);
@@ -97,20 +99,31 @@ Partial Attention::Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor 
   return pass.Owed(y_tD);
 }
 
-Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept) const {
-  const int64_t t = pass.residual.tokens(), f = gate.weight.rows();
-  const DType type = pass.ops.dtype();
+Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept,
+                     bool add_y) const {
+  const int64_t t = pass.residual.tokens(), f = up.weight.rows();
+  Backend& ops = pass.ops;
+  const DType type = ops.dtype();
   for (int64_t begin = 0; begin < t; begin += pass.token_block) {
     const int64_t b = std::min(pass.token_block, t - begin);
+    const Tensor a_bD = a_tD.Rows(begin, b), y_bD = y_tD.Rows(begin, b);
     Arena::Mark mark(pass.scratch);
     Tensor hidden_bf = pass.scratch.New("hidden", type, {b, f});
-    Tensor gate_bf = kept.gate_tf.given() ? kept.gate_tf.Rows(begin, b) : hidden_bf;
-    Tensor up_bf =
-        kept.up_tf.given() ? kept.up_tf.Rows(begin, b) : pass.scratch.New("up", type, {b, f});
-    gate.Forward(pass.ops, pass.s, a_tD.Rows(begin, b), gate_bf);
-    up.Forward(pass.ops, pass.s, a_tD.Rows(begin, b), up_bf);
-    pass.ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
-    down.ForwardPartial(pass.ops, pass.s, hidden_bf, y_tD.Rows(begin, b));  // contracts over f
+    if (activation == Activation::kGelu) {
+      Tensor up_bf = kept.up_tf.given() ? kept.up_tf.Rows(begin, b) : hidden_bf;
+      up.Forward(ops, pass.s, a_bD, up_bf);
+      ops.Gelu(pass.s, up_bf, hidden_bf);
+    } else {
+      Tensor gate_bf = kept.gate_tf.given() ? kept.gate_tf.Rows(begin, b) : hidden_bf;
+      Tensor up_bf =
+          kept.up_tf.given() ? kept.up_tf.Rows(begin, b) : pass.scratch.New("up", type, {b, f});
+      gate.Forward(ops, pass.s, a_bD, gate_bf);
+      up.Forward(ops, pass.s, a_bD, up_bf);
+      ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
+    }
+    const Tensor product_bD = add_y ? pass.scratch.New("mlp", type, {b, y_tD.cols()}) : y_bD;
+    down.ForwardPartial(ops, pass.s, hidden_bf, product_bD);  // contracts over f
+    if (add_y) ops.Add(pass.s, y_bD, product_bD);
   }
   return pass.Owed(y_tD);
 }
@@ -118,7 +131,7 @@ Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kep
 Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const {
   const DType type = pass.ops.dtype();
   const int64_t t = pass.residual.tokens(), u = pass.residual.share();
-  const int64_t D = attention_norm_D.size(), f = mlp.gate.weight.rows();
+  const int64_t D = attention_norm.gain_D.size(), f = mlp.up.weight.rows();
   const int64_t h = attention.query_heads, g = attention.kv_heads, K = attention.head_dim;
   const auto keep = [&](const char* name, DType of, std::initializer_list<int64_t> shape) {
     return saved.New(name, of, shape, Arena::Length::kTokens);
@@ -126,21 +139,21 @@ Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const 
   Saved s;
   s.x_uD = keep("x", type, {u, D});
   if (remat == Remat::kBlock) return s;
-  s.x2_uD = keep("x2", type, {u, D});
+  if (!parallel) s.x2_uD = keep("x2", type, {u, D});
   s.attention.o_thK = keep("O", type, {t, h, K});
   s.attention.lse_th = keep("LSE", type, {t, h});
   if (remat == Remat::kAttentionOutput) return s;
   s.attention.q_thK = keep("Q", type, {t, h, K});
   s.attention.kv_2tgK = keep("KV", pass.kv_dtype, {2 * t, g, K});
   s.attention_in_tD = keep("a", type, {pass.residual.padded(), D});
-  s.mlp_in_tD = keep("a", type, {pass.residual.padded(), D});
-  s.mlp.gate_tf = keep("gate", type, {t, f});
+  s.mlp_in_tD = parallel ? s.attention_in_tD : keep("a", type, {pass.residual.padded(), D});
+  if (mlp.activation == Activation::kSwiGlu) s.mlp.gate_tf = keep("gate", type, {t, f});
   s.mlp.up_tf = keep("up", type, {t, f});
   return s;
 }
 
-void Block::GatherNormed(const Pass& pass, Tensor x_uD, Tensor gain_D, Tensor a_tD) const {
-  pass.ops.RmsNorm(pass.s, x_uD, gain_D, norm_epsilon, pass.residual.Share(a_tD));
+void Block::GatherNormed(const Pass& pass, Tensor x_uD, const Norm& norm, Tensor a_tD) const {
+  norm.Forward(pass.ops, pass.s, x_uD, pass.residual.Share(a_tD));
   pass.residual.Gather(pass.tensor, pass.s, a_tD);
 }
 
@@ -149,7 +162,7 @@ void Block::ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tenso
                              const Attention::Kept& kept) const {
   const ResidualLayout& residual = pass.residual;
   const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
-  GatherNormed(pass, x_uD, attention_norm_D, a_tD);
+  GatherNormed(pass, x_uD, attention_norm, a_tD);
   pass.Announce(layer, Tap::kAttentionIn, tokens_tD);
   const Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
@@ -162,10 +175,27 @@ void Block::ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD
                        const Mlp::Kept& kept) const {
   const ResidualLayout& residual = pass.residual;
   const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
-  GatherNormed(pass, x_uD, mlp_norm_D, a_tD);
+  GatherNormed(pass, x_uD, mlp_norm, a_tD);
   pass.Announce(layer, Tap::kMlpIn, tokens_tD);
   const Partial owed = mlp.Forward(pass, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
+  mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
+  pass.Announce(layer, Tap::kMlpOut, y_uD);
+  pass.ops.Add(pass.s, x_uD, y_uD);
+}
+
+// x += sum over h and f of Wo Attention(a) + W2 (silu(W1 a) * W3 a), a = norm1(x)
+void Block::ForwardParallel(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                            const Saved& kept) const {
+  const ResidualLayout& residual = pass.residual;
+  const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
+  GatherNormed(pass, x_uD, attention_norm, a_tD);
+  pass.Announce(layer, Tap::kAttentionIn, tokens_tD);
+  Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD, kept.attention);
+  pass.Announce(layer, Tap::kMlpIn, tokens_tD);
+  owed = mlp.Forward(pass, tokens_tD, y_tD, kept.mlp, /*add_y=*/true);  // both share one sum
+  Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
+  attention.o.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   pass.Announce(layer, Tap::kMlpOut, y_uD);
   pass.ops.Add(pass.s, x_uD, y_uD);
@@ -181,9 +211,13 @@ void Block::Forward(const Pass& pass, int64_t layer, Tensor x_uD, const Saved* s
   Tensor y_tD = pass.Long("y", type, {padded, D});
 
   if (keep.x_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x_uD);
-  ForwardAttention(pass, layer, x_uD, a_tD, y_tD, keep.attention);
-  if (keep.x2_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x2_uD);
-  ForwardMlp(pass, layer, x_uD, keeps_a ? keep.mlp_in_tD : a_tD, y_tD, keep.mlp);
+  if (parallel) {
+    ForwardParallel(pass, layer, x_uD, a_tD, y_tD, keep);
+  } else {
+    ForwardAttention(pass, layer, x_uD, a_tD, y_tD, keep.attention);
+    if (keep.x2_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x2_uD);
+    ForwardMlp(pass, layer, x_uD, keeps_a ? keep.mlp_in_tD : a_tD, y_tD, keep.mlp);
+  }
   pass.Announce(layer, Tap::kResidual, x_uD);
 }
 

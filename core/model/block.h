@@ -1,7 +1,11 @@
 // Block: one layer of one rank, written as maths (core/tensor.h has the letters).
 //
-//   x += sum_tensor  Wo Attention(norm1(x))          Llama family: serial, two sums per layer
+//   x += sum_tensor  Wo Attention(norm1(x))          Llama, GPT: serial, two sums per layer
 //   x += sum_tensor  W2 (silu(W1 a) * W3 a),  a = norm2(x)
+//
+//   x += sum_tensor  Wo Attention(a) + W2 (silu(W1 a) * W3 a),  a = norm1(x)      PaLM: parallel,
+//                                                                 one norm, one gather, one sum
+// GPT: W2 gelu(W3 a) for the feed-forward, LayerNorm for the norms, biases, no RoPE.
 //
 // Columns of Wq, Wk, Wv, W1, W3 and rows of Wo, W2 are split over `tensor`: Wo contracts over h and
 // W2 over f, so both owe a reduction. The feed-forward runs in blocks of tokens (Blockwise Parallel
@@ -15,6 +19,7 @@
 #pragma once
 
 #include "core/model/linear.h"
+#include "core/model/norm.h"
 #include "core/model/pass.h"
 
 namespace toroid {
@@ -24,13 +29,14 @@ namespace toroid {
 //
 //                                                    kBlock  kAttentionOutput  kNone
 //   x, before the layer            u D               x       x                 x
-//   x2, between the halves         u D                       x                 x
+//   x2, between the halves (1)     u D                       x                 x
 //   O and LSE                      t h K + t h               x                 x
 //   Q, K, V (normed, rotated)      t h K + 2 t g K                             x
-//   a of both halves               2 padded D                                  x
-//   gate and up                    2 t f                                       x
+//   a of each half (2)             2 padded D                                  x
+//   gate and up (3)                2 t f                                       x
 //
-// Computed again: kBlock the attention with its ring and its sum, both a, gate and up;
+// (1) Parallel block: none. (2) Parallel block: one, padded D. (3) GELU: up alone, t f.
+// Computed again: kBlock the attention with its ring (serial: and its sum), both a, gate and up;
 // kAttentionOutput both a, Q, K, V, gate and up; kNone nothing (with head norms: their inputs).
 enum class Remat { kNone, kAttentionOutput, kBlock };
 
@@ -39,6 +45,7 @@ struct Attention {
   Tensor q_norm_K, k_norm_K;  // gains of Qwen3's per-head norm, else empty
   int64_t query_heads = 0, kv_heads = 0, head_dim = 0;  // h, g, K of this rank
   double norm_epsilon = 0;
+  bool rope = true;  // of q and k
   AttentionSpec spec;
 
   // What Backward reads. Forward computes into those that are there and keeps the rest in scratch.
@@ -64,25 +71,28 @@ struct Attention {
 };
 
 struct Mlp {
-  Linear gate, up, down;  // W1, W3, W2
+  Linear gate, up, down;  // W1 (kSwiGlu only), W3, W2
+  Activation activation = Activation::kSwiGlu;
 
   // As Attention::Kept.
   struct Kept {
     Tensor gate_tf, up_tf;
   };
 
-  // This rank's part of W2 (silu(W1 a) * W3 a), in y as above.
-  Partial Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept = {}) const;
+  // This rank's part of W2 (silu(W1 a) * W3 a), in y as above, or added to the part that y is
+  // already (add_y).
+  Partial Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept = {},
+                  bool add_y = false) const;
   // dy [t, D] -> this rank's part of da, as above. What is not kept is computed again.
   Partial Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy_tD, Tensor da_tD,
-                   const Mlp& d) const;
+                   const Mlp& d, bool add_da = false) const;
 };
 
 struct Block {
-  Tensor attention_norm_D, mlp_norm_D;
-  double norm_epsilon = 0;
+  Norm attention_norm, mlp_norm;  // a parallel block has the first alone
   Attention attention;
   Mlp mlp;
+  bool parallel = false;
 
   // The table above; what is not saved has no dims.
   struct Saved {
@@ -107,15 +117,21 @@ struct Block {
                         const Attention::Kept& kept) const;
   void ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
                   const Mlp::Kept& kept) const;
+  void ForwardParallel(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
+                       const Saved& kept) const;
   void BackwardAttention(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
                          Tensor dy_tD, Tensor da_tD, const Block& d) const;
   void BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD, Tensor dy_tD,
                    Tensor da_tD, const Block& d) const;
+  void BackwardParallel(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
+                        Tensor dy_tD, Tensor da_tD, const Block& d) const;
+  // What BackwardAttention reads and `full` lacks, computed again in scratch.
+  void RestoreAttention(const Pass& pass, int64_t layer, const Saved& saved, Saved& full) const;
   // a [padded, D] = AllGather(norm(x)).
-  void GatherNormed(const Pass& pass, Tensor x_uD, Tensor gain_D, Tensor a_tD) const;
-  // Its backward: dx += norm's gradient of ReduceScatter(da), dgain.
-  void ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, Tensor gain_D,
-                    Partial da_tD, Tensor da_uD, Tensor dx_uD, Tensor dgain_D) const;
+  void GatherNormed(const Pass& pass, Tensor x_uD, const Norm& norm, Tensor a_tD) const;
+  // Its backward: dx += norm's gradient of ReduceScatter(da), d.
+  void ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, const Norm& norm,
+                    Partial da_tD, Tensor da_uD, Tensor dx_uD, const Norm& d) const;
 };
 
 }  // namespace toroid

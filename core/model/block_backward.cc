@@ -30,8 +30,10 @@ Partial Attention::Backward(const Pass& pass, int64_t layer, Tensor a_tD, const 
   pass.Announce(layer, Tap::kDKey, dk_tgK);
   pass.Announce(layer, Tap::kDValue, dv_tgK);
   // Rope(q), Rope(k)
-  ops.RopeBackward(pass.s, dq_thK, pass.positions_t, pass.inv_freq, pass.rope_scale);
-  ops.RopeBackward(pass.s, dk_tgK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+  if (rope) {
+    ops.RopeBackward(pass.s, dq_thK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+    ops.RopeBackward(pass.s, dk_tgK, pass.positions_t, pass.inv_freq, pass.rope_scale);
+  }
   // q = RmsNorm(Wq a), k = RmsNorm(Wk a), by head; its input is made again in the place of dO
   const auto norm = [&](const Linear& product, int64_t heads, Tensor gain_K, Tensor dx,
                         Tensor dgain_K) {
@@ -54,9 +56,10 @@ Partial Attention::Backward(const Pass& pass, int64_t layer, Tensor a_tD, const 
 }
 
 Partial Mlp::Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy_tD, Tensor da_tD,
-                      const Mlp& d) const {
-  const int64_t t = pass.residual.tokens(), f = gate.weight.rows();
+                      const Mlp& d, bool add_da) const {
+  const int64_t t = pass.residual.tokens(), f = up.weight.rows();
   Backend& ops = pass.ops;
+  const bool gated = activation == Activation::kSwiGlu;
   for (int64_t begin = 0; begin < t; begin += pass.token_block) {
     const int64_t b = std::min(pass.token_block, t - begin);
     const Tensor a_bD = a_tD.Rows(begin, b), da_bD = da_tD.Rows(begin, b);
@@ -64,34 +67,44 @@ Partial Mlp::Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy
     Tensor hidden_bf = pass.scratch.New("hidden", ops.dtype(), {b, f});
     Tensor dhidden_bf = pass.scratch.New("dhidden", ops.dtype(), {b, f});
     Tensor gate_bf, up_bf;
-    if (kept.gate_tf.given()) {
-      gate_bf = kept.gate_tf.Rows(begin, b), up_bf = kept.up_tf.Rows(begin, b);
+    if (kept.up_tf.given()) {
+      if (gated) gate_bf = kept.gate_tf.Rows(begin, b);
+      up_bf = kept.up_tf.Rows(begin, b);
     } else {
-      gate_bf = pass.scratch.New("gate", ops.dtype(), {b, f});
+      if (gated) gate_bf = pass.scratch.New("gate", ops.dtype(), {b, f});
       up_bf = pass.scratch.New("up", ops.dtype(), {b, f});
-      gate.Forward(ops, pass.s, a_bD, gate_bf);
+      if (gated) gate.Forward(ops, pass.s, a_bD, gate_bf);
       up.Forward(ops, pass.s, a_bD, up_bf);
     }
-    ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
+    if (gated) {
+      ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
+    } else {
+      ops.Gelu(pass.s, up_bf, hidden_bf);
+    }
     // y = hidden W2^T
     down.BackwardPartial(ops, pass.s, hidden_bf, dy_tD.Rows(begin, b), dhidden_bf, d.down);
-    // hidden = silu(gate) * up; nobody reads hidden any more, so dup takes its place
+    // Nobody reads hidden any more, so dup takes its place.
     const Tensor dgate_bf = dhidden_bf, dup_bf = hidden_bf;
-    ops.SwiGluBackward(pass.s, gate_bf, up_bf, dhidden_bf, dgate_bf, dup_bf);
-    // gate = a W1^T, up = a W3^T: da contracts over f
-    gate.Backward(ops, pass.s, a_bD, dgate_bf, /*add_dx=*/false, da_bD, d.gate);
-    up.Backward(ops, pass.s, a_bD, dup_bf, /*add_dx=*/true, da_bD, d.up);
+    if (gated) {  // hidden = silu(gate) * up
+      ops.SwiGluBackward(pass.s, gate_bf, up_bf, dhidden_bf, dgate_bf, dup_bf);
+      // gate = a W1^T: da contracts over f
+      gate.Backward(ops, pass.s, a_bD, dgate_bf, add_da, da_bD, d.gate);
+    } else {  // hidden = gelu(up)
+      ops.GeluBackward(pass.s, up_bf, dhidden_bf, dup_bf);
+    }
+    // up = a W3^T: da contracts over f
+    up.Backward(ops, pass.s, a_bD, dup_bf, add_da || gated, da_bD, d.up);
   }
   return pass.Owed(da_tD);
 }
 
-void Block::ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, Tensor gain_D,
-                         Partial owed, Tensor da_uD, Tensor dx_uD, Tensor dgain_D) const {
+void Block::ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, const Norm& norm,
+                         Partial owed, Tensor da_uD, Tensor dx_uD, const Norm& d) const {
   // a_tD = AllGather(a_uD)
   da_uD = pass.residual.Reduce(pass.tensor, pass.s, owed, da_uD);
   pass.Announce(layer, tap, da_uD);
   // a_uD = norm(x_uD)
-  pass.ops.RmsNormBackward(pass.s, x_uD, gain_D, norm_epsilon, da_uD, da_uD, dgain_D);
+  norm.Backward(pass.ops, pass.s, x_uD, da_uD, da_uD, d);
   pass.ops.Add(pass.s, dx_uD, da_uD);
 }
 
@@ -103,7 +116,7 @@ void Block::BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tens
   Tensor a_tD = full.mlp_in_tD;
   if (!a_tD.given()) {
     a_tD = pass.Long("a", pass.ops.dtype(), {residual.padded(), dx_uD.cols()});
-    GatherNormed(pass, full.x2_uD, mlp_norm_D, a_tD);
+    GatherNormed(pass, full.x2_uD, mlp_norm, a_tD);
     pass.Announce(layer, Tap::kMlpIn, a_tD.Rows(0, t));
   }
   // x += y: dy is dx.  y_uD = ReduceScatter(y_tD) + bias
@@ -114,8 +127,8 @@ void Block::BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tens
   const Partial owed =
       mlp.Backward(pass, a_tD.Rows(0, t), full.mlp, dy_tD.Rows(0, t), da_tD, d.mlp);
   // a_tD = GatherNormed(x_uD)
-  ReduceNormed(pass, layer, Tap::kDMlpIn, full.x2_uD, mlp_norm_D, owed, residual.Share(da_tD),
-               dx_uD, d.mlp_norm_D);
+  ReduceNormed(pass, layer, Tap::kDMlpIn, full.x2_uD, mlp_norm, owed, residual.Share(da_tD), dx_uD,
+               d.mlp_norm);
 }
 
 void Block::BackwardAttention(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
@@ -130,8 +143,52 @@ void Block::BackwardAttention(const Pass& pass, int64_t layer, const Saved& full
   const Partial owed = attention.Backward(pass, layer, full.attention_in_tD.Rows(0, t),
                                           full.attention, dy_tD.Rows(0, t), da_tD, d.attention);
   // a_tD = GatherNormed(x_uD)
-  ReduceNormed(pass, layer, Tap::kDAttentionIn, full.x_uD, attention_norm_D, owed,
-               residual.Share(da_tD), dx_uD, d.attention_norm_D);
+  ReduceNormed(pass, layer, Tap::kDAttentionIn, full.x_uD, attention_norm, owed,
+               residual.Share(da_tD), dx_uD, d.attention_norm);
+}
+
+void Block::BackwardParallel(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
+                             Tensor dy_tD, Tensor da_tD, const Block& d) const {
+  const ResidualLayout& residual = pass.residual;
+  const int64_t t = residual.tokens();
+  const Tensor a_tD = full.attention_in_tD.Rows(0, t);
+  // x += y: dy is dx.  y_uD = ReduceScatter(y_tD) + both biases
+  mlp.down.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.mlp.down);
+  attention.o.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.attention.o);
+  pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
+  residual.Gather(pass.tensor, pass.s, dy_tD);
+  // y_tD = attention(a_tD) + mlp(a_tD): both add to the part of da that is owed
+  Partial owed =
+      attention.Backward(pass, layer, a_tD, full.attention, dy_tD.Rows(0, t), da_tD, d.attention);
+  owed = mlp.Backward(pass, a_tD, full.mlp, dy_tD.Rows(0, t), da_tD, d.mlp, /*add_da=*/true);
+  // a_tD = GatherNormed(x_uD)
+  ReduceNormed(pass, layer, Tap::kDAttentionIn, full.x_uD, attention_norm, owed,
+               residual.Share(da_tD), dx_uD, d.attention_norm);
+}
+
+void Block::RestoreAttention(const Pass& pass, int64_t layer, const Saved& saved,
+                             Saved& full) const {
+  const DType type = pass.ops.dtype();
+  const int64_t t = pass.residual.tokens(), h = attention.query_heads, K = attention.head_dim;
+  if (!full.attention_in_tD.given()) {
+    full.attention_in_tD = pass.Long("a", type, {pass.residual.padded(), saved.x_uD.cols()});
+    GatherNormed(pass, saved.x_uD, attention_norm, full.attention_in_tD);
+    const Tensor a_tD = full.attention_in_tD.Rows(0, t);
+    pass.Announce(layer, Tap::kAttentionIn, a_tD);
+    full.attention.q_thK = pass.Long("Q", type, {t, h, K});
+    if (full.attention.o_thK.given()) {
+      full.attention.kv_2tgK = attention.Project(pass, layer, a_tD, full.attention.q_thK);
+    } else {
+      full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
+      full.attention.o_thK = pass.Long("O", type, {t, h, K});
+      full.attention.lse_th = pass.Long("LSE", type, {t, h});
+      Arena::Mark mark(pass.scratch);
+      attention.Attend(pass, layer, a_tD, full.attention);
+    }
+  } else if (saved.attention.kv_2tgK.given()) {  // what is saved does not travel
+    full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
+    pass.ops.Copy(pass.s, saved.attention.kv_2tgK, full.attention.kv_2tgK);
+  }
 }
 
 void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor dx_uD,
@@ -143,15 +200,17 @@ void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor
   Tensor dy_tD = pass.Long("dy", type, {padded, D});
   Tensor da_tD = pass.Long("da", type, {padded, D});
   Saved full = saved;  // what was not saved is filled in below, in scratch
-  const auto new_q = [&] {
-    return pass.Long("Q", type, {t, attention.query_heads, attention.head_dim});
-  };
   pass.Announce(layer, Tap::kDResidual, dx_uD);
 
+  if (parallel) {
+    RestoreAttention(pass, layer, saved, full);
+    BackwardParallel(pass, layer, full, dx_uD, dy_tD, da_tD, d);
+    return;
+  }
   if (!saved.x2_uD.given()) {  // the first half again, keeping all of it
     full.attention_in_tD = pass.Long("a", type, {padded, D});
     full.x2_uD = pass.Long("x2", type, {pass.residual.share(), D});
-    full.attention.q_thK = new_q();
+    full.attention.q_thK = pass.Long("Q", type, {t, attention.query_heads, attention.head_dim});
     full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
     full.attention.o_thK = pass.Long("O", type, {t, attention.query_heads, attention.head_dim});
     full.attention.lse_th = pass.Long("LSE", type, {t, attention.query_heads});
@@ -159,17 +218,7 @@ void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor
     ForwardAttention(pass, layer, full.x2_uD, full.attention_in_tD, dy_tD, full.attention);
   }
   BackwardMlp(pass, layer, full, dx_uD, dy_tD, da_tD, d);
-  if (!full.attention_in_tD.given()) {
-    full.attention_in_tD = pass.Long("a", type, {padded, D});
-    GatherNormed(pass, saved.x_uD, attention_norm_D, full.attention_in_tD);
-    pass.Announce(layer, Tap::kAttentionIn, full.attention_in_tD.Rows(0, t));
-    full.attention.q_thK = new_q();
-    full.attention.kv_2tgK =
-        attention.Project(pass, layer, full.attention_in_tD.Rows(0, t), full.attention.q_thK);
-  } else if (saved.attention.kv_2tgK.given()) {  // what is saved does not travel
-    full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
-    pass.ops.Copy(pass.s, saved.attention.kv_2tgK, full.attention.kv_2tgK);
-  }
+  RestoreAttention(pass, layer, saved, full);
   BackwardAttention(pass, layer, full, dx_uD, dy_tD, da_tD, d);
 }
 

@@ -15,32 +15,47 @@ void ModelEnds::Embed(const Pass& pass, Tensor ids_t, Tensor x_uD) const {
   Arena::Mark mark(pass.scratch);
   Tensor y_tD = pass.Long("y", pass.ops.dtype(), {pass.residual.padded(), x_uD.cols()});
   pass.ops.Embed(pass.s, ids_t, embedding_vD, vocab.begin, y_tD.Rows(0, t));
-  // Rows of ids that other ranks hold are zero here: a sum over v is owed.
+  for (int64_t begin = 0; learned_positions && begin < t; begin += pass.token_block) {
+    const int64_t b = std::min(pass.token_block, t - begin);
+    Arena::Mark block_mark(pass.scratch);
+    Tensor rows_bD = pass.scratch.New("positions", pass.ops.dtype(), {b, x_uD.cols()});
+    pass.ops.Embed(pass.s, pass.positions_t.Rows(begin, b), positions_cD, positions.begin, rows_bD);
+    pass.ops.Add(pass.s, y_tD.Rows(begin, b), rows_bD);
+  }
+  // Rows of ids and positions that other ranks hold are zero here: a sum over v is owed.
   const Tensor reduced = pass.residual.Reduce(pass.tensor, pass.s, pass.Owed(y_tD), x_uD);
   if (reduced.data != x_uD.data) pass.ops.Copy(pass.s, reduced, x_uD);
 }
 
 void ModelEnds::EmbedBackward(const Pass& pass, Tensor ids_t, Tensor dx_uD,
                               const ModelEnds& d) const {
-  if (!d.embedding_vD.given()) return;
+  if (!d.embedding_vD.given() && !d.positions_cD.given()) return;
   const ResidualLayout& residual = pass.residual;
   Arena::Mark mark(pass.scratch);
   Tensor dy_tD = pass.Long("dy", pass.ops.dtype(), {residual.padded(), dx_uD.cols()});
   // x_uD = ReduceScatter(y_tD)
   pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
   residual.Gather(pass.tensor, pass.s, dy_tD);
-  // y_tD = rows of E
-  pass.ops.EmbedBackward(pass.s, ids_t, vocab.begin, dy_tD.Rows(0, residual.tokens()),
-                         d.embedding_vD);
+  const Tensor tokens_tD = dy_tD.Rows(0, residual.tokens());
+  // y_tD = rows of E + rows of the positions
+  if (d.positions_cD.given()) {
+    pass.ops.EmbedBackward(pass.s, pass.positions_t, positions.begin, tokens_tD, d.positions_cD);
+  }
+  if (d.embedding_vD.given()) {
+    pass.ops.EmbedBackward(pass.s, ids_t, vocab.begin, tokens_tD, d.embedding_vD);
+  }
 }
 
 void ModelEnds::FinalNorm(const Pass& pass, Tensor x_tD, Tensor a_tD) const {
-  pass.ops.RmsNorm(pass.s, x_tD, final_norm_D, norm_epsilon, a_tD);
+  final_norm.Forward(pass.ops, pass.s, x_tD, a_tD);
+  if (logit_scale != 1) pass.ops.Scale(pass.s, a_tD, logit_scale);
 }
 
 void ModelEnds::FinalNormBackward(const Pass& pass, Tensor x_tD, Tensor da_tD, Tensor dx_tD,
                                   const ModelEnds& d) const {
-  pass.ops.RmsNormBackward(pass.s, x_tD, final_norm_D, norm_epsilon, da_tD, dx_tD, d.final_norm_D);
+  // a = logit_scale norm(x)
+  if (logit_scale != 1) pass.ops.Scale(pass.s, da_tD, logit_scale);
+  final_norm.Backward(pass.ops, pass.s, x_tD, da_tD, dx_tD, d.final_norm);
 }
 
 void ModelEnds::TileLogits(const Pass& pass, Tensor h_nD, int64_t begin, Tensor logits) const {

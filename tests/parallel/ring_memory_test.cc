@@ -97,7 +97,8 @@ TEST(RingBytesTest, EqualTheFormulaForEveryRingAndLayout) {
 }
 
 TEST(RingBytesTest, EqualTheFormulaForEveryHeadLayout) {
-  for (const char* model : {"random:tiny-mha", "random:tiny-gqa", "random:tiny-mqa"}) {
+  for (const char* model :
+       {"random:tiny-mha", "random:tiny-gqa", "random:tiny-mqa", "random:palm-tiny"}) {
     for (int64_t tensor : {1, 2, 4}) {
       for (Compute compute : {Compute::kF32, Compute::kF64}) {
         ExpectRingBytes({.model = model, .mesh = {1, 2, tensor}, .compute = compute}, 53, true);
@@ -115,9 +116,10 @@ TEST(RingBytesTest, TextsShorterThanTheRing) {
   }
 }
 
-// tiny-mistral: a window of 64 in every layer; tiny-qwen2: of 48 in the second one only.
+// tiny-mistral: a window of 64 in every layer; tiny-qwen2: of 48 in the second one only; gpt3-tiny:
+// of 24 in every other one.
 TEST(RingBytesTest, WindowsStopTheRingEarly) {
-  for (const char* model : {"random:tiny-mistral", "random:tiny-qwen2"}) {
+  for (const char* model : {"random:tiny-mistral", "random:tiny-qwen2", "random:gpt3-tiny"}) {
     for (const LayoutRule& layout : {kContiguous, kZigzag, kStriped1, kPages}) {
       ExpectRingBytes(
           {.model = model, .mesh = {1, 5, 1}, .layout = layout, .compute = Compute::kF32}, 500,
@@ -178,7 +180,8 @@ std::vector<MemoryUse> Foreseen(EngineCase c, const std::vector<double>& lengths
 }
 
 TEST(RingMemoryTest, BlockScratchDoesNotGrowOverFiveDoublings) {
-  for (const char* model : {"random:tiny-gqa", "random:tiny-mistral", "random:tiny-1m"}) {
+  for (const char* model :
+       {"random:tiny-gqa", "random:tiny-mistral", "random:tiny-1m", "random:palm-tiny"}) {
     for (const MeshShape mesh :
          {MeshShape{1, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 2, 2}, MeshShape{1, 4, 1}}) {
       SCOPED_TRACE(std::string(model) + " " + ToString(mesh));

@@ -67,6 +67,26 @@ class Forward {
     return y;
   }
 
+  // The model's norm over the last `size` elements: RmsNorm, or
+  // y = gain (x - mean) / sqrt(variance + epsilon) + bias.
+  Array Norm(const std::string& name, const Array& x, int64_t size) const {
+    if (c_.norm == NormKind::kRms) return RmsNorm(name, x, size);
+    const Array& gain = Get(name + ".weight", size);
+    const Array& bias = Get(name + ".bias", size);
+    Array y(x.size());
+    for (size_t row = 0; row < x.size(); row += size) {
+      double mean = 0, variance = 0;
+      for (int64_t i = 0; i < size; ++i) mean += x[row + i] / double(size);
+      for (int64_t i = 0; i < size; ++i) {
+        variance += (x[row + i] - mean) * (x[row + i] - mean) / double(size);
+      }
+      const double scale = 1 / std::sqrt(variance + c_.norm_epsilon);
+      for (int64_t i = 0; i < size; ++i)
+        y[row + i] = gain[i] * (x[row + i] - mean) * scale + bias[i];
+    }
+    return y;
+  }
+
   // x [T, heads, K]
   void Rope(Array& x, int64_t heads, const ReferenceInput& input) const {
     const int64_t K = c_.head_dim, half = K / 2, T = input.ids.size();
@@ -112,12 +132,26 @@ class Forward {
     return out;
   }
 
+  // W2 (silu(W1 a) * W3 a), or W2 gelu(W3 a).
+  Array Mlp(const std::string& name, const Array& a) const {
+    Array hidden = Linear(name + "up_proj", a, c_.dim, c_.ffn);
+    if (c_.activation == Activation::kSwiGlu) {
+      const Array gate = Linear(name + "gate_proj", a, c_.dim, c_.ffn);
+      // silu(g) = g / (1 + e^-g)
+      for (size_t i = 0; i < gate.size(); ++i) hidden[i] *= gate[i] / (1 + std::exp(-gate[i]));
+    } else {
+      const double root = std::sqrt(2 / 3.14159265358979323846);
+      for (double& x : hidden) x *= 0.5 * (1 + std::tanh(root * (x + 0.044715 * x * x * x)));
+    }
+    return Linear(name + "down_proj", hidden, c_.ffn, c_.dim);
+  }
+
   ReferenceTaps Layer(int64_t layer, const Array& x, const ReferenceInput& input) const {
-    const int64_t D = c_.dim, F = c_.ffn, H = c_.query_heads, G = c_.kv_heads, K = c_.head_dim;
+    const int64_t D = c_.dim, H = c_.query_heads, G = c_.kv_heads, K = c_.head_dim;
     const std::string name = "model.layers." + std::to_string(layer) + ".";
     const std::string attention = name + "self_attn.", mlp = name + "mlp.";
     ReferenceTaps taps;
-    taps.attention_in = RmsNorm(name + "input_layernorm", x, D);
+    taps.attention_in = Norm(name + "input_layernorm", x, D);
     taps.query = Linear(attention + "q_proj", taps.attention_in, D, H * K);
     taps.key = Linear(attention + "k_proj", taps.attention_in, D, G * K);
     taps.value = Linear(attention + "v_proj", taps.attention_in, D, G * K);
@@ -125,28 +159,37 @@ class Forward {
       taps.query = RmsNorm(attention + "q_norm", taps.query, K);
       taps.key = RmsNorm(attention + "k_norm", taps.key, K);
     }
-    Rope(taps.query, H, input);
-    Rope(taps.key, G, input);
+    if (c_.positions == PositionKind::kRope) {
+      Rope(taps.query, H, input);
+      Rope(taps.key, G, input);
+    }
     taps.attention_out = Attend(taps.query, taps.key, taps.value, c_.window(layer));
-    taps.residual = Linear(attention + "o_proj", taps.attention_out, H * K, D);
-    for (size_t i = 0; i < x.size(); ++i) taps.residual[i] += x[i];
-
-    taps.mlp_in = RmsNorm(name + "post_attention_layernorm", taps.residual, D);
-    Array hidden = Linear(mlp + "gate_proj", taps.mlp_in, D, F);
-    const Array up = Linear(mlp + "up_proj", taps.mlp_in, D, F);
-    // silu(g) u, silu(g) = g / (1 + e^-g)
-    for (size_t i = 0; i < up.size(); ++i) hidden[i] *= up[i] / (1 + std::exp(-hidden[i]));
-    taps.mlp_out = Linear(mlp + "down_proj", hidden, F, D);
+    const Array attended = Linear(attention + "o_proj", taps.attention_out, H * K, D);
+    taps.residual = x;
+    if (c_.parallel_block) {  // x + Attention(a) + MLP(a), one norm
+      taps.mlp_in = taps.attention_in;
+      taps.mlp_out = Mlp(mlp, taps.mlp_in);
+      for (size_t i = 0; i < x.size(); ++i) taps.mlp_out[i] += attended[i];
+    } else {
+      for (size_t i = 0; i < x.size(); ++i) taps.residual[i] += attended[i];
+      taps.mlp_in = Norm(name + "post_attention_layernorm", taps.residual, D);
+      taps.mlp_out = Mlp(mlp, taps.mlp_in);
+    }
     for (size_t i = 0; i < x.size(); ++i) taps.residual[i] += taps.mlp_out[i];
     return taps;
   }
 
-  Array Embed(const std::vector<int32_t>& ids) const {
+  Array Embed(const std::vector<int32_t>& ids, int64_t first_position) const {
     const Array& table = Get("model.embed_tokens.weight", c_.vocab * c_.dim);
     Array x;
     for (int32_t id : ids) {
       TOROID_CHECK(id >= 0 && id < c_.vocab);
       x.insert(x.end(), table.begin() + id * c_.dim, table.begin() + (id + 1) * c_.dim);
+    }
+    if (c_.positions == PositionKind::kLearned) {
+      const Array& learned = Get("model.embed_positions.weight", c_.context * c_.dim);
+      TOROID_CHECK_LE(first_position + int64_t(ids.size()), c_.context);
+      for (size_t i = 0; i < x.size(); ++i) x[i] += learned[first_position * c_.dim + i];
     }
     return x;
   }
@@ -154,8 +197,10 @@ class Forward {
   Array Logits(const Array& x) const {
     const bool tied = Find("lm_head.weight") == nullptr;
     TOROID_CHECK_EQ(tied, c_.tied_embeddings);
-    return Linear(tied ? "model.embed_tokens" : "lm_head", RmsNorm("model.norm", x, c_.dim), c_.dim,
-                  c_.vocab);
+    Array logits = Linear(tied ? "model.embed_tokens" : "lm_head", Norm("model.norm", x, c_.dim),
+                          c_.dim, c_.vocab);
+    for (double& logit : logits) logit *= c_.logit_scale;
+    return logits;
   }
 
  private:
@@ -169,7 +214,7 @@ ReferenceOutput ReferenceForward(const ModelConfig& config, const ReferenceParam
                                  const ReferenceInput& input) {
   const Forward forward(config, params);
   ReferenceOutput output;
-  output.residual = forward.Embed(input.ids);
+  output.residual = forward.Embed(input.ids, input.first_position);
   const int64_t layers = input.layers < 0 ? config.layers : input.layers;
   TOROID_CHECK_LE(layers, config.layers);
   for (int64_t layer = 0; layer < layers; ++layer) {

@@ -1,5 +1,6 @@
-// REF64: the Llama family's forward pass, dense and naive in double on one thread. The oracle of
-// everything in core/model and parallel; itself checked against transformers' goldens.
+// REF64: the forward pass of Llama, PaLM and GPT blocks, dense and naive in double on one thread.
+// The oracle of everything in core/model and parallel; itself checked against transformers'
+// goldens.
 //
 // Written from the formulas, sharing no code with core: n x n attention, no blocks, no cache, no
 // kernels. Biases, q/k norms and a separate head are used if and only if their parameters are
@@ -21,11 +22,11 @@ using ReferenceParams = std::map<std::string, std::vector<double>>;
 // What a layer computed, named as the taps of core/model/pass.h.
 struct ReferenceTaps {
   std::vector<double> attention_in;   // [T, D] after the norm
-  std::vector<double> query;          // [T, H, K] after RoPE
+  std::vector<double> query;          // [T, H, K] after RoPE, if there is any
   std::vector<double> key, value;     // [T, G, K] after RoPE
   std::vector<double> attention_out;  // [T, H, K] before the output product
   std::vector<double> mlp_in;         // [T, D] after the norm
-  std::vector<double> mlp_out;        // [T, D] before it is added
+  std::vector<double> mlp_out;        // [T, D] before it is added; a parallel block: of both halves
   std::vector<double> residual;       // [T, D] after the layer
 };
 

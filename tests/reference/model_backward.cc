@@ -31,11 +31,20 @@ class Backward {
   ReferenceParams Run(const std::vector<Array>& layer_inputs, const Array& last,
                       const Array& dlogits) {
     const std::string head = c_.tied_embeddings ? "model.embed_tokens" : "lm_head";
+    // logits = logit_scale norm(x) E^T
     const Array h = Norm("model.norm", last);
-    Array dx = NormBackward("model.norm", last, LinearBackward(head, h, dlogits));
+    Array dscaled = dlogits;
+    for (double& d : dscaled) d *= c_.logit_scale;
+    Array dx = NormBackward("model.norm", last, LinearBackward(head, h, dscaled));
     for (int64_t layer = c_.layers - 1; layer >= 0; --layer) {
       dx = Layer("model.layers." + std::to_string(layer) + ".", c_.window(layer),
                  layer_inputs[layer], dx);
+    }
+    if (c_.positions == PositionKind::kLearned) {
+      Array& dpositions = d_["model.embed_positions.weight"];
+      for (size_t i = 0; i < dx.size(); ++i) {
+        dpositions[input_.first_position * c_.dim + i] += dx[i];
+      }
     }
     Array& dtable = d_["model.embed_tokens.weight"];
     for (size_t i = 0; i < input_.ids.size(); ++i) {
@@ -64,25 +73,50 @@ class Backward {
     return g.dx_mk;
   }
 
-  // Rows of as many elements as the gain has.
+  // Rows of as many elements as the gain has. The norms of heads are RmsNorms in every model.
+  bool IsLayerNorm(const std::string& name) const { return Has(name + ".bias"); }
   Array Norm(const std::string& name, const Array& x) const {
+    if (IsLayerNorm(name)) {
+      return reference::LayerNorm(x, params_.at(name + ".weight"), params_.at(name + ".bias"),
+                                  c_.norm_epsilon);
+    }
     return reference::RmsNorm(x, params_.at(name + ".weight"), c_.norm_epsilon);
   }
   Array NormBackward(const std::string& name, const Array& x, const Array& dout) {
-    const auto g =
-        reference::RmsNormBackward(x, params_.at(name + ".weight"), c_.norm_epsilon, dout);
+    const Array& gain = params_.at(name + ".weight");
+    const auto g = IsLayerNorm(name) ? reference::LayerNormBackward(x, gain, c_.norm_epsilon, dout)
+                                     : reference::RmsNormBackward(x, gain, c_.norm_epsilon, dout);
     AddTo(d_[name + ".weight"], g.dgain_D);
+    if (IsLayerNorm(name)) AddTo(d_[name + ".bias"], g.dbias_D);
     return g.dx_tD;
+  }
+
+  // da of MLP(a) from the gradient of its output.
+  Array MlpBackward(const std::string& name, const Array& a, const Array& dout) {
+    const Array up = Linear(name + "up_proj", a);
+    if (c_.activation == Activation::kGelu) {
+      const Array dhidden = LinearBackward(name + "down_proj", reference::Gelu(up), dout);
+      return LinearBackward(name + "up_proj", a, reference::GeluBackward(up, dhidden));
+    }
+    const Array gate = Linear(name + "gate_proj", a);
+    const Array dhidden = LinearBackward(name + "down_proj", reference::SwiGlu(gate, up), dout);
+    const auto g = reference::SwiGluBackward(gate, up, dhidden);
+    Array da = LinearBackward(name + "gate_proj", a, g.dgate);
+    AddTo(da, LinearBackward(name + "up_proj", a, g.dup));
+    return da;
   }
 
   // The gradient of the layer's input from that of its output.
   Array Layer(const std::string& name, int64_t window, const Array& x, const Array& dout) {
     const std::string attention = name + "self_attn.", mlp = name + "mlp.";
     const bool normed = Has(attention + "q_norm.weight");
+    const bool rope = c_.positions == PositionKind::kRope;
     const auto rotated = [&](const Array& rows, int64_t heads) {
+      if (!rope) return rows;
       return reference::Rope(rows, positions_, heads, input_.inv_freq, input_.rope_scale);
     };
     const auto unrotated = [&](const Array& rows, int64_t heads) {
+      if (!rope) return rows;
       return reference::RopeBackward(rows, positions_, heads, input_.inv_freq, input_.rope_scale);
     };
     const Array a = Norm(name + "input_layernorm", x);
@@ -95,26 +129,26 @@ class Backward {
     in.v_ngK = Linear(attention + "v_proj", a);
     in.window = window, in.scale = 1 / std::sqrt(double(c_.head_dim));
     const Array o = reference::Attention(in).o_thK;
-    Array x2 = Linear(attention + "o_proj", o);
-    AddTo(x2, x);
-    const Array a2 = Norm(name + "post_attention_layernorm", x2);
-    const Array gate = Linear(mlp + "gate_proj", a2), up = Linear(mlp + "up_proj", a2);
 
-    Array dx2 = dout;
-    const Array dhidden = LinearBackward(mlp + "down_proj", reference::SwiGlu(gate, up), dout);
-    const auto g = reference::SwiGluBackward(gate, up, dhidden);
-    Array da2 = LinearBackward(mlp + "gate_proj", a2, g.dgate);
-    AddTo(da2, LinearBackward(mlp + "up_proj", a2, g.dup));
-    AddTo(dx2, NormBackward(name + "post_attention_layernorm", x2, da2));
-
-    Array dx = dx2;
-    const auto da = reference::AttentionBackward(in, LinearBackward(attention + "o_proj", o, dx2));
+    // Serial: x2 = x + Wo o, out = x2 + MLP(norm2(x2)). Parallel: out = x + Wo o + MLP(a).
+    Array dx = dout, da1(a.size());
+    if (c_.parallel_block) {
+      da1 = MlpBackward(mlp, a, dout);
+    } else {
+      Array x2 = Linear(attention + "o_proj", o);
+      AddTo(x2, x);
+      const std::string norm2 = name + "post_attention_layernorm";
+      AddTo(dx, NormBackward(norm2, x2, MlpBackward(mlp, Norm(norm2, x2), dout)));
+    }
+    const Array dattended = dx;
+    const auto da =
+        reference::AttentionBackward(in, LinearBackward(attention + "o_proj", o, dattended));
     Array dq = unrotated(da.dq_thK, c_.query_heads), dk = unrotated(da.dk_ngK, c_.kv_heads);
     if (normed) {
       dq = NormBackward(attention + "q_norm", q, dq);
       dk = NormBackward(attention + "k_norm", k, dk);
     }
-    Array da1 = LinearBackward(attention + "q_proj", a, dq);
+    AddTo(da1, LinearBackward(attention + "q_proj", a, dq));
     AddTo(da1, LinearBackward(attention + "k_proj", a, dk));
     AddTo(da1, LinearBackward(attention + "v_proj", a, da.dv_ngK));
     AddTo(dx, NormBackward(name + "input_layernorm", x, da1));

@@ -24,10 +24,10 @@ class LossTest : public ::testing::Test {
       : ops_(NewCpuBackend(DType::kF64, 1)), s_(ops_->NewStream(false)), scratch_(*ops_, "") {
     TOROID_CHECK(scratch_.Reserve(64 << 20).ok());
     ends_.embedding_vD = ends_.head_vD = View(head_, {kV, kD});
-    ends_.final_norm_D = View(gain_, {kD});
-    ends_.norm_epsilon = 1e-3, ends_.vocab = {0, kV}, ends_.vocab_padded = kV;
+    ends_.final_norm.gain_D = View(gain_, {kD});
+    ends_.final_norm.epsilon = 1e-3, ends_.vocab = {0, kV}, ends_.vocab_padded = kV;
     labels_ = {3, -1, 8999, 0, 8191, 8192, 17};
-    h_ = reference::RmsNorm(x_, gain_, ends_.norm_epsilon);
+    h_ = reference::RmsNorm(x_, gain_, ends_.final_norm.epsilon);
     // The reference.
     std::vector<int32_t> labels = labels_;
     labels[1] = 0;
@@ -53,7 +53,7 @@ class LossTest : public ::testing::Test {
   ModelEnds Gradients(Array& dhead, Array& dgain) {
     ModelEnds d;
     dhead.assign(kV * kD, 0.0), dgain.assign(kD, 0.0);
-    d.head_vD = View(dhead, {kV, kD}), d.final_norm_D = View(dgain, {kD});
+    d.head_vD = View(dhead, {kV, kD}), d.final_norm.gain_D = View(dgain, {kD});
     return d;
   }
 
@@ -87,7 +87,8 @@ TEST_F(LossTest, OnePassEqualsTheReference) {
   CrossEntropy(NewPass(), ends_,
                {Tensor(DType::kI32, {kT}, labels_.data()), View(weights_, {kT}), kZeta},
                View(x_, {kT, kD}), View(log_p, {kT}), View(log_z, {kT}), View(dx, {kT, kD}), d);
-  const auto norm = reference::RmsNormBackward(x_, gain_, ends_.norm_epsilon, gradient_.dx_mk);
+  const auto norm =
+      reference::RmsNormBackward(x_, gain_, ends_.final_norm.epsilon, gradient_.dx_mk);
   EXPECT_TRUE(AllClose(dx, norm.dx_tD, Tolerance<double>::kGradient));
   EXPECT_TRUE(AllClose(dgain, norm.dgain_D, Tolerance<double>::kGradient));
   EXPECT_TRUE(AllClose(dhead, gradient_.dw_nk));

@@ -116,6 +116,85 @@ TEST(Reference, OneTokenByHand) {
   EXPECT_NEAR(ReferenceLogP(output.logits.data(), 2, 0), -std::log(1 + std::exp(y1 * n)), 1e-14);
 }
 
+// A PaLM block: both halves read the same norm of x; the logits are scaled.
+TEST(Reference, PalmTokenByHand) {
+  ModelConfig c;
+  c.layers = 1;
+  c.dim = c.ffn = c.head_dim = c.vocab = 2;
+  c.query_heads = c.kv_heads = 1;
+  c.norm_epsilon = 0.5;
+  c.parallel_block = c.tied_embeddings = true;
+  c.logit_scale = 0.25;
+  const std::string name = "model.layers.0.";
+  const Array identity = {1, 0, 0, 1};
+  const ReferenceParams params = {{"model.embed_tokens.weight", {9, 8, 1, -2}},
+                                  {name + "input_layernorm.weight", {1, 2}},
+                                  {name + "self_attn.q_proj.weight", identity},
+                                  {name + "self_attn.k_proj.weight", identity},
+                                  {name + "self_attn.v_proj.weight", {1, 1, 0, 3}},
+                                  {name + "self_attn.o_proj.weight", identity},
+                                  {name + "mlp.gate_proj.weight", identity},
+                                  {name + "mlp.up_proj.weight", {0, 1, 1, 0}},
+                                  {name + "mlp.down_proj.weight", {1, 1, 0, 1}},
+                                  {"model.norm.weight", {1, 1}}};
+  ReferenceInput input;
+  input.ids = {1};
+  input.inv_freq = {1};
+  const ReferenceOutput output = ReferenceForward(c, params, input);
+  const double r = 1 / std::sqrt(2.5 + 0.5), a0 = r, a1 = -4 * r;  // x = (1, -2)
+  const double h0 = a0 / (1 + std::exp(-a0)) * a1, h1 = a1 / (1 + std::exp(-a1)) * a0;
+  const double y0 = 1 + (a0 + a1) + (h0 + h1), y1 = -2 + 3 * a1 + h1;
+  EXPECT_LT(Distance(output.residual, {y0, y1}), 1e-14);
+  const double n = 0.25 / std::sqrt((y0 * y0 + y1 * y1) / 2 + 0.5);
+  EXPECT_LT(Distance(output.logits, {(9 * y0 + 8 * y1) * n, (y0 - 2 * y1) * n}), 1e-14);
+}
+
+// A GPT block: learned position 1, LayerNorm, which of two numbers makes +-1, GELU, biases.
+TEST(Reference, GptTokenByHand) {
+  ModelConfig c;
+  c.layers = 1;
+  c.dim = c.ffn = c.head_dim = c.vocab = c.context = 2;
+  c.query_heads = c.kv_heads = 1;
+  c.norm_epsilon = 0;
+  c.norm = NormKind::kLayer;
+  c.activation = Activation::kGelu;
+  c.positions = PositionKind::kLearned;
+  const std::string name = "model.layers.0.";
+  const Array identity = {1, 0, 0, 1};
+  const ReferenceParams params = {{"model.embed_tokens.weight", {9, 9, 1, -2}},
+                                  {"model.embed_positions.weight", {7, 7, 2, 1}},
+                                  {name + "input_layernorm.weight", {2, 1}},
+                                  {name + "input_layernorm.bias", {0.5, -0.5}},
+                                  {name + "self_attn.q_proj.weight", identity},
+                                  {name + "self_attn.k_proj.weight", identity},
+                                  {name + "self_attn.v_proj.weight", {1, 1, 0, 3}},
+                                  {name + "self_attn.o_proj.weight", identity},
+                                  {name + "self_attn.o_proj.bias", {10, 20}},
+                                  {name + "post_attention_layernorm.weight", {1, 3}},
+                                  {name + "post_attention_layernorm.bias", {0, 1}},
+                                  {name + "mlp.up_proj.weight", identity},
+                                  {name + "mlp.up_proj.bias", {0.25, 0}},
+                                  {name + "mlp.down_proj.weight", {1, 1, 0, 1}},
+                                  {"model.norm.weight", {1, 1}},
+                                  {"model.norm.bias", {0, 5}},
+                                  {"lm_head.weight", identity}};
+  ReferenceInput input;
+  input.ids = {1};
+  input.first_position = 1;
+  input.taps = true;
+  const ReferenceOutput output = ReferenceForward(c, params, input);
+  // x = (3, -1), normed (1, -1); a = (2.5, -1.5); v = (1, -4.5); x2 = (14, 14.5)
+  EXPECT_LT(Distance(output.taps[0].attention_in, {2.5, -1.5}), 1e-15);
+  EXPECT_LT(Distance(output.taps[0].attention_out, {1, -4.5}), 1e-15);
+  // normed (-1, 1); a = (-1, 4); hidden = gelu(-0.75), gelu(4)
+  const auto gelu = [](double x) {
+    return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  };
+  const double h0 = gelu(-0.75), h1 = gelu(4);
+  EXPECT_LT(Distance(output.residual, {14 + h0 + h1, 14.5 + h1}), 1e-13);
+  EXPECT_LT(Distance(output.logits, {-1, 6}), 1e-12);  // the second is larger: (-1, 1) + (0, 5)
+}
+
 // Two equal heads of three tokens whose scores are known: softmax of (0, ln 2, ln 5).
 TEST(Reference, AttentionByHand) {
   ModelConfig c;

@@ -1,0 +1,228 @@
+// Gradients of PaLM and GPT blocks: the reference against central differences, one rank against
+// its own loss's differences, every mesh, remat mode and pack against the reference; and what a
+// layer of each sends over `tensor`.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "parallel/counting_communicator.h"
+#include "tests/support/all_close.h"
+#include "tests/support/gradients_on_mesh.h"
+
+namespace toroid {
+namespace {
+
+constexpr double kTolerance = Tolerance<double>::kGradient;
+const Remat kRemats[] = {Remat::kNone, Remat::kAttentionOutput, Remat::kBlock};
+
+ModelConfig Palm() {
+  ModelConfig config = TinyConfig();
+  config.architecture = "palm";
+  config.kv_heads = 1, config.parallel_block = config.tied_embeddings = true;
+  config.logit_scale = 1 / std::sqrt(double(config.dim));
+  return config;
+}
+
+ModelConfig Gpt() {
+  ModelConfig config = TinyConfig();
+  config.architecture = "gpt";
+  config.kv_heads = 6, config.context = 40, config.windows = {0, 5};
+  config.norm = NormKind::kLayer, config.activation = Activation::kGelu;
+  config.positions = PositionKind::kLearned;
+  config.qkv_bias = config.output_bias = config.mlp_bias = config.tied_embeddings = true;
+  return config;
+}
+
+// The two, and their choices in other company: a parallel block with biases, LayerNorm, GELU and a
+// head of its own; a serial one with LayerNorm, head norms, RoPE and a scale of the logits.
+std::vector<ModelConfig> Architectures() {
+  ModelConfig parallel = Gpt(), serial = Palm();
+  parallel.parallel_block = true, parallel.tied_embeddings = false, parallel.kv_heads = 2;
+  serial.parallel_block = false, serial.norm = NormKind::kLayer, serial.qk_norm = true;
+  return {Palm(), Gpt(), parallel, serial};
+}
+
+// Without RoPE a bias of K adds q . b to all scores of a query, which softmax does not see: its
+// gradient is exactly zero, and rounding alone is no gradient to compare. Left out of `d`, after a
+// look at how small it is.
+ReferenceParams WithoutZeros(const ModelConfig& config, ReferenceParams d) {
+  if (config.positions == PositionKind::kRope) return d;
+  double largest = 0, zero = 0;
+  for (const auto& [name, values] : d) {
+    const bool is_zero = name.find("k_proj.bias") != std::string::npos;
+    double& most = is_zero ? zero : largest;
+    for (const double v : values) most = std::max(most, std::abs(v));
+  }
+  EXPECT_LE(zero, kTolerance * largest);
+  std::erase_if(
+      d, [](const auto& item) { return item.first.find("k_proj.bias") != std::string::npos; });
+  return d;
+}
+
+void ExpectGradients(const GradientCase& c) {
+  SCOPED_TRACE(c.config.architecture + " " + ToString(c));
+  const ReferenceParams params = RandomParams(c.config);
+  const MeshGradients made = GradientsOn(c, params);
+  const ReferenceGradients expected = ReferenceOn(c, params);
+  std::string worst;
+  EXPECT_LE(
+      GradientError(WithoutZeros(c.config, made.d), WithoutZeros(c.config, expected.d), &worst),
+      kTolerance)
+      << worst;
+  EXPECT_LE(made.replica_error, kTolerance);
+  EXPECT_NEAR(made.loss, expected.loss, kTolerance * std::abs(expected.loss));
+}
+
+// The derivative of loss() by an element, by the five-point rule.
+template <typename Loss>
+double Difference(double& element, const Loss& loss) {
+  constexpr double h = 1e-3;
+  const double at = element;
+  const auto value = [&](double step) {
+    element = at + step * h;
+    const double y = loss();
+    element = at;
+    return y;
+  };
+  return (8 * (value(1) - value(-1)) - (value(2) - value(-2))) / (12 * h);
+}
+
+TEST(ArchitectureGradientTest, TheReferenceIsTheDifferencesOfItsLoss) {
+  for (const ModelConfig& config : Architectures()) {
+    const GradientCase c{.config = config, .packs = {{11}}};
+    ReferenceParams params = RandomParams(config);
+    const Document document = DocumentsOf(c)[0];
+    ReferenceInput input;
+    input.ids = document.ids, input.inv_freq = {1, 0.3, 0.1, 0.03};
+    const ReferenceGradients made = ReferenceBackward(config, params, input, document.loss);
+    double scale = 0;
+    for (const auto& [name, values] : made.d) {
+      for (const double v : values) scale = std::max(scale, std::abs(v));
+    }
+    for (auto& [name, values] : params) {
+      const size_t step = name == "model.embed_positions.weight" ? 37 : 1 + values.size() / 4;
+      for (size_t i = 0; i < values.size(); i += step) {
+        const double difference = Difference(
+            values[i], [&] { return ReferenceLossOf(config, params, input, document.loss); });
+        EXPECT_NEAR(made.d.at(name)[i], difference, 1e-8 * scale) << name << " " << i;
+      }
+    }
+  }
+}
+
+TEST(ArchitectureGradientTest, OneRankIsTheDifferencesOfItsOwnLoss) {
+  for (const ModelConfig& config : {Palm(), Gpt()}) {
+    const GradientCase c{.config = config, .packs = {{9}}};
+    ReferenceParams params = RandomParams(config);
+    const MeshGradients made = GradientsOn(c, params);
+    for (auto& [name, values] : params) {
+      const size_t i = name == "model.embed_positions.weight" ? 100 : values.size() / 3;
+      const double difference = Difference(values[i], [&] { return GradientsOn(c, params).loss; });
+      EXPECT_NEAR(made.d.at(name)[i], difference, 1e-8) << name;
+    }
+  }
+}
+
+TEST(ArchitectureGradientTest, OneRankEveryLengthRematAndTokenBlock) {
+  for (const ModelConfig& config : Architectures()) {
+    for (const int64_t length : {1, 7, 33}) {
+      for (const Remat remat : kRemats) {
+        ExpectGradients({.config = config, .remat = remat, .packs = {{length}}});
+        ExpectGradients({.config = config, .remat = remat, .packs = {{length}}, .token_block = 5});
+      }
+    }
+  }
+}
+
+TEST(ArchitectureGradientTest, EveryMeshAndRemat) {
+  for (const ModelConfig& config : Architectures()) {
+    for (const MeshShape mesh : {MeshShape{1, 1, 2}, MeshShape{1, 1, 3}, MeshShape{1, 2, 1},
+                                 MeshShape{1, 3, 1}, MeshShape{1, 3, 2}, MeshShape{2, 1, 3}}) {
+      for (const Remat remat : kRemats) {
+        ExpectGradients(
+            {.config = config, .mesh = mesh, .remat = remat, .packs = {{33}, {1, 9, 4}, {2}}});
+      }
+    }
+  }
+}
+
+// Negative controls: sums over `tensor` not paid, and each choice of the architecture left out.
+TEST(ArchitectureGradientTest, WhatIsLeftOutShows) {
+  for (const ModelConfig& config : Architectures()) {
+    GradientCase c{.config = config, .mesh = {1, 1, 3}};
+    const ReferenceParams params = RandomParams(config);
+    const ReferenceParams made = WithoutZeros(config, GradientsOn(c, params).d);
+    const ReferenceParams expected = WithoutZeros(config, ReferenceOn(c, params).d);
+    EXPECT_LE(GradientError(made, expected), kTolerance);
+    c.pay_owed = false;
+    EXPECT_GT(GradientError(GradientsOn(c, params).d, expected), 1e-3);
+  }
+  const auto error = [](const ModelConfig& config, const ModelConfig& other) {
+    const ReferenceParams params = RandomParams(config);
+    return GradientError(GradientsOn({.config = config}, params).d,
+                         ReferenceOn({.config = other}, params).d);
+  };
+  ModelConfig other = Palm();
+  other.logit_scale = 1;
+  EXPECT_GT(error(Palm(), other), 1e-2);
+  other = Gpt();
+  other.windows = {0, 6};
+  EXPECT_GT(error(Gpt(), other), 1e-4);
+  other = Gpt();
+  other.norm_epsilon = 1e-3;
+  EXPECT_GT(error(Gpt(), other), 1e-6);
+}
+
+// Per layer over `tensor`: a parallel block gathers once and sums once, forward and backward; a
+// serial one twice each. Recomputation gathers each a again (a serial kBlock also sums the first
+// half). Whatever the number of token blocks.
+TEST(ArchitectureCollectivesTest, AParallelBlockHasHalf) {
+  for (const ModelConfig& config : Architectures()) {
+    const int64_t halves = config.parallel_block ? 1 : 2;
+    for (const int64_t n : {2, 3}) {
+      for (const Remat remat : kRemats) {
+        for (const int64_t block : {512, 4}) {
+          const GradientCase c{.config = config,
+                               .mesh = {1, 1, n},
+                               .remat = remat,
+                               .packs = {{29}},
+                               .token_block = block};
+          SCOPED_TRACE(config.architecture + " " + ToString(c));
+          const int64_t one = (n - 1) * ((29 + n - 1) / n) * config.dim * 8;  // of u D
+          int64_t again = remat == Remat::kNone ? 0 : halves;
+          if (remat == Remat::kBlock && !config.parallel_block) ++again;
+          for (int rank = 0; rank < n; ++rank) {
+            const auto ops = NewCountingBackend(c.type);
+            Mesh mesh(NewCountingWorld(rank, int(n)), c.mesh);
+            GradientRank counted(c, nullptr, *ops, mesh);
+            CommCounters before;
+            counted.Run([&](const std::string& step, int64_t) {
+              const CommCounters now = mesh.tensor().counters();
+              const int64_t calls = now.calls - before.calls;
+              const int64_t bytes = now.bytes_sent - before.bytes_sent;
+              if (step == "forward") {
+                EXPECT_EQ(calls, 2 * halves);
+                EXPECT_EQ(bytes, 2 * halves * one);
+              } else if (step == "backward") {
+                EXPECT_EQ(calls, 2 * halves + again);
+                EXPECT_EQ(bytes, (2 * halves + again) * one);
+              } else if (step == "owed") {
+                EXPECT_EQ(calls, 1);
+              } else if (step == "embed") {
+                EXPECT_EQ(calls, 1);  // tokens and positions share a sum
+              }
+              before = now;
+            });
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace toroid
