@@ -145,6 +145,18 @@ TEST(TrainingRingBytesTest, SharedHeadsWindowsAndNarrowKv) {
                      .type = DType::kF32,
                      .kv_dtype = DType::kBF16});
   }
+  // Negative control: without its windows, and with wide KV, a rank sends another number.
+  GradientCase c{.config = windows,
+                 .mesh = {1, 5, 1},
+                 .layout = kLayouts[0],
+                 .packs = {{83}},
+                 .type = DType::kF32,
+                 .kv_dtype = DType::kBF16};
+  const int64_t sent = CountedOn(c, 0).Of("backward", 0).ring.bytes_sent;
+  c.kv_dtype = DType::kF64;
+  EXPECT_GT(CountedOn(c, 0).Of("backward", 0).ring.bytes_sent, sent);
+  c.kv_dtype = DType::kBF16, c.config.windows.clear();
+  EXPECT_GT(CountedOn(c, 0).Of("backward", 0).ring.bytes_sent, sent);
 }
 
 // No round left out: R - 1 blocks of KV, R of dKV, in as many calls.
