@@ -6,8 +6,10 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "core/model/rope.h"
 #include "core/random.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
@@ -127,6 +129,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   TOROID_RETURN_IF_ERROR(scratch_->Reserve(counting ? kUnbounded : kSmallScratch));
   if (!counting) {
     TOROID_RETURN_IF_ERROR(CompareSources());
+    TOROID_RETURN_IF_ERROR(CheckContext());
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
     if (rank == 0 && source_->tokenizer.kind != TokenizerSource::Kind::kNone) {
       tokenizer = Tokenizer::FromSource(source_->tokenizer);
@@ -184,6 +187,21 @@ absl::Status Engine::CompareSources() {
   return absl::OkStatus();
 }
 
+int64_t Engine::reach() const {
+  const bool trained = !source_->random_seed.has_value();
+  return trained ? RopeReach(source_->config) : std::numeric_limits<int64_t>::max();
+}
+
+// The same on every rank: the configuration is part of what CompareSources compares.
+absl::Status Engine::CheckContext() const {
+  if (load_.context <= reach()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the context of ", load_.context, " tokens is beyond the ", reach(), " that ",
+                   load_.model, " was made for: give --context ", reach(),
+                   " or less, or a model whose RoPE scaling reaches"
+                   " that far"));
+}
+
 absl::Status Engine::CheckRequest(const std::vector<int32_t>& ids, int64_t max_tokens) const {
   if (ids.empty()) return absl::InvalidArgumentError("the prompt has no tokens: give at least one");
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -201,7 +219,9 @@ absl::Status Engine::CheckRequest(const std::vector<int32_t>& ids, int64_t max_t
   if (prompt > context() || max_tokens > context() - prompt) {
     return absl::OutOfRangeError(absl::StrCat(
         "the prompt's ", prompt, " tokens and ", max_tokens, " new ones are beyond the context of ",
-        context(), " tokens: shorten the prompt, ask for fewer tokens or raise --context"));
+        context(), " tokens: shorten the prompt",
+        context() < reach() ? ", ask for fewer tokens or raise --context"
+                            : " or ask for fewer tokens"));
   }
   return absl::OkStatus();
 }

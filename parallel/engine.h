@@ -79,6 +79,9 @@ class Engine {
   Mesh& mesh() { return *mesh_; }
   std::shared_ptr<const Tokenizer> tokenizer() const { return tokenizer_; }
   const ModelSource& source() const { return *source_; }
+  // The longest context that the model may be loaded with: as far as its RoPE reaches, no bound for
+  // random weights.
+  int64_t reach() const;
   std::shared_ptr<const ModelSource> shared_source() const { return source_; }
   Backend& backend() { return *ops_; }
   Stream stream() const { return s_; }
@@ -101,6 +104,7 @@ class Engine {
   absl::Status CheckRequest(const std::vector<int32_t>& ids, int64_t max_tokens) const;
   // Cancelled if rank 0 was asked to stop; an error if any rank lost its peers.
   absl::Status StepStatus(const EngineEvents& events);
+  absl::Status CheckContext() const;
   absl::Status Reserve(const absl::StatusOr<MemoryUse>& foreseen);
   MemoryUse Used() const;
   // Where this rank is, for the stall watch.

@@ -196,6 +196,7 @@ class Runner {
     model.name = program.load.model;
     model.context = engine_->context();
     model.vocab = engine_->config().vocab;
+    model.reach = engine_->reach();
     model.load_s = load_s;
     model.tokenizer = engine_->tokenizer();
     model.mesh = program.load.mesh;

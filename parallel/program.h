@@ -40,6 +40,7 @@ absl::StatusOr<Program> ParseProgram(absl::string_view bytes);
 struct LoadedModel {
   std::string name;
   int64_t context = 0;  // longest prompt + output
+  int64_t reach = 0;    // the longest context that the model may be loaded with
   int64_t vocab = 0;
   double load_s = 0;                           // 0 if it was loaded before
   std::shared_ptr<const Tokenizer> tokenizer;  // null if it has none: then ids alone

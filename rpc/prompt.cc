@@ -49,12 +49,13 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const s
   }
   const auto length = static_cast<int64_t>(ids.size());
   if (model.context > 0 && length > model.context) {
-    return MakeError(absl::StatusCode::kInvalidArgument,
-                     absl::StrCat("prompt is too long: ", length, " tokens, the context holds ",
-                                  model.context, ": shorten it or raise --context"),
-                     {"PROMPT_TOO_LONG",
-                      {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
-                      {}});
+    return MakeError(
+        absl::StatusCode::kInvalidArgument,
+        absl::StrCat("prompt is too long: ", length, " tokens, the context holds ", model.context,
+                     ": shorten it", model.reach > model.context ? " or raise --context" : ""),
+        {"PROMPT_TOO_LONG",
+         {{"tokens", absl::StrCat(length)}, {"context", absl::StrCat(model.context)}},
+         {}});
   }
   return ids;
 }

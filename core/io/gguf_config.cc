@@ -140,6 +140,10 @@ absl::Status KeyReader::Rope(ModelConfig& config) {
   }
   if (type == "linear") {
     rope.kind = rope.factor == 1.0 ? RopeScaling::Kind::kNone : RopeScaling::Kind::kLinear;
+    const double reach = rope.factor * double(config.context);
+    if (reach > 0 && reach < 0x1p32) {  // others are refused by Validate
+      config.context = std::max(config.context, int64_t(reach));
+    }
   } else if (type == "yarn") {
     rope.kind = RopeScaling::Kind::kYarn;
     TOROID_RETURN_IF_ERROR(DoubleOr("rope.scaling.yarn_beta_fast", 32.0, rope.beta_fast));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "core/check.h"
@@ -85,6 +86,11 @@ double YarnAttentionScale(const RopeScaling& rope) {
 }
 
 }  // namespace
+
+int64_t RopeReach(const ModelConfig& config) {
+  const bool dynamic = config.rope.kind == RopeScaling::Kind::kDynamic;
+  return dynamic ? std::numeric_limits<int64_t>::max() : config.context;
+}
 
 RopeFrequencies Rope(const ModelConfig& config, int64_t length_bound) {
   const RopeScaling& rope = config.rope;

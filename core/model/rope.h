@@ -23,4 +23,9 @@ struct RopeFrequencies {
 // stay valid. REQUIRES: config.Validate() is ok.
 RopeFrequencies Rope(const ModelConfig& config, int64_t length_bound);
 
+// The longest sequence whose positions the model's RoPE covers: its context, which counts the
+// scaling; any length where the base follows the length (kDynamic). What lies beyond was never
+// trained, and its numbers are not wrong but mean nothing.
+int64_t RopeReach(const ModelConfig& config);
+
 }  // namespace toroid

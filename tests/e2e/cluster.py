@@ -125,6 +125,16 @@ def test_jobs():
             file.write(f'name: book\nmodel:\n  path: "{MODEL}"\ngenerate:\n  prompt: {{text: "abc"}}\n  max_tokens: 4\n')
         submitted = up.run("submit", yaml, "--set", "generate.max_tokens=6", "--wait", "-o", "json")
         check(submitted.code == 0, submitted.err)
+def test_a_context_beyond_the_model_is_refused():
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
+    words = [golden, "--prompt-ids", "1,2,3"]
+    with Up(1, 2, "--root", f"models={os.path.dirname(golden)}") as up:
+        refused(up.run("generate", *words, "--context", 513), 3, "513", "512", "--context")
+        refused(up.run("score", *words, "--context", 513), 3, "513", "512", "--context")
+        check(up.run("generate", *words, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
+    no_orphans()
+
+
         job = submitted.json()
         check(job["state"] == "SUCCEEDED" and len(job["result"]["ids"]) == 6, job)
         check(up.run("job", "get", job["id"], "-o", "json").json()["state"] == "SUCCEEDED", "get")

@@ -150,6 +150,12 @@ def test_what_was_made_before_the_deadline_is_reported():
     result = launch(2, *long_run("--timeout", "3s", "-o", "json"))
     check(result.code == 124, result.code, result.err)
     answer = result.json()
+    ids = ["--prompt-ids", "1,2,3"]
+    for verb in ("generate", "score", "verify"):  # 512 tokens, no scaling
+        refused(run(verb, golden, *ids, "--context", 513), 3, "513", "512", "--context")
+    refused(launch(2, "generate", golden, *ids, "--context", "1k"), 3, "1024", "512")
+    check(run("generate", golden, *ids, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
+    check(run("generate", MODEL, *PROMPT, "--context", "64k").code == 0, "random weights reach anywhere")
     check(answer["finish_reason"] == "cancelled" and answer["ids"], answer["finish_reason"])
     check(answer["mesh"]["ring"] == 2 and len(answer["memory"]["peak_bytes"]) == 2, answer["mesh"])
     check(answer["timing"]["decode_tokens_per_s"] > 0, answer["timing"])

@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/golden.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -237,6 +239,36 @@ TEST(EngineTest, CancelInPrefillReportsItsTraffic) {
     EXPECT_EQ(cancelled->report.timing.prefill_tokens_per_s, 0);  // not all of the prompt
     EXPECT_EQ(cancelled->report.memory.peak.size(), 2u);
   });
+}
+
+absl::Status Load(const std::string& model, MeshShape mesh, int64_t context) {
+  absl::Status status;
+  RunOnRanks(int(mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    const bool first = world->rank() == 0;
+    LoadRequest load;
+    load.model = model;
+    load.mesh = mesh;
+    load.context = context;
+    load.threads = 1;
+    const auto engine = Engine::Create(std::move(world), TestSource(model), load, nullptr);
+    if (first) status = engine.status();
+  });
+  return status;
+}
+
+TEST(EngineTest, AContextBeyondTheModelsReachIsRefused) {
+  const std::string trained = GoldenModelPath("llama");  // 512 tokens, no scaling
+  for (const MeshShape mesh : {MeshShape{}, MeshShape{1, 2, 1}}) {
+    EXPECT_TRUE(Load(trained, mesh, 512).ok());
+    const absl::Status refused = Load(trained, mesh, 513);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+    for (const char* said : {"513", "512", "--context"}) {
+      EXPECT_NE(refused.message().find(said), absl::string_view::npos) << refused;
+    }
+  }
+  // A base that follows the length reaches anywhere, and random weights were trained for nothing.
+  EXPECT_TRUE(Load(GoldenModelPath("llama_dynamic"), {}, 100000).ok());
+  EXPECT_TRUE(Load("random:tiny-gqa", {}, 100000).ok());
 }
 
 TEST(EngineTest, StopIdsLieInTheVocabulary) {

@@ -63,6 +63,10 @@ TEST(Rope, DynamicBaseFollowsTheBound) {
   config.rope.original_context = 100;
   EXPECT_EQ(Rope(config, 1).inv_freq, Rope(config, 100).inv_freq);
   EXPECT_NE(Rope(config, 100).inv_freq, Rope(config, 101).inv_freq);
+  config.context = 200;
+  EXPECT_GT(RopeReach(config), int64_t{1} << 40);
+  config.rope.kind = RopeScaling::Kind::kLinear;
+  EXPECT_EQ(RopeReach(config), 200);
 }
 
 TEST(Rope, DivisorsOfAGgufFile) {
