@@ -1,13 +1,9 @@
-// toroid config show|schema: what a job spec says after --set, and what it may
-// say.
+// toroid config show|schema: what a job spec says after --set and TOROID_*, and what it may say.
 #include <google/protobuf/message.h>
 #include <google/protobuf/text_format.h>
-#include <google/protobuf/util/json_util.h>
 
 #include <map>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "launcher/job_spec.h"
@@ -48,27 +44,11 @@ void Flatten(const Message& message, const std::string& prefix,
   }
 }
 
-// What the file itself says; it has been parsed strictly before.
-v1::JobSpec FileMessage(const std::string& text) {
-  v1::JobSpec message;
-  if (absl::StartsWith(absl::StripLeadingAsciiWhitespace(text), "{")) {
-    if (!google::protobuf::util::JsonStringToMessage(text, &message).ok()) message.Clear();
-  } else if (!google::protobuf::TextFormat::ParseFromString(text, &message)) {
-    message.Clear();
-  }
-  return message;
-}
-
 absl::Status RunShow(const Arguments& arguments) {
   const std::string path = arguments.Text("FILE");
-  TOROID_ASSIGN_OR_RETURN(const std::string text, ReadJobText(path));
-  TOROID_ASSIGN_OR_RETURN(const auto settings, ReadSettings(arguments.Texts("--set")));
-  const absl::StatusOr<JobSpec> spec = ParseJobSpec(text, settings);
-  if (!spec.ok()) {
-    return absl::Status(spec.status().code(),
-                        absl::StrCat("bad job spec: ", path, ": ", spec.status().message()));
-  }
-  const v1::JobSpec merged = ToProto(*spec);
+  TOROID_ASSIGN_OR_RETURN(const JobSources sources, ReadJobSources(path, arguments.Texts("--set")));
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, MergeJobSources(path, sources));
+  const v1::JobSpec merged = ToProto(spec);
   const bool origin = arguments.Flag("--origin"), json = JsonOption(arguments);
   if (!origin && !json) {
     std::string printed;
@@ -76,18 +56,14 @@ absl::Status RunShow(const Arguments& arguments) {
     WriteStdout(printed);
     return absl::OkStatus();
   }
-  std::vector<std::pair<std::string, std::string>> all, said;
+  std::vector<std::pair<std::string, std::string>> all;
   Flatten(merged, "", &all);
-  Flatten(FileMessage(text), "", &said);
-  const std::map<std::string, std::string> in_file(said.begin(), said.end());
+  const std::map<std::string, std::string> origins = JobOrigins(sources);
   std::vector<std::vector<std::string>> table = {{"field", "value", "origin"}};
   std::vector<JsonRow> rows;
   for (const auto& [field, value] : all) {
-    std::string from = in_file.count(field) > 0 ? "file" : "default";
-    for (const std::string& setting : settings) {
-      const std::string name = setting.substr(0, setting.find('='));
-      if (field == name || absl::StartsWith(field, name + ".")) from = "--set";
-    }
+    const auto known = origins.find(field);
+    const std::string from = known == origins.end() ? "default" : known->second;
     table.push_back({field, value, from});
     rows.push_back({{"field", field}, {"value", value}, {"origin", from}});
   }
@@ -112,11 +88,17 @@ const OptionTable kShowOptions = {
 
 const Verb kConfigShowVerb = {
     .name = "config show",
-    .summary = "what a job spec says once --set and defaults are in",
+    .summary = "what a job spec says once --set, TOROID_* and defaults are in",
     .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
     .tables = {&kShowOptions, &kOutputOptions},
-    .examples = "toroid config show job.yaml --set mesh.ring=2 --origin",
+    .examples =
+        "toroid config show job.yaml --set mesh.ring=2 --origin\n"
+        "TOROID_GENERATE_MAX_TOKENS=64 toroid config show job.yaml --origin",
     .run = RunShow,
+    .details =
+        "--set beats the file, the file beats the environment, that beats the default. A field's "
+        "variable is\nTOROID_ and its path in capitals with underscores. It is ignored where the "
+        "file or --set says the field,\nor another task or prompt source than the field's.",
 };
 const Verb kConfigSchemaVerb = {
     .name = "config schema",

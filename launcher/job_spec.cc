@@ -1,7 +1,9 @@
 #include "launcher/job_spec.h"
 
+#include <unistd.h>
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -9,10 +11,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/suggest.h"
+#include "launcher/terminal.h"
 #include "launcher/text_argument.h"
+#include "launcher/verbs.h"
 #include "rpc/client.h"
 #include "toroid/v1/job.pb.h"
 
@@ -152,14 +157,66 @@ absl::StatusOr<std::vector<std::string>> ReadSettings(const std::vector<std::str
   return read;
 }
 
+std::vector<std::string> OwnVariables() {
+  std::vector<std::string> names = {"TOROID_ISA", "TOROID_MODELS", "TOROID_TLS_DIR"};
+  for (const Verb* verb : Verbs()) {
+    for (const OptionTable* table : verb->tables) {
+      for (const Option& option : table->options) {
+        const std::vector<std::string> spellings = absl::StrSplit(option.names, ',');
+        if (option.environment) names.push_back(EnvironmentName(spellings.back()));
+      }
+    }
+  }
+  std::sort(names.begin(), names.end());
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  return names;
+}
+
+std::vector<std::string> UnknownVariables(const Environment& environment) {
+  std::vector<std::string> known = OwnVariables();
+  for (const JobField& field : JobFields()) known.push_back(field.variable);
+  std::vector<std::string> lines;
+  for (const auto& [name, value] : environment) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    lines.push_back(absl::StrCat(
+        "unknown variable: ", name,
+        DidYouMean(name, known, "TOROID_ and a field of toroid config schema: it is ignored")));
+  }
+  return lines;
+}
+
+absl::StatusOr<JobSources> ReadJobSources(const std::string& path,
+                                          const std::vector<std::string>& settings) {
+  JobSources sources;
+  TOROID_ASSIGN_OR_RETURN(sources.text, ReadJobText(path));
+  TOROID_ASSIGN_OR_RETURN(sources.settings, ReadSettings(settings));
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::pair<std::string, std::string> variable =
+        absl::StrSplit(*entry, absl::MaxSplits('=', 1));
+    if (absl::StartsWith(variable.first, "TOROID_")) sources.environment.insert(variable);
+  }
+  TalkLines(UnknownVariables(sources.environment));
+  return sources;
+}
+
+absl::StatusOr<JobSpec> MergeJobSources(const std::string& path, const JobSources& sources) {
+  std::vector<std::string> settings = SettingsOfVariables(sources);
+  settings.insert(settings.end(), sources.settings.begin(), sources.settings.end());
+  const absl::StatusOr<JobSpec> spec = ParseJobSpec(sources.text, settings);
+  if (spec.ok()) return spec;
+  std::string with;
+  for (const auto& [field, origin] : JobOrigins(sources)) {
+    if (!absl::StartsWith(origin, "TOROID_")) continue;
+    absl::StrAppend(&with, with.empty() ? ": from the environment came " : ", ", origin);
+  }
+  return absl::Status(spec.status().code(),
+                      absl::StrCat("bad job spec: ", path, ": ", spec.status().message(), with));
+}
+
 absl::StatusOr<JobSpec> ReadJobSpec(const std::string& path,
                                     const std::vector<std::string>& settings) {
-  TOROID_ASSIGN_OR_RETURN(const std::string text, ReadJobText(path));
-  TOROID_ASSIGN_OR_RETURN(const std::vector<std::string> read, ReadSettings(settings));
-  const absl::StatusOr<JobSpec> spec = ParseJobSpec(text, read);
-  if (spec.ok()) return spec;
-  return absl::Status(spec.status().code(),
-                      absl::StrCat("bad job spec: ", path, ": ", spec.status().message()));
+  TOROID_ASSIGN_OR_RETURN(const JobSources sources, ReadJobSources(path, settings));
+  return MergeJobSources(path, sources);
 }
 
 }  // namespace toroid

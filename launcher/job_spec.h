@@ -1,4 +1,4 @@
-// Job specs from files: protobuf text format, JSON or YAML, with --set on top.
+// Job specs from files: protobuf text format, JSON or YAML, with --set on top and TOROID_* below.
 #pragma once
 
 #include <string>
@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "rpc/job.h"
+#include "rpc/job_origin.h"
 
 namespace toroid {
 
@@ -22,6 +23,20 @@ absl::StatusOr<std::string> YamlToJson(const std::string& text);
 // input.
 absl::StatusOr<std::vector<std::string>> ReadSettings(const std::vector<std::string>& settings);
 
+// The file, what --set says, and this process's TOROID_* variables. One that is no field's and no
+// other name of toroid's is talked about on stderr.
+absl::StatusOr<JobSources> ReadJobSources(const std::string& path,
+                                          const std::vector<std::string>& settings);
+// The spec that they make. An error names the file, and the variables that had a say.
+absl::StatusOr<JobSpec> MergeJobSources(const std::string& path, const JobSources& sources);
+
+// "unknown variable: TOROID_SEDE: did you mean TOROID_SEED?" for each name that toroid does not
+// read.
+std::vector<std::string> UnknownVariables(const Environment& environment);
+// Names of variables that toroid reads, those of a spec's fields aside.
+std::vector<std::string> OwnVariables();
+
+// Both steps.
 absl::StatusOr<JobSpec> ReadJobSpec(const std::string& path,
                                     const std::vector<std::string>& settings);
 

@@ -84,6 +84,23 @@ def test_launch_refuses():
             2, "the ranks are already here")
 
 
+def test_where_a_field_comes_from():
+    job = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", "jobs", "generate.textproto")
+    env = {"TOROID_GENERATE_MAX_TOKENS": "99", "TOROID_GENERATE_SAMPLING_TOP_P": "0.5", "TOROID_SCORE_TOP": "3",
+           "TOROID_GENERATE_PROMPT_FILE": "f", "TOROID_PRIORITY": "1", "TOROID_COMPUTE": "f64"}
+    result = run("config", "show", job, "--origin", "--set", "priority=2", "-o", "json", env=env)
+    rows = {row["field"]: (row["value"], row["origin"]) for row in result.json()["rows"]}
+    check(result.err == "", result.err)
+    for field, value, origin in [("generate.max_tokens", 16, "file"), ("priority", 2, "--set"),
+                                 ("generate.sampling.top_p", 0.5, "TOROID_GENERATE_SAMPLING_TOP_P"),
+                                 ("compute", "FP64", "TOROID_COMPUTE"), ("model.page_tokens", 16, "default")]:
+        check((str(rows[field][0]), rows[field][1]) == (str(value), origin), field, rows[field])
+    check("generate.prompt.text" in rows and "generate.prompt.file" not in rows, rows)
+    wrong = run("config", "show", job, env={"TOROID_GENERATE_MAX_TOKEN": "1"})
+    check(wrong.code == 0 and "TOROID_GENERATE_MAX_TOKEN: did you mean TOROID_GENERATE_MAX_TOKENS?" in wrong.err, wrong.err)
+    refused(run("config", "show", job, env={"TOROID_GENERATE_SAMPLING_TOP_K": "-1"}), 3, "below 0", "TOROID_GENERATE_SAMPLING_TOP_K")
+
+
 def test_no_controller_there():
     refused(run("pods", "--controller", "127.0.0.1:1"), 4, "127.0.0.1:1")
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
@@ -10,8 +11,10 @@
 namespace toroid {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::UnorderedElementsAre;
 
 std::string Written(const std::string& name, const std::string& text) {
   const std::string path = absl::StrCat(testing::TempDir(), "/", name);
@@ -68,6 +71,46 @@ TEST(JobSpec, UnknownFieldsHaveAHintInEveryForm) {
   EXPECT_THAT(error(yaml), HasSubstr("unknown field: sede: did you mean seed?"));
   EXPECT_THAT(error(json), HasSubstr("unknown field: model.paht: did you mean path?"));
   EXPECT_THAT(error(text), HasSubstr("did you mean model?"));
+}
+
+TEST(JobSpec, VariablesAreBelowTheFile) {
+  const std::string path = Written("job.yaml", kYaml);
+  JobSources sources = ReadJobSources(path, {}).value();
+  sources.environment = {{"TOROID_GENERATE_MAX_TOKENS", "9"},
+                         {"TOROID_GENERATE_IGNORE_EOS", "true"}};
+  const GenerateTask task = std::get<GenerateTask>(MergeJobSources(path, sources)->task);
+  EXPECT_EQ(task.request.max_tokens, 4);
+  EXPECT_TRUE(task.request.ignore_eos);
+  sources.environment = {{"TOROID_GENERATE_PROMPT_LOGPROBS", "none"}};
+  EXPECT_THAT(std::string(MergeJobSources(path, sources).status().message()),
+              HasSubstr("TOROID_GENERATE_PROMPT_LOGPROBS"));
+}
+
+// One name, one meaning: what both a flag and a field read says the same to both.
+TEST(JobSpec, VariablesOfFieldsAndOfFlagsAreApart) {
+  std::vector<std::string> shared;
+  const std::vector<std::string> own = OwnVariables();
+  for (const JobField& field : JobFields()) {
+    if (std::find(own.begin(), own.end(), field.variable) != own.end()) {
+      shared.push_back(field.variable);
+    }
+  }
+  EXPECT_THAT(shared,
+              UnorderedElementsAre("TOROID_SEED", "TOROID_DEVICE", "TOROID_COMPUTE", "TOROID_POD"));
+  for (const char* name : {"TOROID_CONTROLLER", "TOROID_MODELS", "TOROID_ISA", "TOROID_PROGRESS",
+                           "TOROID_TLS_DIR", "TOROID_MAX_TOKENS"}) {
+    EXPECT_THAT(own, Contains(name));
+  }
+}
+
+TEST(JobSpec, UnknownVariablesAreToldWithTheNearest) {
+  EXPECT_TRUE(
+      UnknownVariables({{"TOROID_GENERATE_LOGPROBS", "1"}, {"TOROID_ISA", "avx2"}}).empty());
+  EXPECT_THAT(UnknownVariables({{"TOROID_GENERATE_MAX_TOKEN", "1"}}),
+              ElementsAre("unknown variable: TOROID_GENERATE_MAX_TOKEN: did you mean "
+                          "TOROID_GENERATE_MAX_TOKENS?"));
+  EXPECT_THAT(UnknownVariables({{"TOROID_XYZZY_PLUGH_FROTZ", ""}}),
+              ElementsAre(HasSubstr("it is ignored")));
 }
 
 TEST(JobSpec, SettingsReadFiles) {
