@@ -19,8 +19,10 @@ constexpr char kLayout[] = "striped:16";  // whose owner depends on the position
 // Where the answer goes: tokens as they come, or one object at the end; talk on stderr.
 class Printer {
  public:
-  explicit Printer(const Arguments& arguments)
-      : model_(arguments.Text("MODEL")),
+  // several: the request is for more than one answer.
+  Printer(const Arguments& arguments, bool several)
+      : several_(several),
+        model_(arguments.Text("MODEL")),
         json_(JsonOption(arguments)),
         stream_(!json_ && !arguments.Flag("--no-stream")),
         quiet_(arguments.Flag("--quiet")),
@@ -36,6 +38,7 @@ class Printer {
   void OnToken(const TokenEvent& token) {
     if (!stream_) return;
     meter_.Clear();
+    Begin(token.prompt_index, token.index);
     WriteStdout(token.text);
     streamed_ += token.text;
   }
@@ -60,41 +63,61 @@ class Printer {
       if (!streamed_.empty()) WriteStdout("\n");
       return Interrupt::ReasonOr(result.status());
     }
-    if (json_) {
-      WriteStdout(absl::StrCat(GenerateJson(model_, *result), "\n"));
-    } else if (stream_) {
+    const GenerateResult& last = result->more.empty() ? *result : result->more.back();
+    if (stream_) {
+      Begin(last.prompt_index, last.index);  // if it was cancelled before its first token
       // What the stream still owes: text that became complete only at the end.
-      if (result->text.size() > streamed_.size() &&
-          result->text.compare(0, streamed_.size(), streamed_) == 0) {
-        WriteStdout(result->text.substr(streamed_.size()));
+      if (last.text.size() > streamed_.size() &&
+          last.text.compare(0, streamed_.size(), streamed_) == 0) {
+        WriteStdout(last.text.substr(streamed_.size()));
       }
       WriteStdout("\n");
     } else {
-      WriteStdout(absl::StrCat(result->text, "\n"));
+      Print(*result);
+      for (const GenerateResult& answer : result->more) Print(answer);
     }
-    Detail(RunDetails(result->report));
+    Detail(RunDetails(WholeReport(*result)));
     if (!quiet_) Talk(GenerateSummary(*result));
-    return result->finish == FinishReason::kCancelled ? Interrupt::Reason() : absl::OkStatus();
+    return last.finish == FinishReason::kCancelled ? Interrupt::Reason() : absl::OkStatus();
   }
 
  private:
+  // The stream goes on with this answer.
+  void Begin(int64_t prompt_index, int64_t index) {
+    const std::pair<int64_t, int64_t> answer(prompt_index, index);
+    if (streaming_ == answer) return;
+    if (streaming_.first >= 0) WriteStdout("\n");
+    streaming_ = answer;
+    streamed_.clear();
+    if (several_ && !quiet_) Talk(AnswerHeading(prompt_index, index));
+  }
+
+  void Print(const GenerateResult& answer) {
+    if (!json_ && several_ && !quiet_) Talk(AnswerHeading(answer.prompt_index, answer.index));
+    WriteStdout(absl::StrCat(json_ ? GenerateJson(model_, answer, several_) : answer.text, "\n"));
+  }
+
+  const bool several_;
   const std::string model_;
   const bool json_, stream_, quiet_, verbose_;
   ProgressMeter meter_;
-  std::string streamed_;
+  std::pair<int64_t, int64_t> streaming_{-1, -1};  // prompt_index and index of the answer
+  std::string streamed_;                           // of its text
 };
 
+bool Several(const GenerateTask& task) { return task.request.n > 1 || !task.more_prompts.empty(); }
+
 absl::Status OnRanks(const Arguments& arguments) {
-  TOROID_ASSIGN_OR_RETURN(const GenerateRequest sampling, GenerateOptions(arguments));
   TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
-  TOROID_ASSIGN_OR_RETURN(const PromptSpec prompt, PromptOfRankZero(arguments));
-  Printer printer(arguments);
+  TOROID_ASSIGN_OR_RETURN(GenerateTask task, GenerateTaskOfRankZero(arguments));
+  Printer printer(arguments, Several(task));
   run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
     printer.Detail(WorldDetails(load, model));
     Program program;
     program.kind = ProgramKind::kGenerate;
-    program.generate = sampling;
-    TOROID_ASSIGN_OR_RETURN(program.generate.prompt_ids, PromptIds(prompt, prompt.text, model));
+    TOROID_RETURN_IF_ERROR(SetPromptIds(
+        task, [&](const PromptSpec& prompt) { return PromptIds(prompt, prompt.text, model); }));
+    program.generate = task.request;
     return program;
   };
   absl::Status answered = absl::OkStatus();
@@ -109,13 +132,12 @@ absl::Status OnRanks(const Arguments& arguments) {
 
 absl::Status ThroughController(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(InferenceRequest request, InferenceOptions(arguments, kLayout));
-  GenerateTask task;
-  TOROID_ASSIGN_OR_RETURN(task.request, GenerateOptions(arguments));
-  TOROID_ASSIGN_OR_RETURN(task.prompt, PromptOptions(arguments, /*keep_files=*/true));
+  TOROID_ASSIGN_OR_RETURN(GenerateTask task, GenerateTaskOptions(arguments, /*keep_files=*/true));
+  const bool several = Several(task);
   request.task = std::move(task);
 
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
-  Printer printer(arguments);
+  Printer printer(arguments, several);
   GenerateObserver observer;
   observer.on_accepted = [&](const Accepted& accepted) {
     printer.OnAccepted(request.placement.load, accepted);
@@ -147,8 +169,15 @@ const Verb kGenerateVerb = {
         "toroid generate /models/smollm2 --chat --prompt @question.txt\n"
         "toroid launch -n 4 generate /models/smollm2 --mesh ring=2,tensor=2 --prompt-file "
         "book.txt\n"
+        "toroid generate random:tiny-gqa --prompt Hello --prompt Bye -n 3 --temperature 0.8 -o "
+        "json\n"
         "toroid generate /models/smollm2 --controller 127.0.0.1:7070 --prompt Hello -o json",
     .run = RunGenerate,
+    .details =
+        "With several prompts or -n above 1 each answer has a heading on stderr; -o json prints "
+        "one "
+        "object a line,\nwith prompt_index and index. A prompt is read once for all of its "
+        "answers.",
 };
 
 }  // namespace toroid

@@ -55,13 +55,25 @@ absl::Status Verdict(const JobStatus& job) {
   return absl::OkStatus();
 }
 
+void PrintAnswers(const GenerateResult& result, bool quiet) {
+  const bool several = !result.more.empty();
+  if (several && !quiet) Talk(AnswerHeading(result.prompt_index, result.index));
+  WriteStdout(absl::StrCat(result.text, "\n"));
+  for (const GenerateResult& answer : result.more) {
+    if (!quiet) Talk(AnswerHeading(answer.prompt_index, answer.index));
+    WriteStdout(absl::StrCat(answer.text, "\n"));
+  }
+}
+
 // The answer of a job that has ended: with -o json it is in the job's object, and only -v adds.
 void PrintResult(const Arguments& arguments, const JobStatus& job) {
   const RunReport* report = nullptr;
+  RunReport whole;
   std::string text;
   if (const auto* generate = std::get_if<GenerateResult>(&job.result)) {
-    report = &generate->report;
-    text = absl::StrCat(generate->text, "\n");
+    whole = WholeReport(*generate);
+    report = &whole;
+    if (!JsonOption(arguments)) PrintAnswers(*generate, arguments.Flag("--quiet"));
   } else if (const auto* score = std::get_if<ScoreResult>(&job.result)) {
     report = &score->report;
     text = absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n");

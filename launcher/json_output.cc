@@ -39,9 +39,13 @@ void AddReport(const RunReport& report, Json* json) {
   (*json)["comm"] = {{"by_axis", std::move(axes)}};
 }
 
-Json Generate(absl::string_view model, const GenerateResult& result) {
+Json Generate(absl::string_view model, const GenerateResult& result, bool several) {
   Json json = Object();
   json["model"] = std::string(model);
+  if (several) {
+    json["prompt_index"] = result.prompt_index;
+    json["index"] = result.index;
+  }
   json["mesh"] = MeshJson(result.report.mesh);
   json["prompt_tokens"] = result.prompt_tokens;
   json["ids"] = result.ids;
@@ -94,8 +98,18 @@ Json Job(const JobStatus& status) {
                   {"host", status.exit.host},
                   {"message", status.exit.message}};
   if (const auto* generate = std::get_if<GenerateResult>(&status.result)) {
-    json["result"] = Generate("", *generate);
-    json["result"].erase("model");
+    const bool several = !generate->more.empty();
+    Json answer = Generate("", *generate, several);
+    answer.erase("model");
+    if (several) {
+      json["results"] = Json::array({std::move(answer)});
+      for (const GenerateResult& more : generate->more) {
+        json["results"].push_back(Generate("", more, several));
+        json["results"].back().erase("model");
+      }
+    } else {
+      json["result"] = std::move(answer);
+    }
   } else if (const auto* score = std::get_if<ScoreResult>(&status.result)) {
     json["result"] = Score("", *score);
     json["result"].erase("model");
@@ -175,8 +189,8 @@ const char* FinishReasonName(FinishReason reason) {
   return "unknown";
 }
 
-std::string GenerateJson(absl::string_view model, const GenerateResult& result) {
-  return Dump(Generate(model, result));
+std::string GenerateJson(absl::string_view model, const GenerateResult& answer, bool several) {
+  return Dump(Generate(model, answer, several));
 }
 
 std::string ScoreJson(absl::string_view model, const ScoreResult& result) {

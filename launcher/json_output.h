@@ -13,7 +13,9 @@ namespace toroid {
 
 inline constexpr int kJsonSchema = 1;
 
-std::string GenerateJson(absl::string_view model, const GenerateResult& result);
+// One answer; `several`: of a request with more than one, so its prompt_index and index are told.
+std::string GenerateJson(absl::string_view model, const GenerateResult& answer,
+                         bool several = false);
 std::string ScoreJson(absl::string_view model, const ScoreResult& result);
 std::string VerifyJson(absl::string_view model, const VerifyResult& result);
 std::string TokenizeJson(const TokenizeResult& result, bool pieces);

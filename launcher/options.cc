@@ -1,5 +1,7 @@
 #include "launcher/options.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
@@ -41,6 +43,8 @@ const OptionTable kSamplingOptions = {
     "sampling",
     {
         {"--max-tokens", ValueKind::kCount, "N", "256", "tokens to make at most", true},
+        {"-n,--n", ValueKind::kCount, "N", "1",
+         "answers to each prompt, one after the other; sampled ones differ"},
         {"--temperature", ValueKind::kReal, "X", "0", "0: always the likeliest token", true},
         {"--top-p", ValueKind::kReal, "X", "1", "likeliest tokens that hold this probability",
          true},
@@ -62,11 +66,14 @@ const OptionTable kSamplingOptions = {
     }};
 
 const OptionTable kPromptOptions = {
-    "prompt (one of the first three)",
+    "prompt (one of the first three; generate: repeat it for several prompts)",
     {
-        {"--prompt", ValueKind::kText, "T", "", "text; @FILE reads a file, - standard input"},
-        {"--file,--prompt-file", ValueKind::kText, "F", "", "file that holds the text"},
-        {"--prompt-ids", ValueKind::kText, "L", "", "token ids 1,2,3; @FILE and - too"},
+        {"--prompt", ValueKind::kText, "T", "", "text; @FILE reads a file, - standard input", false,
+         true},
+        {"--file,--prompt-file", ValueKind::kText, "F", "", "file that holds the text", false,
+         true},
+        {"--prompt-ids", ValueKind::kText, "L", "", "token ids 1,2,3; @FILE and - too", false,
+         true},
         {"--chat", ValueKind::kFlag, "", "", "a user's message: apply the model's chat template"},
         {"--system", ValueKind::kText, "T", "", "system message, with --chat"},
         {"--no-bos", ValueKind::kFlag, "", "", "do not add the model's begin-of-text token"},
@@ -185,6 +192,17 @@ absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
   return request;
 }
 
+namespace {
+
+constexpr const char* kPromptSources[] = {"--prompt", "--prompt-file", "--prompt-ids"};
+
+size_t GivenPrompts(const Arguments& arguments) {
+  size_t given = 0;
+  for (const char* flag : kPromptSources) given += arguments.Texts(flag).size();
+  return given;
+}
+
+// Sampling and limits, without prompts. Usage errors name the flag and its range.
 absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments) {
   struct Range {
     const char* flag;
@@ -205,6 +223,10 @@ absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments) {
     }
   }
   GenerateRequest request;
+  request.n = arguments.Count("--n");
+  const absl::Status answers =
+      CheckAnswers(static_cast<int64_t>(GivenPrompts(arguments)), request.n);
+  if (!answers.ok()) return UsageError(absl::StrCat("bad value of --n: ", answers.message()));
   request.max_tokens = arguments.Count("--max-tokens");
   if (request.max_tokens < 1) {
     return UsageError("bad value of --max-tokens: 0: give at least 1");
@@ -231,11 +253,18 @@ absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments) {
   return request;
 }
 
-absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files) {
-  const int given = int{arguments.Has("--prompt")} + int{arguments.Has("--prompt-file")} +
-                    int{arguments.Has("--prompt-ids")};
-  if (given != 1) {
-    return UsageError(absl::StrCat(given == 0 ? "no prompt" : "several prompts",
+// All prompts, of one source, in their order.
+absl::StatusOr<std::vector<PromptSpec>> PromptsOptions(const Arguments& arguments,
+                                                       bool keep_files) {
+  std::string source;
+  int sources = 0;
+  for (const char* flag : kPromptSources) {
+    if (!arguments.Has(flag)) continue;
+    source = flag;
+    ++sources;
+  }
+  if (sources != 1) {
+    return UsageError(absl::StrCat(sources == 0 ? "no prompt" : "several prompts",
                                    ": --prompt, --prompt-file, --prompt-ids: give one of them"));
   }
   PromptSpec prompt;
@@ -245,21 +274,56 @@ absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_f
   if (!prompt.chat && !prompt.system.empty()) {
     return UsageError("--system without --chat: a system message needs a chat: add --chat");
   }
-  if (arguments.Has("--prompt-ids")) {
-    if (prompt.chat) {
-      return UsageError("--chat with --prompt-ids: ids are used as they are: drop one of them");
-    }
-    prompt.kind = PromptSpec::Kind::kIds;
-    TOROID_ASSIGN_OR_RETURN(prompt.ids, IdsArgument(arguments.Text("--prompt-ids")));
-  } else if (arguments.Has("--prompt")) {
-    TOROID_ASSIGN_OR_RETURN(prompt.text, TextArgument(arguments.Text("--prompt")));
-  } else if (keep_files) {
-    prompt.kind = PromptSpec::Kind::kFile;
-    prompt.file = arguments.Text("--prompt-file");
-  } else {
-    TOROID_ASSIGN_OR_RETURN(prompt.text, ReadTextFile(arguments.Text("--prompt-file")));
+  if (source == "--prompt-ids" && prompt.chat) {
+    return UsageError("--chat with --prompt-ids: ids are used as they are: drop one of them");
   }
-  return prompt;
+  const std::vector<std::string> texts = arguments.Texts(source);
+  if (std::count(texts.begin(), texts.end(), "-") > 1) {
+    return UsageError(
+        absl::StrCat(source, " - given twice: standard input is read once: drop one"));
+  }
+  std::vector<PromptSpec> prompts(texts.size(), prompt);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (source == "--prompt-ids") {
+      prompts[i].kind = PromptSpec::Kind::kIds;
+      TOROID_ASSIGN_OR_RETURN(prompts[i].ids, IdsArgument(texts[i]));
+    } else if (source == "--prompt") {
+      TOROID_ASSIGN_OR_RETURN(prompts[i].text, TextArgument(texts[i]));
+    } else if (keep_files) {
+      prompts[i].kind = PromptSpec::Kind::kFile;
+      prompts[i].file = texts[i];
+    } else {
+      TOROID_ASSIGN_OR_RETURN(prompts[i].text, ReadTextFile(texts[i]));
+    }
+  }
+  return prompts;
+}
+
+}  // namespace
+
+absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files) {
+  const size_t given = GivenPrompts(arguments);
+  if (given > 1) {
+    return UsageError(absl::StrCat("several prompts: ", given, " are given: this verb takes one"));
+  }
+  TOROID_ASSIGN_OR_RETURN(std::vector<PromptSpec> prompts, PromptsOptions(arguments, keep_files));
+  return std::move(prompts.front());
+}
+
+absl::StatusOr<GenerateTask> GenerateTaskOptions(const Arguments& arguments, bool keep_files) {
+  GenerateTask task;
+  TOROID_ASSIGN_OR_RETURN(task.request, GenerateOptions(arguments));
+  TOROID_ASSIGN_OR_RETURN(task.more_prompts, PromptsOptions(arguments, keep_files));
+  task.prompt = std::move(task.more_prompts.front());
+  task.more_prompts.erase(task.more_prompts.begin());
+  return task;
+}
+
+absl::StatusOr<GenerateTask> GenerateTaskOfRankZero(const Arguments& arguments) {
+  if (SpeaksForWorld()) return GenerateTaskOptions(arguments, /*keep_files=*/false);
+  GenerateTask task;
+  TOROID_ASSIGN_OR_RETURN(task.request, GenerateOptions(arguments));
+  return task;
 }
 
 absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view who) {

@@ -31,15 +31,21 @@ absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
 // A usage error for --device cuda where `who` ("a controller", "bench") computes on CPUs alone.
 absl::Status CheckDeviceOfOthers(const Arguments& arguments, absl::string_view who);
 
-// Sampling and limits, without prompt_ids. Usage errors name the flag and its range.
-absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments);
+// Prompts, sampling and limits of generate: one of PromptOptions' sources, as often as it is given.
+// The request has no ids yet. Usage errors name the flag and its range.
+absl::StatusOr<GenerateTask> GenerateTaskOptions(const Arguments& arguments, bool keep_files);
 
 // What a controller is asked to do, without the task: mesh, --pod, --keep-alive, --timeout and all
 // of LoadOptions.
 absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
                                                   absl::string_view default_layout);
 
-// Exactly one of --prompt, --prompt-file (--file), --prompt-ids; texts are read here, ids parsed.
+// The same in direct mode: rank 0 reads files and standard input, on other ranks there is no
+// prompt.
+absl::StatusOr<GenerateTask> GenerateTaskOfRankZero(const Arguments& arguments);
+
+// Exactly one of --prompt, --prompt-file (--file), --prompt-ids, once; texts are read here, ids
+// parsed.
 // Under a controller --prompt-file stays a path (`keep_files`): the world reads it.
 absl::StatusOr<PromptSpec> PromptOptions(const Arguments& arguments, bool keep_files);
 // The same in direct mode: rank 0 reads files and standard input, on other ranks it is empty.

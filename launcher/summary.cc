@@ -1,6 +1,7 @@
 #include "launcher/summary.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -20,6 +21,18 @@ std::string Tail(const RunReport& report) {
     absl::StrAppend(&text, "; ring ", PerRank(BytesSent(report, "ring")), " sent per rank");
   }
   return text;
+}
+
+double Tokens(const GenerateResult& answer) { return static_cast<double>(answer.ids.size()); }
+
+// A prompt is read once, for its first answer.
+double PrefilledTokens(const GenerateResult& answer) {
+  return answer.index == 0 ? static_cast<double>(answer.prompt_tokens) : 0;
+}
+
+template <typename Function>
+void Combine(const std::vector<int64_t>& from, std::vector<int64_t>& into, Function both) {
+  for (size_t i = 0; i < std::min(from.size(), into.size()); ++i) into[i] = both(into[i], from[i]);
 }
 
 std::string ComputeName(Compute compute) {
@@ -57,11 +70,51 @@ std::vector<int64_t> BytesSent(const RunReport& report, const std::string& axis)
   return std::vector<int64_t>(static_cast<size_t>(report.mesh.size()), 0);
 }
 
+std::string AnswerHeading(int64_t prompt_index, int64_t index) {
+  return absl::StrCat("prompt ", prompt_index, ", answer ", index, ":");
+}
+
+RunReport WholeReport(const GenerateResult& result) {
+  RunReport whole = result.report;
+  if (result.more.empty()) return whole;
+  double tokens = Tokens(result), prompt_tokens = PrefilledTokens(result);
+  for (const GenerateResult& answer : result.more) {
+    const RunReport& report = answer.report;
+    tokens += Tokens(answer);
+    prompt_tokens += PrefilledTokens(answer);
+    whole.timing.prefill_s += report.timing.prefill_s;
+    whole.timing.decode_s += report.timing.decode_s;
+    using Bytes = std::vector<int64_t> MemoryReport::*;
+    for (const Bytes bytes : {&MemoryReport::peak, &MemoryReport::predicted, &MemoryReport::kv,
+                              &MemoryReport::scratch, &MemoryReport::resident}) {
+      Combine(report.memory.*bytes, whole.memory.*bytes,
+              [](int64_t a, int64_t b) { return std::max(a, b); });
+    }
+    for (size_t i = 0; i < std::min(report.comm.size(), whole.comm.size()); ++i) {
+      Combine(report.comm[i].bytes_sent, whole.comm[i].bytes_sent, std::plus<int64_t>());
+      Combine(report.comm[i].prefill_bytes_sent, whole.comm[i].prefill_bytes_sent,
+              std::plus<int64_t>());
+    }
+  }
+  const auto rate = [](double count, double seconds) { return seconds > 0 ? count / seconds : 0; };
+  whole.timing.prefill_tokens_per_s = rate(prompt_tokens, whole.timing.prefill_s);
+  whole.timing.decode_tokens_per_s = rate(tokens, whole.timing.decode_s);
+  return whole;
+}
+
 std::string GenerateSummary(const GenerateResult& result) {
-  const Timing& timing = result.report.timing;
-  return absl::StrFormat("%d tokens, %.1f tokens/s; prompt %d tokens, %.1f tokens/s%s",
-                         result.ids.size(), timing.decode_tokens_per_s, result.prompt_tokens,
-                         timing.prefill_tokens_per_s, Tail(result.report));
+  double tokens = Tokens(result), prompt_tokens = PrefilledTokens(result);
+  for (const GenerateResult& answer : result.more) {
+    tokens += Tokens(answer);
+    prompt_tokens += PrefilledTokens(answer);
+  }
+  const RunReport whole = WholeReport(result);
+  std::string text = absl::StrFormat("%d tokens, %.1f tokens/s; prompt %d tokens, %.1f tokens/s%s",
+                                     static_cast<int64_t>(tokens), whole.timing.decode_tokens_per_s,
+                                     static_cast<int64_t>(prompt_tokens),
+                                     whole.timing.prefill_tokens_per_s, Tail(whole));
+  if (!result.more.empty()) text = absl::StrCat(1 + result.more.size(), " answers: ", text);
+  return text;
 }
 
 std::string ScoreSummary(const ScoreResult& result) {

@@ -19,6 +19,7 @@ std::vector<int64_t> BytesSent(const RunReport& report, const std::string& axis)
 // "64 tokens, 12.3 tokens/s; prompt 4012 tokens, 512 tokens/s; loaded in 1.2s; peak .. per rank;
 // ring
 // .. sent per rank"
+// Of several answers: their sums.
 std::string GenerateSummary(const GenerateResult& result);
 std::string ScoreSummary(const ScoreResult& result);
 
@@ -31,6 +32,10 @@ std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& 
                                       const std::vector<std::string>& hosts);
 // The same in direct mode, where rank 0 knows the hosts and the context.
 std::vector<std::string> WorldDetails(LoadRequest load, const LoadedModel& model);
+// "prompt 0, answer 1:", the heading of one of several answers.
+std::string AnswerHeading(int64_t prompt_index, int64_t index);
+// Timing and traffic of all answers of a request together; memory: the most of any.
+RunReport WholeReport(const GenerateResult& result);
 // Of a finished run, each phase that took time: seconds, rate, bytes sent per rank by axis; then
 // memory, foreseen and used.
 std::vector<std::string> RunDetails(const RunReport& report);

@@ -307,7 +307,7 @@ void Engine::FillReport(const MemoryUse& foreseen, const std::vector<CommCounter
 }
 
 absl::StatusOr<MemoryUse> Engine::ForeseeGenerate(const GenerateRequest& request) {
-  return shadow_->DryGenerate(request);
+  return shadow_->DryGenerate(request, request.prompt_ids);
 }
 
 absl::StatusOr<MemoryUse> Engine::ForeseeScore(const ScoreRequest& request) {

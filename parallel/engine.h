@@ -56,6 +56,8 @@ class Engine {
       const EngineEvents& events = {});
   ~Engine();
 
+  // Answers one after the other. Answer i to prompt p draws the random numbers of sequence p n + i,
+  // so it is the same on every mesh.
   absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request,
                                           const EngineEvents& events);
   absl::StatusOr<ScoreResult> Score(const ScoreRequest& request, const EngineEvents& events);
@@ -67,7 +69,8 @@ class Engine {
       const std::function<void(int64_t position, const std::vector<double>&)>& logits,
       const EngineEvents& events = {});
 
-  // What a request will use on this rank, by the same code on the counting backend.
+  // What a request will use on this rank, by the same code on the counting backend; generate: for
+  // its first prompt.
   absl::StatusOr<MemoryUse> ForeseeGenerate(const GenerateRequest& request);
   absl::StatusOr<MemoryUse> ForeseeScore(const ScoreRequest& request);
 
@@ -76,12 +79,12 @@ class Engine {
   const Transformer& model() const { return *model_; }
   // Longest prompt + output.
   int64_t context() const { return load_.context > 0 ? load_.context : config().context; }
-  Mesh& mesh() { return *mesh_; }
-  std::shared_ptr<const Tokenizer> tokenizer() const { return tokenizer_; }
-  const ModelSource& source() const { return *source_; }
   // The longest context that the model may be loaded with: as far as its RoPE reaches, no bound for
   // random weights.
   int64_t reach() const;
+  Mesh& mesh() { return *mesh_; }
+  std::shared_ptr<const Tokenizer> tokenizer() const { return tokenizer_; }
+  const ModelSource& source() const { return *source_; }
   std::shared_ptr<const ModelSource> shared_source() const { return source_; }
   Backend& backend() { return *ops_; }
   Stream stream() const { return s_; }
@@ -101,10 +104,10 @@ class Engine {
   absl::Status Setup(std::unique_ptr<Communicator> world, int64_t layers, bool counting,
                      const EngineEvents& events);
   absl::Status CompareSources();
+  absl::Status CheckContext() const;
   absl::Status CheckRequest(const std::vector<int32_t>& ids, int64_t max_tokens) const;
   // Cancelled if rank 0 was asked to stop; an error if any rank lost its peers.
   absl::Status StepStatus(const EngineEvents& events);
-  absl::Status CheckContext() const;
   absl::Status Reserve(const absl::StatusOr<MemoryUse>& foreseen);
   MemoryUse Used() const;
   // Where this rank is, for the stall watch.
@@ -124,12 +127,19 @@ class Engine {
   void Report(const Sequence& sequence, double layers) const;
 
   // generate.cc, score.cc
-  absl::StatusOr<MemoryUse> DryGenerate(const GenerateRequest& request);
+  absl::StatusOr<MemoryUse> DryGenerate(const GenerateRequest& request,
+                                        const std::vector<int32_t>& prompt_ids);
   absl::StatusOr<MemoryUse> DryScore(const ScoreRequest& request);
   absl::Status PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64_t count,
                               GenerateResult& result);
-  absl::Status Run(Sequence& sequence, const GenerateRequest& request, GenerateResult& result,
-                   std::vector<CommCounters>& prefilled);
+  absl::Status CheckGenerate(const GenerateRequest& request) const;
+  absl::Status AnswerPrompt(const GenerateRequest& request, int64_t prompt_index,
+                            const EngineEvents& events, std::vector<GenerateResult>& answers);
+  absl::StatusOr<std::vector<double>> ReadPrompt(Sequence& sequence, const GenerateRequest& request,
+                                                 GenerateResult& result,
+                                                 std::vector<CommCounters>& prefilled);
+  absl::Status Continue(Sequence& sequence, const GenerateRequest& request,
+                        std::vector<double> logits, GenerateResult& result);
   absl::Status DecodeLoop(Sequence& sequence, const GenerateRequest& request,
                           std::vector<double> logits, GenerateResult& result);
   std::vector<double> OwnLogProbs(const Sequence& sequence, Tensor x_uD);

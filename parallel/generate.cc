@@ -1,6 +1,8 @@
-// Engine::Generate: ring prefill of the prompt, then one token at a time over the sharded cache.
+// Engine::Generate: ring prefill of each prompt, then its answers, one token at a time over the
+// sharded cache.
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
@@ -27,45 +29,107 @@ std::vector<int64_t> EvenlySpaced(int64_t tokens, int64_t count) {
   return positions;
 }
 
+const std::vector<int32_t>& PromptAt(const GenerateRequest& request, int64_t prompt_index) {
+  return prompt_index == 0 ? request.prompt_ids : request.more_prompt_ids[prompt_index - 1];
+}
+
 }  // namespace
 
-absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
-                                                const EngineEvents& events) {
-  TOROID_RETURN_IF_ERROR(CheckRequest(request.prompt_ids, request.max_tokens));
+absl::Status CheckAnswers(int64_t prompts, int64_t n) {
+  if (n < 1) return absl::InvalidArgumentError(absl::StrCat("n is ", n, ": use 1 or more"));
+  if (prompts <= kMostAnswers && n <= kMostAnswers / std::max<int64_t>(prompts, 1)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(prompts, prompts == 1 ? " prompt" : " prompts",
+                                                 " with n = ", n, ": one request has at most ",
+                                                 kMostAnswers, " answers: ask several times"));
+}
+
+absl::Status Engine::CheckGenerate(const GenerateRequest& request) const {
+  const int64_t prompts = 1 + int64_t(request.more_prompt_ids.size());
+  TOROID_RETURN_IF_ERROR(CheckAnswers(prompts, request.n));
+  for (int64_t p = 0; p < prompts; ++p) {
+    const absl::Status status = CheckRequest(PromptAt(request, p), request.max_tokens);
+    if (status.ok()) continue;
+    if (prompts == 1) return status;
+    return absl::Status(status.code(), absl::StrCat("prompt ", p, ": ", status.message()));
+  }
   TOROID_RETURN_IF_ERROR(request.sampling.Validate());
   for (const int32_t id : request.stop_ids) {
     if (id >= 0 && id < config().vocab) continue;
     return absl::InvalidArgumentError(absl::StrCat(
         "stop id ", id, " is outside the vocabulary: use ids 0 to ", config().vocab - 1));
   }
-  const absl::StatusOr<MemoryUse> foreseen = ForeseeGenerate(request);
-  TOROID_RETURN_IF_ERROR(Reserve(foreseen));
+  return absl::OkStatus();
+}
 
-  GenerateResult result;
-  result.prompt_tokens = int64_t(request.prompt_ids.size());
-  Sequence sequence(request.prompt_ids, result.prompt_tokens + request.max_tokens, /*keep=*/true,
-                    load_, "prefill", events);
-  const std::vector<CommCounters> before = Counters();
+absl::StatusOr<GenerateResult> Engine::Generate(const GenerateRequest& request,
+                                                const EngineEvents& events) {
+  TOROID_RETURN_IF_ERROR(CheckGenerate(request));
+  std::vector<GenerateResult> answers;
+  for (int64_t p = 0; p <= int64_t(request.more_prompt_ids.size()); ++p) {
+    TOROID_RETURN_IF_ERROR(AnswerPrompt(request, p, events, answers));
+    if (answers.back().finish == FinishReason::kCancelled) break;
+  }
+  GenerateResult result = std::move(answers.front());
+  result.more.assign(std::make_move_iterator(answers.begin() + 1),
+                     std::make_move_iterator(answers.end()));
+  return result;
+}
+
+// Reads the prompt once; each answer begins at its end, where the cache is cut back to. At least
+// one answer is appended, unless there is an error; a cancelled one is the last.
+absl::Status Engine::AnswerPrompt(const GenerateRequest& request, int64_t prompt_index,
+                                  const EngineEvents& events,
+                                  std::vector<GenerateResult>& answers) {
+  const std::vector<int32_t>& ids = PromptAt(request, prompt_index);
+  const absl::StatusOr<MemoryUse> foreseen = shadow_->DryGenerate(request, ids);
+  TOROID_RETURN_IF_ERROR(Reserve(foreseen));
+  const int64_t prompt_tokens = int64_t(ids.size());
+  Sequence sequence(ids, prompt_tokens + request.max_tokens, /*keep=*/true, load_, "prefill",
+                    events);
+  std::vector<CommCounters> before = Counters();
   absl::Status status;
   {
     Arena::Mark mark(*scratch_);
     status = ShareStatus(mesh_->world(), Begin(sequence));
-    std::vector<CommCounters> prefilled = before;
-    if (status.ok()) status = Run(sequence, request, result, prefilled);
-    // Cancelled is what all ranks agreed on, so they still can gather: what was done is told.
-    if (status.ok() || absl::IsCancelled(status)) {
-      FillReport(*foreseen, before, prefilled, result.report);
+    absl::StatusOr<std::vector<double>> logits;
+    int64_t cached = 0;  // local tokens of the prompt
+    GenerateResult answer;
+    for (int64_t i = 0; i < request.n && status.ok(); ++i) {
+      // The prompt's own log p stay with each of its answers.
+      answer = {.prompt_tokens = prompt_tokens,
+                .prompt_logprobs = std::move(answer.prompt_logprobs),
+                .prompt_index = prompt_index,
+                .index = i};
+      std::vector<CommCounters> prefilled = before;
+      if (i == 0) {
+        logits = ReadPrompt(sequence, request, answer, prefilled);
+        status = logits.status();
+        cached = cache_->length();
+      } else {
+        cache_->CutTo(cached);
+        sequence.length = prompt_tokens;
+      }
+      if (status.ok()) status = Continue(sequence, request, *logits, answer);
+      // Cancelled is what all ranks agreed on, so they still can gather: what was done is told.
+      if (!status.ok() && !absl::IsCancelled(status)) break;
+      if (!status.ok()) answer.finish = FinishReason::kCancelled;
+      FillReport(*foreseen, before, prefilled, answer.report);
+      before = Counters();
+      answers.push_back(answer);
     }
   }
   cache_->End();
   scratch_->Trim();
-  if (!status.ok() && !absl::IsCancelled(status)) return status;
-  if (absl::IsCancelled(status)) result.finish = FinishReason::kCancelled;
-  return result;
+  return absl::IsCancelled(status) ? absl::OkStatus() : status;
 }
 
-absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, GenerateResult& result,
-                         std::vector<CommCounters>& prefilled) {
+// The logits behind the prompt's last token, on rank 0.
+absl::StatusOr<std::vector<double>> Engine::ReadPrompt(Sequence& sequence,
+                                                       const GenerateRequest& request,
+                                                       GenerateResult& result,
+                                                       std::vector<CommCounters>& prefilled) {
   const auto start = Clock::now();
   Timing& timing = result.report.timing;
   std::vector<double> logits;
@@ -85,11 +149,17 @@ absl::Status Engine::Run(Sequence& sequence, const GenerateRequest& request, Gen
       ops_->Fill(s_, cache_->values(layer).Rows(row, load_.page_tokens), 0.0);
     }
   }
-  const auto prefill_end = Clock::now();
-  timing.prefill_s = Seconds(start, prefill_end);
+  timing.prefill_s = Seconds(start, Clock::now());
   timing.prefill_tokens_per_s = double(result.prompt_tokens) / timing.prefill_s;
+  return logits;
+}
+
+absl::Status Engine::Continue(Sequence& sequence, const GenerateRequest& request,
+                              std::vector<double> logits, GenerateResult& result) {
+  const auto start = Clock::now();
   const absl::Status decoded = DecodeLoop(sequence, request, std::move(logits), result);
-  timing.decode_s = Seconds(prefill_end, Clock::now());
+  Timing& timing = result.report.timing;
+  timing.decode_s = Seconds(start, Clock::now());
   if (timing.decode_s > 0) {
     timing.decode_tokens_per_s = double(result.ids.size()) / timing.decode_s;
   }
@@ -129,13 +199,16 @@ absl::Status Engine::PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64
 absl::Status Engine::DecodeLoop(Sequence& sequence, const GenerateRequest& request,
                                 std::vector<double> logits, GenerateResult& result) {
   enum : int64_t { kGoOn = 0, kStop = 1, kFailed = 2 };
-  TokenSource source(request, tokenizer_.get(), config().vocab, stop_ids_);
+  TokenSource source(request, uint64_t(result.prompt_index * request.n + result.index),
+                     tokenizer_.get(), config().vocab, stop_ids_);
   absl::Status failure;
   if (mesh_->rank() == 0) failure = source.Start(sequence.ids);
   for (int64_t made = 0; made < request.max_tokens; ++made) {
     Arena::Mark mark(*scratch_);
     int64_t message[2] = {kGoOn, 0};
     TokenEvent event;
+    event.prompt_index = result.prompt_index;
+    event.index = result.index;
     if (mesh_->rank() == 0) {
       if (failure.ok()) failure = source.Next(logits, sequence.length, event, result);
       message[0] = !failure.ok() ? kFailed : source.stopped() ? kStop : kGoOn;
@@ -158,9 +231,10 @@ absl::Status Engine::DecodeLoop(Sequence& sequence, const GenerateRequest& reque
   return absl::OkStatus();
 }
 
-absl::StatusOr<MemoryUse> Engine::DryGenerate(const GenerateRequest& request) {
+absl::StatusOr<MemoryUse> Engine::DryGenerate(const GenerateRequest& request,
+                                              const std::vector<int32_t>& prompt_ids) {
   const EngineEvents silent;
-  Sequence sequence(request.prompt_ids, int64_t(request.prompt_ids.size()) + request.max_tokens,
+  Sequence sequence(prompt_ids, int64_t(prompt_ids.size()) + request.max_tokens,
                     /*keep=*/true, load_, "prefill", silent);
   scratch_->ResetPeak();
   {

@@ -86,7 +86,8 @@ void Fields(Stream&& field, P& p) {
       field(p.load.device);
   field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
   field(p.load.verify_weights);
-  field(p.generate.prompt_ids), field(p.generate.max_tokens), field(p.generate.sampling);
+  field(p.generate.prompt_ids), field(p.generate.more_prompt_ids), field(p.generate.n);
+  field(p.generate.max_tokens), field(p.generate.sampling);
   field(p.generate.stop), field(p.generate.stop_ids), field(p.generate.ignore_eos);
   field(p.generate.logprobs), field(p.generate.prompt_logprobs);
   field(p.score.ids), field(p.score.top), field(p.score.logprobs);
@@ -195,8 +196,8 @@ class Runner {
     LoadedModel model;
     model.name = program.load.model;
     model.context = engine_->context();
-    model.vocab = engine_->config().vocab;
     model.reach = engine_->reach();
+    model.vocab = engine_->config().vocab;
     model.load_s = load_s;
     model.tokenizer = engine_->tokenizer();
     model.mesh = program.load.mesh;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "core/model/sampler.h"
 #include "core/model/token_layout.h"
 #include "parallel/mesh.h"
@@ -34,6 +35,9 @@ struct LoadRequest {
 
 struct GenerateRequest {
   std::vector<int32_t> prompt_ids;  // at least one
+  // Prompts that are answered after it, in order: prompt_index 1, 2, ..; each has at least one id.
+  std::vector<std::vector<int32_t>> more_prompt_ids;
+  int64_t n = 1;  // answers to each prompt; CheckAnswers
   int64_t max_tokens = 256;
   SamplingParams sampling;
   std::vector<std::string> stop;  // stop strings; the text ends before them
@@ -42,6 +46,11 @@ struct GenerateRequest {
   bool logprobs = false;        // of the tokens made
   int64_t prompt_logprobs = 0;  // of this many evenly spaced prompt positions
 };
+
+// Answers of one request at most: they are kept until its end and travel in one message.
+inline constexpr int64_t kMostAnswers = 1024;
+// InvalidArgument, if `n` answers to each of `prompts` prompts are none, or more than that.
+absl::Status CheckAnswers(int64_t prompts, int64_t n);
 
 struct ScoreRequest {
   std::vector<int32_t> ids;  // at least one
@@ -60,6 +69,7 @@ struct TokenEvent {
   int32_t id = 0;
   std::string text;
   double log_p = 0;
+  int64_t prompt_index = 0, index = 0;  // of its answer (GenerateResult)
 };
 
 struct Progress {
@@ -105,7 +115,14 @@ struct GenerateResult {
   std::vector<double> logprobs;                             // if asked
   std::vector<std::pair<int64_t, double>> prompt_logprobs;  // (position, log p of the token there)
   double min_margin = 0;                                    // smallest gap over the tokens made
+  // Timing and traffic of this answer alone, so that those of a request add up; a prompt is
+  // prefilled once, for its first answer. Memory is that of the prompt's answers together.
   RunReport report;
+  int64_t prompt_index = 0;  // 0 .. prompts - 1
+  int64_t index = 0;         // 0 .. n - 1 among that prompt's answers
+  // The request's other answers by (prompt_index, index), theirs is empty. A cancelled request ends
+  // with the answer that it was in.
+  std::vector<GenerateResult> more;
 };
 
 struct ScoreResult {

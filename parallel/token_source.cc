@@ -6,9 +6,11 @@
 
 namespace toroid {
 
-TokenSource::TokenSource(const GenerateRequest& request, const Tokenizer* tokenizer, int64_t vocab,
+TokenSource::TokenSource(const GenerateRequest& request, uint64_t sequence,
+                         const Tokenizer* tokenizer, int64_t vocab,
                          const std::vector<int64_t>& model_stops)
     : request_(request),
+      sequence_(sequence),
       vocab_(vocab),
       stop_ids_(request.stop_ids.begin(), request.stop_ids.end()) {
   if (!request.ignore_eos) stop_ids_.insert(model_stops.begin(), model_stops.end());
@@ -19,7 +21,7 @@ absl::Status TokenSource::Start(const std::vector<int32_t>& prompt) {
   TOROID_ASSIGN_OR_RETURN(StopMatcher matcher, StopMatcher::Create(request_.stop));
   matcher_.emplace(std::move(matcher));
   TOROID_ASSIGN_OR_RETURN(Sampler sampler,
-                          Sampler::Create(request_.sampling, vocab_, /*sequence=*/0, prompt));
+                          Sampler::Create(request_.sampling, vocab_, sequence_, prompt));
   sampler_.emplace(std::move(sampler));
   return absl::OkStatus();
 }

@@ -1,5 +1,5 @@
 // TokenSource: what rank 0 does between two decode steps: draw a token, turn it into text, know
-// whether it is the last. One object per request; rank 0 only.
+// whether it is the last. One object per answer; rank 0 only.
 #pragma once
 
 #include <optional>
@@ -14,10 +14,10 @@ namespace toroid {
 
 class TokenSource {
  public:
-  // `tokenizer` may be null (a model without one: no text) and must outlive this. model_stops: the
-  // model's end-of-sequence ids.
-  TokenSource(const GenerateRequest& request, const Tokenizer* tokenizer, int64_t vocab,
-              const std::vector<int64_t>& model_stops);
+  // `sequence` numbers the answers that share a seed. `tokenizer` may be null (a model without one:
+  // no text) and must outlive this. model_stops: the model's end-of-sequence ids.
+  TokenSource(const GenerateRequest& request, uint64_t sequence, const Tokenizer* tokenizer,
+              int64_t vocab, const std::vector<int64_t>& model_stops);
 
   // Errors: sampling parameters, an empty stop string.
   absl::Status Start(const std::vector<int32_t>& prompt);
@@ -29,6 +29,7 @@ class TokenSource {
 
  private:
   const GenerateRequest& request_;
+  const uint64_t sequence_;
   const int64_t vocab_;
   std::set<int32_t> stop_ids_;
   std::optional<Sampler> sampler_;

@@ -85,6 +85,12 @@ void Observe(const Response& message, const RequestObserver& observer) {
   }
 }
 
+absl::Status CheckPrompts(const GenerateTask& task) {
+  TOROID_RETURN_IF_ERROR(CheckPrompt(task.prompt));
+  for (const PromptSpec& prompt : task.more_prompts) TOROID_RETURN_IF_ERROR(CheckPrompt(prompt));
+  return absl::OkStatus();
+}
+
 class GrpcClient final : public Client {
  public:
   explicit GrpcClient(const ClientOptions& options)
@@ -97,7 +103,7 @@ class GrpcClient final : public Client {
 
   absl::StatusOr<JobStatus> SubmitJob(const JobSpec& spec, const std::string& request_id) override {
     if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
-      TOROID_RETURN_IF_ERROR(CheckPrompt(generate->prompt));
+      TOROID_RETURN_IF_ERROR(CheckPrompts(*generate));
     } else {
       TOROID_RETURN_IF_ERROR(CheckPrompt(std::get<ScoreTask>(spec.task).text));
     }
@@ -230,7 +236,7 @@ class GrpcClient final : public Client {
   absl::StatusOr<GenerateResult> Generate(const InferenceRequest& in,
                                           const GenerateObserver& observer) override {
     const GenerateTask& task = std::get<GenerateTask>(in.task);
-    TOROID_RETURN_IF_ERROR(CheckPrompt(task.prompt));
+    TOROID_RETURN_IF_ERROR(CheckPrompts(task));
     v1::GenerateRequest request;
     *request.mutable_placement() = ToProto(in.placement, in.keep_alive);
     *request.mutable_task() = ToProto(task);

@@ -198,6 +198,7 @@ absl::StatusOr<Placement> FromProto(const v1::Placement& in, absl::Duration* kee
 v1::GenerateTask ToProto(const GenerateTask& task) {
   v1::GenerateTask out;
   *out.mutable_prompt() = ToProto(task.prompt);
+  for (const PromptSpec& prompt : task.more_prompts) *out.add_more_prompts() = ToProto(prompt);
   const GenerateRequest& request = task.request;
   out.set_max_tokens(request.max_tokens);
   v1::Sampling& sampling = *out.mutable_sampling();
@@ -214,13 +215,22 @@ v1::GenerateTask ToProto(const GenerateTask& task) {
   out.set_ignore_eos(request.ignore_eos);
   out.set_logprobs(request.logprobs);
   out.set_prompt_logprobs(request.prompt_logprobs);
+  out.set_n(request.n);
   return out;
 }
 
 absl::StatusOr<GenerateTask> FromProto(const v1::GenerateTask& in) {
   GenerateTask out;
   TOROID_ASSIGN_OR_RETURN(out.prompt, FromProto(in.prompt(), "prompt"));
+  for (int i = 0; i < in.more_prompts_size(); ++i) {
+    TOROID_ASSIGN_OR_RETURN(PromptSpec prompt,
+                            FromProto(in.more_prompts(i), absl::StrCat("more_prompts[", i, "]")));
+    out.more_prompts.push_back(std::move(prompt));
+  }
   GenerateRequest& request = out.request;
+  if (in.has_n()) request.n = in.n();
+  const absl::Status answers = CheckAnswers(1 + in.more_prompts_size(), request.n);
+  if (!answers.ok()) return BadField("n", answers.message());
   if (in.has_max_tokens()) request.max_tokens = in.max_tokens();
   if (request.max_tokens < 1 || request.max_tokens > kMaxContext) {
     return BadField("max_tokens", absl::StrCat(request.max_tokens, " is not 1 or more"));

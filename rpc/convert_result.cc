@@ -121,10 +121,14 @@ v1::Token ToProto(const TokenEvent& token) {
   out.set_id(token.id);
   out.set_text(MendUtf8(token.text));
   out.set_log_p(token.log_p);
+  out.set_prompt_index(token.prompt_index);
+  out.set_index(token.index);
   return out;
 }
 
-TokenEvent FromProto(const v1::Token& token) { return {token.id(), token.text(), token.log_p()}; }
+TokenEvent FromProto(const v1::Token& token) {
+  return {token.id(), token.text(), token.log_p(), token.prompt_index(), token.index()};
+}
 
 v1::GenerateResult ToProto(const GenerateResult& result) {
   v1::GenerateResult out;
@@ -142,6 +146,9 @@ v1::GenerateResult ToProto(const GenerateResult& result) {
   }
   out.set_min_margin(result.min_margin);
   *out.mutable_report() = ToProto(result.report);
+  out.set_prompt_index(result.prompt_index);
+  out.set_index(result.index);
+  for (const GenerateResult& answer : result.more) *out.add_more() = ToProto(answer);
   return out;
 }
 
@@ -159,6 +166,12 @@ GenerateResult FromProto(const v1::GenerateResult& in) {
   }
   out.min_margin = in.min_margin();
   out.report = FromProto(in.report());
+  out.prompt_index = in.prompt_index();
+  out.index = in.index();
+  for (const v1::GenerateResult& answer : in.more()) {
+    out.more.push_back(FromProto(answer));
+    out.more.back().more.clear();  // a message nests as deep as its sender likes
+  }
   return out;
 }
 

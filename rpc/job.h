@@ -47,7 +47,8 @@ struct PromptSpec {
 
 struct GenerateTask {
   PromptSpec prompt;
-  GenerateRequest request;  // prompt_ids is made from `prompt`
+  std::vector<PromptSpec> more_prompts;  // answered after it
+  GenerateRequest request;               // its ids are made from the prompts (SetPromptIds)
 };
 struct ScoreTask {
   PromptSpec text;

@@ -158,9 +158,11 @@ void Describe(const Message& filled, int depth, std::string& out) {
       absl::StrAppend(&out, " {", notes.empty() ? "" : "  # ", absl::StrJoin(notes, ", "), "\n");
       // A spec has one task: the other is taken from a spec that has that.
       const v1::JobSpec score = Filled("score { text { text: \"T\" } }");
-      Describe(field.full_name() == "toroid.v1.JobSpec.score"
-                   ? score.score()
-                   : filled.GetReflection()->GetMessage(filled, &field),
+      const google::protobuf::Reflection& values = *filled.GetReflection();
+      Describe(field.full_name() == "toroid.v1.JobSpec.score" ? score.score()
+               : field.is_repeated()
+                   ? *values.GetMessageFactory()->GetPrototype(field.message_type())
+                   : values.GetMessage(filled, &field),
                depth + 1, out);
       out.append(2 * depth, ' ');
       out += "}\n";

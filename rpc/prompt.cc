@@ -33,6 +33,16 @@ absl::StatusOr<std::vector<int32_t>> Encode(const PromptSpec& prompt, const std:
   return ids;
 }
 
+// An error about one of several prompts names it.
+absl::StatusOr<std::vector<int32_t>> OfPrompt(const GenerateTask& task, size_t prompt_index,
+                                              absl::StatusOr<std::vector<int32_t>> ids) {
+  if (ids.ok() || task.more_prompts.empty()) return ids;
+  const absl::Status& why = ids.status();
+  const absl::Status named(why.code(), absl::StrCat("prompt ", prompt_index, ": ", why.message()));
+  const ErrorInfo info = GetErrorInfo(why);
+  return info.reason.empty() ? named : WithErrorInfo(named, info);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const std::string& text,
@@ -80,6 +90,19 @@ absl::StatusOr<std::vector<int32_t>> VerifyIds(const VerifyTask& task, const std
     ids.push_back(static_cast<int32_t>(mixed % static_cast<uint64_t>(model.vocab)));
   }
   return ids;
+}
+
+absl::Status SetPromptIds(
+    GenerateTask& task,
+    const std::function<absl::StatusOr<std::vector<int32_t>>(const PromptSpec&)>& ids) {
+  TOROID_ASSIGN_OR_RETURN(task.request.prompt_ids, OfPrompt(task, 0, ids(task.prompt)));
+  task.request.more_prompt_ids.clear();
+  for (size_t i = 0; i < task.more_prompts.size(); ++i) {
+    TOROID_ASSIGN_OR_RETURN(std::vector<int32_t> more,
+                            OfPrompt(task, i + 1, ids(task.more_prompts[i])));
+    task.request.more_prompt_ids.push_back(std::move(more));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace toroid

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,5 +22,11 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const PromptSpec& prompt, const s
 // vocabulary by a fixed rule: no text is needed to compare two computations.
 absl::StatusOr<std::vector<int32_t>> VerifyIds(const VerifyTask& task, const std::string& text,
                                                const LoadedModel& model);
+
+// The ids of the task's prompts, by `ids` of each, into its request. An error says which of
+// several.
+absl::Status SetPromptIds(
+    GenerateTask& task,
+    const std::function<absl::StatusOr<std::vector<int32_t>>(const PromptSpec&)>& ids);
 
 }  // namespace toroid

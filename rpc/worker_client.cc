@@ -220,8 +220,10 @@ class Connection final : public WorkerConnection {
       TOROID_ASSIGN_OR_RETURN(program.load.model, ResolvePath(load->load.model, options_.roots));
     } else if (const auto* generate = std::get_if<GenerateTask>(&task.task)) {
       program.kind = ProgramKind::kGenerate;
-      program.generate = generate->request;
-      TOROID_ASSIGN_OR_RETURN(program.generate.prompt_ids, Ids(generate->prompt));
+      GenerateTask filled = *generate;
+      TOROID_RETURN_IF_ERROR(
+          SetPromptIds(filled, [this](const PromptSpec& prompt) { return Ids(prompt); }));
+      program.generate = std::move(filled.request);
     } else if (const auto* score = std::get_if<ScoreTask>(&task.task)) {
       program.kind = ProgramKind::kScore;
       program.score = score->request;

@@ -62,6 +62,11 @@ std::vector<int64_t> KvCache::Append(Stream s, const std::vector<int32_t>& posit
   return slots;
 }
 
+void KvCache::CutTo(int64_t tokens) {
+  TOROID_CHECK(tokens >= 0 && tokens <= length_);
+  length_ = tokens;  // rows and positions beyond it are written anew before View shows them
+}
+
 void KvCache::End() {
   page_table_.clear();
   length_ = 0;

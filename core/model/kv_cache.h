@@ -39,6 +39,9 @@ class KvCache {
   absl::Status Begin(Stream s, int64_t tokens, uint64_t shuffle_seed = 0);
   // Appends `positions.size()` local tokens and returns the cache row of each.
   std::vector<int64_t> Append(Stream s, const std::vector<int32_t>& positions);
+  // Forgets the local tokens from `tokens` on; the sequence keeps its pages. REQUIRES tokens <=
+  // length().
+  void CutTo(int64_t tokens);
   void End();
 
   // Every local token so far, as attention reads it.

@@ -1,4 +1,5 @@
 """up, controller, agents and clients: the same tokens, a kept world, and nothing left behind."""
+import json
 import os
 import signal
 import socket
@@ -76,6 +77,21 @@ def test_verify_as_the_ranks_alone_do():
     no_orphans()
 
 
+def test_several_prompts_and_answers():
+    words = ["generate", MODEL, "--prompt", "abc", "--prompt", "one two three", "-n", 2,
+             "--max-tokens", 6, "--ignore-eos", "--temperature", 1, "--seed", 3]
+    alone = run(*words, "-o", "json", env={"TOROID_CONTROLLER": None})
+    with Up(1, 2) as up:
+        there = up.run(*words, "-o", "json")
+        ids = [[json.loads(line)["ids"] for line in result.out.splitlines()] for result in (alone, there)]
+        check(len(ids[0]) == 4 and ids[0] == ids[1], ids)
+        text = up.run(*words)
+        check(text.err.count("prompt 1, answer 1:") == 1, text.err)
+        check(text.out == "".join(json.loads(line)["text"] + "\n" for line in there.out.splitlines()), text.out)
+        refused(up.run(*words, "--prompt", ""), 3, "prompt 2")
+    no_orphans()
+
+
 def test_tokens_come_before_the_last_is_made():
     with Up(1, 1) as up:
         client = up.start("generate", MODEL, "--prompt", "x", "--max-tokens", 30000, "--ignore-eos")
@@ -87,6 +103,16 @@ def test_tokens_come_before_the_last_is_made():
         again = up.run("generate", MODEL, *PROMPT, "-o", "json")  # the world takes the next request
         check(again.code == 0, again.err)
         check(again.json()["timing"]["load_s"] == 0, "the world was lost by a cancel")
+    no_orphans()
+
+
+def test_a_context_beyond_the_model_is_refused():
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
+    words = [golden, "--prompt-ids", "1,2,3"]
+    with Up(1, 2, "--root", f"models={os.path.dirname(golden)}") as up:
+        refused(up.run("generate", *words, "--context", 513), 3, "513", "512", "--context")
+        refused(up.run("score", *words, "--context", 513), 3, "513", "512", "--context")
+        check(up.run("generate", *words, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
     no_orphans()
 
 
@@ -125,16 +151,6 @@ def test_jobs():
             file.write(f'name: book\nmodel:\n  path: "{MODEL}"\ngenerate:\n  prompt: {{text: "abc"}}\n  max_tokens: 4\n')
         submitted = up.run("submit", yaml, "--set", "generate.max_tokens=6", "--wait", "-o", "json")
         check(submitted.code == 0, submitted.err)
-def test_a_context_beyond_the_model_is_refused():
-    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
-    words = [golden, "--prompt-ids", "1,2,3"]
-    with Up(1, 2, "--root", f"models={os.path.dirname(golden)}") as up:
-        refused(up.run("generate", *words, "--context", 513), 3, "513", "512", "--context")
-        refused(up.run("score", *words, "--context", 513), 3, "513", "512", "--context")
-        check(up.run("generate", *words, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
-    no_orphans()
-
-
         job = submitted.json()
         check(job["state"] == "SUCCEEDED" and len(job["result"]["ids"]) == 6, job)
         check(up.run("job", "get", job["id"], "-o", "json").json()["state"] == "SUCCEEDED", "get")

@@ -37,6 +37,50 @@ def test_json_fields():
     check("tokens/s" not in result.out, "talk on stdout")
 
 
+MANY = ["--prompt", "abc", "--prompt", "one two three", "-n", 2, "--max-tokens", 6, "--ignore-eos",
+        "--temperature", 1, "--seed", 3]
+
+
+def answers(result):
+    check(result.code == 0, result.err)
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_several_prompts_and_answers():
+    one = answers(run("generate", MODEL, *MANY, "-o", "json"))
+    check([(a["prompt_index"], a["index"]) for a in one] == [(0, 0), (0, 1), (1, 0), (1, 1)], one)
+    check([a["prompt_tokens"] for a in one] == [3, 3, 13, 13], one)
+    check(len({tuple(a["ids"]) for a in one}) == 4, "sampled answers differ", one)
+    for answer in one:
+        check(len(answer["ids"]) == 6 and "memory" in answer and "comm" in answer, answer)
+        check((answer["timing"]["prefill_s"] > 0) == (answer["index"] == 0), answer["timing"])
+    four = answers(launch(4, "generate", MODEL, *MANY, "--mesh", "ring=2,tensor=2", "-o", "json"))
+    check([a["ids"] for a in four] == [a["ids"] for a in one], four)
+    texts = "".join(a["text"] + "\n" for a in one)
+    for words in [[], ["--no-stream"]]:
+        text = run("generate", MODEL, *MANY, *words)
+        check(text.out == texts, repr(text.out), repr(texts))
+        for heading in ["prompt 0, answer 0:", "prompt 0, answer 1:", "prompt 1, answer 1:"]:
+            check(text.err.count(heading) == 1, heading, text.err)
+        check("4 answers: 24 tokens" in text.err, text.err)
+        quiet = run("generate", MODEL, *MANY, *words, "-q")
+        check(quiet.out == texts and quiet.err == "", quiet.err)
+    check("answer 0" not in run("generate", MODEL, *PROMPT).err, "one answer has no heading")
+
+
+def test_how_many_answers():
+    for words, said in [(["-n", 0], "n is 0"), (["-n", 1025], "1024"),
+                        (["-n", 600, "--prompt", "x"], "2 prompts")]:
+        refused(run("generate", MODEL, *PROMPT, *words), 2, "--n", said)
+    refused(run("generate", MODEL, *PROMPT, "--prompt-ids", "1"), 2, "several prompts")
+    refused(run("generate", MODEL, "--prompt", "-", "--prompt", "-"), 2, "standard input")
+    refused(run("generate", MODEL, "--prompt-ids", "1", "--prompt-ids", ""), 3, "no token ids")
+    refused(run("generate", MODEL, "--prompt-ids", "1", "--prompt-ids", "2,999999"), 3, "prompt 1", "999999")
+    refused(run("score", MODEL, "--prompt", "a", "--prompt", "b"), 2, "several prompts")
+    # launch's own -n stands before the verb.
+    check(len(answers(launch(2, "generate", MODEL, *PROMPT, "-n", 3, "-o", "json"))) == 3, "-n 2 and -n 3")
+
+
 def test_text_streams_and_summary_is_talk():
     result = run("generate", MODEL, *PROMPT)
     check(result.code == 0 and "12 tokens" in result.err and "peak" in result.err, result.err)
@@ -106,6 +150,12 @@ def test_bad_input():
     refused(run("generate", MODEL, *PROMPT, "--stop-id", 999999), 3, "999999")
     golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
     refused(run("generate", golden, *PROMPT), 3, "no tokenizer")
+    ids = ["--prompt-ids", "1,2,3"]
+    for verb in ("generate", "score", "verify"):  # 512 tokens, no scaling
+        refused(run(verb, golden, *ids, "--context", 513), 3, "513", "512", "--context")
+    refused(launch(2, "generate", golden, *ids, "--context", "1k"), 3, "1024", "512")
+    check(run("generate", golden, *ids, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
+    check(run("generate", MODEL, *PROMPT, "--context", "64k").code == 0, "random weights reach anywhere")
     check(run("generate", golden, "--prompt-ids", "1,2", "--max-tokens", 2).code == 0, "ids alone")
 
 
@@ -150,12 +200,6 @@ def test_what_was_made_before_the_deadline_is_reported():
     result = launch(2, *long_run("--timeout", "3s", "-o", "json"))
     check(result.code == 124, result.code, result.err)
     answer = result.json()
-    ids = ["--prompt-ids", "1,2,3"]
-    for verb in ("generate", "score", "verify"):  # 512 tokens, no scaling
-        refused(run(verb, golden, *ids, "--context", 513), 3, "513", "512", "--context")
-    refused(launch(2, "generate", golden, *ids, "--context", "1k"), 3, "1024", "512")
-    check(run("generate", golden, *ids, "--max-tokens", 2, "--context", 512).code == 0, "512 of 512")
-    check(run("generate", MODEL, *PROMPT, "--context", "64k").code == 0, "random weights reach anywhere")
     check(answer["finish_reason"] == "cancelled" and answer["ids"], answer["finish_reason"])
     check(answer["mesh"]["ring"] == 2 and len(answer["memory"]["peak_bytes"]) == 2, answer["mesh"])
     check(answer["timing"]["decode_tokens_per_s"] > 0, answer["timing"])

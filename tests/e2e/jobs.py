@@ -102,6 +102,18 @@ generate:
         check(other["result"]["ids"] != want, "another seed must give other tokens")
 
 
+def test_several_answers_are_in_the_result():
+    with Up(1, 2) as up:
+        job = up.run("job", "submit", GENERATE, "--set", "generate.n=2", "--set", "generate.sampling.temperature=1",
+                     "--set", "generate.more_prompts.text=abc", "--wait", "-o", "json").json()
+        check("result" not in job, job)
+        check([(r["prompt_index"], r["index"]) for r in job["results"]] == [(0, 0), (0, 1), (1, 0), (1, 1)], job)
+        check(len({tuple(r["ids"]) for r in job["results"]}) == 4, job)
+        text = good(up.run("job", "get", job["id"]))
+        check(text.out.endswith("".join(r["text"] + "\n" for r in job["results"])), repr(text.out))
+        check(text.err.count("prompt 1, answer 0:") == 1, text.err)
+
+
 def test_a_running_job_is_cancelled_and_its_pod_takes_the_next():
     with Up(1, 2) as up:
         id = good(up.run("job", "submit", GENERATE, *ENDLESS)).out.strip()

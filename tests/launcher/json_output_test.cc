@@ -44,6 +44,28 @@ TEST(JsonOutput, Generate) {
                 kReportTail);
 }
 
+TEST(JsonOutput, SeveralAnswersSayWhichTheyAre) {
+  GenerateResult result;
+  result.more.resize(1);
+  result.more[0].prompt_index = 2;
+  result.more[0].index = 1;
+  const auto parse = [](const std::string& text) { return nlohmann::json::parse(text); };
+  const nlohmann::json one = parse(GenerateJson("m", result.more[0], /*several=*/true));
+  EXPECT_EQ(one["prompt_index"], 2);
+  EXPECT_EQ(one["index"], 1);
+  EXPECT_FALSE(parse(GenerateJson("m", result)).contains("index"));
+  JobStatus job;
+  job.result = result;
+  const nlohmann::json several = parse(JobJson(job));
+  EXPECT_FALSE(several.contains("result"));
+  ASSERT_EQ(several["results"].size(), 2u);
+  EXPECT_EQ(several["results"][0]["index"], 0);
+  EXPECT_EQ(several["results"][1]["prompt_index"], 2);
+  result.more.clear();
+  job.result = result;
+  EXPECT_TRUE(parse(JobJson(job))["result"].contains("ids"));
+}
+
 TEST(JsonOutput, Score) {
   ScoreResult result;
   result.tokens = 3;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 #include "tests/support/engine_on_mesh.h"
 #include "tests/support/golden.h"
@@ -241,6 +242,129 @@ TEST(EngineTest, CancelInPrefillReportsItsTraffic) {
   });
 }
 
+// Three prompts of different lengths with three sampled answers each.
+GenerateRequest NineAnswers(int64_t vocab) {
+  GenerateRequest request;
+  request.prompt_ids = MixedIds(37, vocab);
+  request.more_prompt_ids = {MixedIds(5, vocab), MixedIds(50, vocab)};
+  request.n = 3;
+  request.max_tokens = 20;
+  request.sampling.temperature = 1;
+  request.sampling.seed = 11;
+  request.ignore_eos = true;
+  request.prompt_logprobs = 2;
+  return request;
+}
+
+std::vector<GenerateResult> Flat(const GenerateResult& result) {
+  std::vector<GenerateResult> all = {result};
+  all.insert(all.end(), result.more.begin(), result.more.end());
+  return all;
+}
+
+TEST(EngineTest, SeveralAnswersAreEqualOnEveryMesh) {
+  const GenerateRequest request = NineAnswers(TestSource("random:tiny-gqa")->config.vocab);
+  const std::vector<GenerateResult> one = Flat(GenerateOn({}, request));
+  ASSERT_EQ(one.size(), 9u);
+  std::set<std::vector<int32_t>> texts;
+  for (size_t i = 0; i < one.size(); ++i) {
+    EXPECT_EQ(one[i].prompt_index, int64_t(i / 3));
+    EXPECT_EQ(one[i].index, int64_t(i % 3));
+    EXPECT_EQ(one[i].prompt_tokens, i < 3 ? 37 : i < 6 ? 5 : 50);
+    EXPECT_EQ(one[i].ids.size(), 20u);
+    EXPECT_EQ(one[i].prompt_logprobs, one[i / 3 * 3].prompt_logprobs);
+    texts.insert(one[i].ids);
+  }
+  EXPECT_EQ(texts.size(), 9u);  // answers to one prompt draw different numbers
+  for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{1, 1, 2}, MeshShape{1, 2, 2}}) {
+    SCOPED_TRACE(ToString(mesh));
+    const GenerateResult result = GenerateOn({.mesh = mesh, .shuffle = 5}, request);
+    const std::vector<GenerateResult> many = Flat(result);
+    ASSERT_EQ(many.size(), 9u);
+    for (size_t i = 0; i < many.size(); ++i) EXPECT_EQ(many[i].ids, one[i].ids) << i;
+  }
+}
+
+// The cache that is cut back to the prompt holds nothing of the answers before: each answer is that
+// of a request of its own. Which number of the sequence it draws from decides alone.
+TEST(EngineTest, AnAnswerDoesNotDependOnThoseBefore) {
+  GenerateRequest request = NineAnswers(TestSource("random:tiny-gqa")->config.vocab);
+  const EngineCase c{.mesh = {1, 2, 1}};
+  const std::vector<GenerateResult> sampled = Flat(GenerateOn(c, request));
+  request.sampling.temperature = 0;
+  const std::vector<GenerateResult> greedy = Flat(GenerateOn(c, request));
+  for (size_t p = 0; p < 3; ++p) {
+    EXPECT_EQ(greedy[3 * p + 1].ids, greedy[3 * p].ids);
+    EXPECT_EQ(greedy[3 * p + 2].ids, greedy[3 * p].ids);
+    EXPECT_EQ(greedy[3 * p + 2].min_margin, greedy[3 * p].min_margin);
+    GenerateRequest alone = request;
+    if (p > 0) alone.prompt_ids = request.more_prompt_ids[p - 1];
+    alone.more_prompt_ids.clear();
+    alone.n = 1;
+    const GenerateResult single = GenerateOn(c, alone);
+    EXPECT_TRUE(single.more.empty());
+    EXPECT_EQ(single.ids, greedy[3 * p].ids);
+    alone.sampling.temperature = 1;  // sequence 0: the first answer to the first prompt alone
+    EXPECT_EQ(GenerateOn(c, alone).ids == sampled[3 * p].ids, p == 0);
+  }
+}
+
+TEST(EngineTest, TimingAndTrafficAreOfEachAnswer) {
+  const GenerateRequest request = NineAnswers(TestSource("random:tiny-gqa")->config.vocab);
+  const EngineCase c{.mesh = {1, 2, 1}};
+  const std::vector<GenerateResult> all = Flat(GenerateOn(c, request));
+  GenerateRequest alone = request;
+  alone.more_prompt_ids.clear();
+  alone.n = 1;
+  const GenerateResult single = GenerateOn(c, alone);
+  for (const GenerateResult& answer : all) {
+    const RunReport& report = answer.report;
+    ASSERT_EQ(report.comm[0].axis, "ring");
+    const bool first = answer.index == 0;
+    EXPECT_EQ(report.timing.prefill_s > 0, first);
+    const bool one_page = answer.prompt_tokens <= c.page_tokens;  // then one rank has the prompt
+    EXPECT_EQ(report.comm[0].prefill_bytes_sent[0] > 0, first && !one_page);
+    EXPECT_GT(report.comm[0].bytes_sent[0], report.comm[0].prefill_bytes_sent[0]);
+    EXPECT_EQ(report.memory.peak.size(), 2u);
+    EXPECT_GE(report.memory.predicted[0], report.memory.peak[0]);
+    EXPECT_LE(double(report.memory.predicted[0]), 1.1 * double(report.memory.peak[0]));
+    // All answers of 20 tokens decode with the same bytes; those of prefill are of the prompt.
+    EXPECT_EQ(report.comm[0].bytes_sent[0] - report.comm[0].prefill_bytes_sent[0],
+              single.report.comm[0].bytes_sent[0] - single.report.comm[0].prefill_bytes_sent[0]);
+  }
+  EXPECT_EQ(all[0].report.comm[0].bytes_sent, single.report.comm[0].bytes_sent);
+}
+
+TEST(EngineTest, CancelInTheMiddleKeepsTheAnswersBefore) {
+  OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+    const GenerateRequest request = NineAnswers(engine.config().vocab);
+    int64_t prompt_index = 0, index = 0, tokens = 0;
+    EngineEvents events;
+    events.on_token = [&](const TokenEvent& token) {
+      tokens = token.prompt_index == prompt_index && token.index == index ? tokens + 1 : 1;
+      prompt_index = token.prompt_index;
+      index = token.index;
+    };
+    events.cancelled = [&] { return prompt_index == 1 && index == 1 && tokens == 4; };
+    const auto cancelled = engine.Generate(request, events);
+    ASSERT_TRUE(cancelled.ok());
+    const std::vector<GenerateResult> answers = Flat(*cancelled);
+    ASSERT_EQ(answers.size(), 5u);
+    EXPECT_EQ(answers[3].finish, FinishReason::kLength);
+    EXPECT_EQ(answers[4].finish, FinishReason::kCancelled);
+    EXPECT_EQ(answers[4].prompt_index, 1);
+    EXPECT_EQ(answers[4].index, 1);
+    if (engine.mesh().rank() == 0) {
+      EXPECT_EQ(answers[3].ids.size(), 20u);
+      EXPECT_GE(answers[4].ids.size(), 4u);
+      EXPECT_LT(answers[4].ids.size(), 20u);
+    }
+    const auto next = engine.Generate(request, {});
+    ASSERT_TRUE(next.ok());
+    EXPECT_EQ(next->more.size(), 8u);
+  });
+}
+
 absl::Status Load(const std::string& model, MeshShape mesh, int64_t context) {
   absl::Status status;
   RunOnRanks(int(mesh.size()), [&](std::unique_ptr<Communicator> world) {
@@ -269,6 +393,28 @@ TEST(EngineTest, AContextBeyondTheModelsReachIsRefused) {
   // A base that follows the length reaches anywhere, and random weights were trained for nothing.
   EXPECT_TRUE(Load(GoldenModelPath("llama_dynamic"), {}, 100000).ok());
   EXPECT_TRUE(Load("random:tiny-gqa", {}, 100000).ok());
+}
+
+TEST(EngineTest, TheNumberOfAnswersHasLimits) {
+  OnEngines({.mesh = {1, 2, 1}, .compute = Compute::kF32}, [&](Engine& engine) {
+    GenerateRequest request;
+    request.prompt_ids = {1};
+    request.max_tokens = 1;
+    const auto refusal = [&] {
+      return std::string(engine.Generate(request, {}).status().message());
+    };
+    request.n = 0;
+    EXPECT_NE(refusal().find("n is 0"), std::string::npos);
+    request.n = kMostAnswers;
+    EXPECT_EQ(refusal(), "");
+    request.more_prompt_ids = {{2}};
+    EXPECT_NE(refusal().find("2 prompts with n = 1024"), std::string::npos);
+    request.n = INT64_MAX;
+    EXPECT_NE(refusal().find("at most 1024"), std::string::npos);
+    request.n = 1;
+    request.more_prompt_ids = {{2}, {}};
+    EXPECT_NE(refusal().find("prompt 2: the prompt has no tokens"), std::string::npos);
+  });
 }
 
 TEST(EngineTest, StopIdsLieInTheVocabulary) {

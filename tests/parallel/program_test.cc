@@ -77,6 +77,8 @@ Heard RunAll(
 TEST(ProgramTest, BytesComeBackAndDamageIsRefused) {
   Program program = GenerateProgram(9);
   program.generate.stop = {"a", "bc"};
+  program.generate.more_prompt_ids = {{1, 2}, {}, {3}};
+  program.generate.n = 7;
   program.generate.sampling.top_p = 0.5;
   program.load.model = "x";
   const std::string bytes = SerialiseProgram(program);
@@ -85,6 +87,8 @@ TEST(ProgramTest, BytesComeBackAndDamageIsRefused) {
   EXPECT_EQ(parsed->number, 9u);
   EXPECT_EQ(parsed->generate.stop, program.generate.stop);
   EXPECT_EQ(parsed->generate.prompt_ids, program.generate.prompt_ids);
+  EXPECT_EQ(parsed->generate.more_prompt_ids, program.generate.more_prompt_ids);
+  EXPECT_EQ(parsed->generate.n, 7);
   EXPECT_EQ(parsed->generate.sampling.top_p, 0.5);
   EXPECT_EQ(parsed->load, program.load);
   EXPECT_FALSE(ParseProgram(bytes.substr(0, bytes.size() - 1)).ok());

@@ -170,16 +170,21 @@ TEST(JobText, TextJsonAndSettings) {
   EXPECT_THAT(ParseJobSpec("name: \"a\"\nseed: \"b\"", {}).status().ToString(),
               HasSubstr("line 2"));
   EXPECT_FALSE(ParseJobSpec("model { path: \"m\" }", {}).ok());  // no task
+  EXPECT_THAT(ParseJobSpec(text, {"generate.n=0"}).status().ToString(), HasSubstr("n is 0"));
+  EXPECT_THAT(ParseJobSpec(text, {"generate.n=1025"}).status().ToString(),
+              HasSubstr("at most 1024 answers"));
   EXPECT_THAT(JobSpecSchema(), HasSubstr("max_tokens: int64  # default 256\n"));
   EXPECT_THAT(JobSpecSchema(), HasSubstr("  page_tokens: int64  # default 16\n"));
   EXPECT_THAT(JobSpecSchema(), HasSubstr("  path: string\n"));  // has to be said
+  EXPECT_THAT(JobSpecSchema(), HasSubstr("more_prompts {  # repeated\n"));
 }
 
 TEST(Convert, SpecsSurviveTheRoundTrip) {
   const auto spec = ParseJobSpec(
       R"(name: "n" compute: FP64 mesh { ring: -1 tensor: 2 } pod: "a" output { dir: "r/o" }
          model { path: "m" layout: "zigzag" context: 99 page_tokens: 64 threads: 3 seed: 4 }
-         generate { prompt { text: "p" chat: true system: "s" no_special: true } stop: "x"
+         generate { prompt { text: "p" chat: true system: "s" no_special: true } stop: "x" n: 3
+         more_prompts { ids { ids: [4, 5] } } more_prompts { file: "f" }
          sampling { temperature: 0.5 top_k: 3 seed: 9 } logprobs: true prompt_logprobs: 2 }
          max_restarts: 1 active_deadline: "90s" priority: -2)",
       {});
@@ -189,6 +194,11 @@ TEST(Convert, SpecsSurviveTheRoundTrip) {
   EXPECT_EQ(ToProto(*again).SerializeAsString(), ToProto(*spec).SerializeAsString());
   EXPECT_TRUE(again->placement.load == spec->placement.load);
   EXPECT_EQ(again->placement.mesh.ring, MeshWish::kRest);
+  const GenerateTask& task = std::get<GenerateTask>(again->task);
+  EXPECT_EQ(task.request.n, 3);
+  ASSERT_EQ(task.more_prompts.size(), 2u);
+  EXPECT_EQ(task.more_prompts[0].ids, (std::vector<int32_t>{4, 5}));
+  EXPECT_EQ(task.more_prompts[1].file, "f");
 }
 
 TEST(Convert, StatusesKeepTheirInfo) {

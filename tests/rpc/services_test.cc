@@ -51,6 +51,45 @@ struct Gate {
   }
 };
 
+// One answer: the prompt again. After each token it waits for the gate.
+GenerateResult RepeatOnce(uint64_t number, const std::vector<int32_t>& prompt, int64_t prompt_index,
+                          int64_t index, const ProgramChannel& channel, Gate& gate) {
+  GenerateResult result;
+  result.finish = FinishReason::kStop;
+  result.prompt_index = prompt_index;
+  result.index = index;
+  for (int32_t id : prompt) {
+    result.ids.push_back(id);
+    result.text += static_cast<char>(id);
+    channel.on_token(number, {id, std::string(1, static_cast<char>(id)), -1, prompt_index, index});
+    std::unique_lock<std::mutex> lock(gate.mutex);
+    while (!gate.open && !channel.cancelled(number)) {
+      gate.changed.wait_for(lock, std::chrono::milliseconds(5));
+    }
+    if (!channel.cancelled(number)) continue;
+    result.finish = FinishReason::kCancelled;
+    ++gate.cancelled_programs;
+    gate.changed.notify_all();
+    break;
+  }
+  return result;
+}
+
+GenerateResult Repeat(const Program& program, const ProgramChannel& channel, Gate& gate) {
+  std::vector<std::vector<int32_t>> prompts = program.generate.more_prompt_ids;
+  prompts.insert(prompts.begin(), program.generate.prompt_ids);
+  std::vector<GenerateResult> answers;
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    for (int64_t i = 0; i < program.generate.n; ++i) {
+      answers.push_back(
+          RepeatOnce(program.number, prompts[p], static_cast<int64_t>(p), i, channel, gate));
+    }
+  }
+  GenerateResult result = answers.front();
+  result.more.assign(answers.begin() + 1, answers.end());
+  return result;
+}
+
 // RunPrograms' contract with rank 0, on one thread and without a model: ids are bytes, the answer
 // is the prompt again. After the first token it waits for the gate.
 absl::Status RunFakeWorld(const ProgramChannel& channel, Gate& gate) {
@@ -94,24 +133,8 @@ absl::Status RunFakeWorld(const ProgramChannel& channel, Gate& gate) {
       for (int32_t id : program.verify.ids) result.tensors.push_back({"q", id, 0, 1});
       channel.on_verified(number, result);
     } else if (program.kind == ProgramKind::kGenerate) {
-      GenerateResult result;
-      result.finish = FinishReason::kStop;
       channel.on_progress(number, {"prefill", 1, 1});
-      for (int32_t id : program.generate.prompt_ids) {
-        result.ids.push_back(id);
-        result.text += static_cast<char>(id);
-        channel.on_token(number, {id, std::string(1, static_cast<char>(id)), -1});
-        std::unique_lock<std::mutex> lock(gate.mutex);
-        while (!gate.open && !channel.cancelled(number)) {
-          gate.changed.wait_for(lock, std::chrono::milliseconds(5));
-        }
-        if (!channel.cancelled(number)) continue;
-        result.finish = FinishReason::kCancelled;
-        ++gate.cancelled_programs;
-        gate.changed.notify_all();
-        break;
-      }
-      channel.on_generated(number, result);
+      channel.on_generated(number, Repeat(program, channel, gate));
     }
   }
 }
@@ -308,6 +331,61 @@ TEST_F(ServicesTest, FirstTokenArrivesBeforeTheLastIsComputed) {
   ASSERT_EQ(client_->ListModels()->size(), 1u);
   EXPECT_EQ(client_->GetModel("random:tiny")->context, 100);
   EXPECT_EQ(client_->GetModel("x").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ServicesTest, SeveralAnswersComeWithTheirIndices) {
+  StartPod();
+  InferenceRequest request = Request("ab");
+  GenerateTask& task = std::get<GenerateTask>(request.task);
+  task.more_prompts.resize(1);
+  task.more_prompts[0].text = "cde";
+  task.request.n = 2;
+  std::string seen;
+  GenerateObserver observer;
+  observer.on_token = [&](const TokenEvent& token) {
+    absl::StrAppend(&seen, token.text, token.prompt_index, token.index, " ");
+  };
+  const auto result = client_->Generate(request, observer);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(seen, "a00 b00 a01 b01 c10 d10 e10 c11 d11 e11 ");
+  EXPECT_EQ(result->text, "ab");
+  ASSERT_EQ(result->more.size(), 3u);
+  EXPECT_EQ(result->more[2].text, "cde");
+  EXPECT_EQ(result->more[2].prompt_index, 1);
+  EXPECT_EQ(result->more[2].index, 1);
+
+  JobSpec job = Job();
+  job.task = task;
+  const auto submitted = client_->SubmitJob(job, "");
+  ASSERT_TRUE(submitted.ok()) << submitted.status();
+  const JobStatus ended = AwaitEnd(submitted->id);
+  ASSERT_EQ(ended.state, JobState::kSucceeded) << ended.message;
+  const auto stored = client_->GetJob(submitted->id);
+  ASSERT_TRUE(stored.ok());
+  EXPECT_EQ(std::get<GenerateResult>(stored->result).more.size(), 3u);
+  EXPECT_EQ(std::get<GenerateResult>(stored->result).more[1].text, "cde");
+}
+
+TEST_F(ServicesTest, TheNumberOfAnswersHasLimitsAndABadPromptIsNamed) {
+  StartPod();
+  const auto refusal = [&](int64_t n, std::vector<std::string> more) {
+    InferenceRequest request = Request("ab");
+    GenerateTask& task = std::get<GenerateTask>(request.task);
+    task.request.n = n;
+    for (const std::string& text : more) {
+      task.more_prompts.emplace_back();
+      task.more_prompts.back().text = text;
+    }
+    return client_->Generate(request, GenerateObserver()).status();
+  };
+  EXPECT_THAT(refusal(0, {}).ToString(), HasSubstr("n is 0"));
+  EXPECT_EQ(GetErrorInfo(refusal(0, {})).fields.at(0).field, "n");
+  EXPECT_THAT(refusal(1025, {}).ToString(), HasSubstr("at most 1024 answers"));
+  EXPECT_THAT(refusal(600, {"c"}).ToString(), HasSubstr("2 prompts with n = 600"));
+  EXPECT_TRUE(refusal(2, {"c"}).ok());
+  const absl::Status empty = refusal(1, {"c", ""});
+  EXPECT_THAT(empty.ToString(), HasSubstr("prompt 2: "));
+  EXPECT_EQ(GetErrorInfo(empty).fields.size(), 1u);
 }
 
 TEST_F(ServicesTest, ADisconnectedClientFreesTheWorld) {
