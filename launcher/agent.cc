@@ -30,10 +30,7 @@ absl::Status RunAgentVerb(const Arguments& arguments) {
   options.slots = static_cast<int>(slots);
   options.hosts = arguments.Text("--hosts");
   options.hostfile = arguments.Text("--hostfile");
-  for (const std::string& text : arguments.Texts("--root")) {
-    TOROID_ASSIGN_OR_RETURN(Root root, ParseRoot(text));
-    options.roots.push_back(std::move(root));
-  }
+  TOROID_ASSIGN_OR_RETURN(options.roots, RootOptions(arguments));
   TOROID_ASSIGN_OR_RETURN(options.toroid, OwnPath());
   options.mpirun_extra = arguments.Texts("--mpirun-arg");
   options.stall_timeout = arguments.Text("--stall-timeout");

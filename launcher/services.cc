@@ -10,8 +10,10 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
+#include "rpc/agent_process.h"
 
 namespace toroid {
 
@@ -56,6 +58,20 @@ absl::StatusOr<std::string> StateDir(const Arguments& arguments) {
   const char* home = std::getenv("HOME");
   if (home != nullptr && *home != '\0') return absl::StrCat(home, "/.local/state/toroid");
   return UsageError("no state directory: HOME is not set: give --state DIR");
+}
+
+absl::StatusOr<std::vector<Root>> RootOptions(const Arguments& arguments) {
+  std::vector<Root> roots;
+  for (const std::string& text : arguments.Texts("--root")) {
+    TOROID_ASSIGN_OR_RETURN(Root root, ParseRoot(text));
+    for (const Root& other : roots) {
+      if (other.name != root.name) continue;
+      return UsageError(absl::StrCat("--root ", root.name, " given twice: ", other.dir, " and ",
+                                     root.dir, ": give each directory a name of its own"));
+    }
+    roots.push_back(std::move(root));
+  }
+  return roots;
 }
 
 void WaitForStop() {

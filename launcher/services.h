@@ -2,9 +2,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "launcher/command_line.h"
+#include "rpc/job.h"
 
 namespace toroid {
 
@@ -22,6 +24,9 @@ absl::StatusOr<std::string> StateDir(const Arguments& arguments);
 
 // Until a signal asks this process to stop (Interrupt).
 void WaitForStop();
+
+// Every --root, its directory checked. A usage error if two have one name: jobs would see only one.
+absl::StatusOr<std::vector<Root>> RootOptions(const Arguments& arguments);
 
 // The path of the running binary.
 absl::StatusOr<std::string> OwnPath();

@@ -17,7 +17,6 @@
 #include "launcher/services.h"
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
-#include "rpc/agent_process.h"
 #include "rpc/client.h"
 #include "rpc/start_process.h"
 
@@ -154,9 +153,7 @@ absl::Status RunUp(const Arguments& arguments) {
     return UsageError("bad value of --pods or --ranks: give 1 to 1000 pods of 1 to 4096 ranks");
   }
   // Said once here, before anything starts.
-  for (const std::string& root : arguments.Texts("--root")) {
-    TOROID_RETURN_IF_ERROR(ParseRoot(root).status());
-  }
+  TOROID_RETURN_IF_ERROR(RootOptions(arguments).status());
   Interrupt::Install(/*timeout=*/0, /*grace=*/30);
   ScratchDir scratch;
   std::string state = arguments.Text("--state");

@@ -15,6 +15,8 @@ def test_mistakes_are_usage_errors():
     refused(run("generate", MODEL, "--prompt", "x", "--device", "tpu"), 2, "--device", "cuda")
     refused(run("bench", "ops", "--device", "cuda"), 2, "--device", "bench")
     refused(run("generate", MODEL, "--prompt", "x", env={"TOROID_THREADS": "some"}), 2, "TOROID_THREADS")
+    for service in (["up"], ["agent", "--pod", "a", "--controller", "127.0.0.1:1"]):
+        refused(run(*service, "--root", "m=/tmp", "--root", "n=/tmp", "--root", "m=/usr"), 2, "--root m", "/tmp", "/usr")
     refused(run(), 2, "no verb")
     refused(run("job"), 2, "submit|list|get")
     for flag in (["--pod", "a"], ["--keep-alive", "1m"]):
