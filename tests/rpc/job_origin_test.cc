@@ -34,7 +34,8 @@ TEST(JobOrigin, EveryFieldHasAVariableOfItsOwn) {
   EXPECT_GT(variables.size(), 40u);
   EXPECT_EQ(variables.count("TOROID_GENERATE_SAMPLING_TOP_P"), 1u);
   EXPECT_EQ(paths.count("generate.sampling.top_p"), 1u);
-  EXPECT_EQ(paths.count("generate"), 0u);  // a message
+  EXPECT_EQ(paths.count("generate"), 0u);                    // a message
+  EXPECT_EQ(paths.count("generate.more_prompts.text"), 0u);  // which of them?
 }
 
 TEST(JobOrigin, TheFileBeatsVariablesEvenWithADefault) {
@@ -81,11 +82,12 @@ TEST(JobOrigin, EnumsAreSpelledAsOptionsSpellThem) {
 
 TEST(JobOrigin, NamesWhereEachValueComesFrom) {
   const JobSources sources = {
-      "seed: 0 generate {}",
-      {"generate.prompt.text=y", "priority=1"},
+      "seed: 0 generate { more_prompts { text: 'x' } }",
+      {"generate.prompt.text=y", "generate.more_prompts.text=z", "priority=1"},
       {{"TOROID_POD", "b"}, {"TOROID_PRIORITY", "2"}, {"TOROID_UNKNOWN", "3"}}};
   EXPECT_THAT(JobOrigins(sources),
               UnorderedElementsAre(Pair("seed", "file"), Pair("generate", "file"),
+                                   Pair("generate.more_prompts", "--set"),
                                    Pair("generate.prompt.text", "--set"), Pair("priority", "--set"),
                                    Pair("pod", "TOROID_POD")));
 }
