@@ -1,17 +1,14 @@
 #include "parallel/optimizer.h"
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "core/status_macros.h"
+#include "core/train/update.h"
 
 namespace toroid {
 namespace {
 
 using Kind = ParamStore::Kind;
-
-constexpr double kSmallestRms = 1e-3;  // Shazeer & Stern 2018, section 8: epsilon_2
 
 // Calls visit(i, member) for every parameter in the order of ParamStore::SquaredSums.
 template <typename Visit>
@@ -43,23 +40,23 @@ Optimizer::~Optimizer() {
 }
 
 void Optimizer::UploadAdamW(int64_t step, int64_t updates, double gradient_scale) {
-  const double rate = LearningRate(spec_.rate, step), k = double(updates + 1);
+  const double rate = LearningRate(spec_.rate, step);
   std::vector<AdamWStep> steps;
   ForEachParameter(store_.groups(), [&](int64_t, const ParamSpec& parameter) {
-    steps.push_back({gradient_scale, rate, spec_.decay.Shrink(parameter, rate),
-                     1 - std::pow(spec_.adamw.beta1, k), 1 - std::pow(spec_.adamw.beta2, k)});
+    steps.push_back(AdamWUpdate(spec_.adamw, updates + 1, gradient_scale, rate,
+                                spec_.decay.Shrink(parameter, rate)));
   });
   ops_.Upload(s_, steps.data(), steps_);
 }
 
 void Optimizer::UploadAdafactor(int64_t step, int64_t updates, double gradient_scale) {
-  const double rate = LearningRate(spec_.rate, step), k = double(updates + 1);
+  const double rate = LearningRate(spec_.rate, step);
   const std::vector<double> squares = store_.SquaredSums(Kind::kWeights);
   std::vector<AdafactorStep> steps;
   ForEachParameter(store_.groups(), [&](int64_t i, const ParamSpec& parameter) {
-    const double rms = std::sqrt(squares[i] / double(parameter.rows * parameter.cols));
-    steps.push_back({gradient_scale, rate * std::max(kSmallestRms, rms),
-                     spec_.decay.Shrink(parameter, rate), 1 - std::pow(k, -0.8)});
+    steps.push_back(AdafactorUpdate(updates + 1, gradient_scale, rate,
+                                    spec_.decay.Shrink(parameter, rate), squares[i],
+                                    parameter.rows * parameter.cols));
   });
   ops_.Upload(s_, steps.data(), steps_);
 }

@@ -158,7 +158,8 @@ TEST(TrainerTest, ABatchOfAnotherStepIsSeen) {  // negative control of the compa
 }
 
 TEST(TrainerTest, OneCurveInFloat32OnMeshesOfThreeAndFive) {
-  for (const char* model : {"random:tiny-mqa", "random:tiny-qwen3"}) {
+  for (const char* model :
+       {"random:tiny-mqa", "random:tiny-qwen3", "random:palm-tiny", "random:gpt3-tiny"}) {
     const Curve one = Train(model, Options({1, 1, 1}, Compute::kF32), 5);
     for (const MeshShape mesh : {MeshShape{1, 3, 1}, MeshShape{1, 5, 1}, MeshShape{3, 1, 1},
                                  MeshShape{1, 1, 3}, MeshShape{1, 3, 2}, MeshShape{2, 2, 2}}) {
