@@ -167,6 +167,7 @@ void Block::ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tenso
   const Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
   attention.o.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
+  pass.Drop(layer, DropoutSite::kAttention, y_uD);
   pass.ops.Add(pass.s, x_uD, y_uD);
 }
 
@@ -180,6 +181,7 @@ void Block::ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD
   const Partial owed = mlp.Forward(pass, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
   mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
+  pass.Drop(layer, DropoutSite::kMlp, y_uD);
   pass.Announce(layer, Tap::kMlpOut, y_uD);
   pass.ops.Add(pass.s, x_uD, y_uD);
 }
@@ -197,6 +199,7 @@ void Block::ForwardParallel(const Pass& pass, int64_t layer, Tensor x_uD, Tensor
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
   attention.o.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
+  pass.Drop(layer, DropoutSite::kMlp, y_uD);
   pass.Announce(layer, Tap::kMlpOut, y_uD);
   pass.ops.Add(pass.s, x_uD, y_uD);
 }

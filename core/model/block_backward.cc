@@ -119,9 +119,11 @@ void Block::BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tens
     GatherNormed(pass, full.x2_uD, mlp_norm, a_tD);
     pass.Announce(layer, Tap::kMlpIn, a_tD.Rows(0, t));
   }
-  // x += y: dy is dx.  y_uD = ReduceScatter(y_tD) + bias
-  mlp.down.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.mlp.down);
-  pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
+  // x += drop(y): dy is dx, dropped.  y_uD = ReduceScatter(y_tD) + bias
+  const Tensor dy_uD = residual.Share(dy_tD);
+  pass.ops.Copy(pass.s, dx_uD, dy_uD);
+  pass.Drop(layer, DropoutSite::kMlp, dy_uD);
+  mlp.down.AddBiasBackward(pass.ops, pass.s, dy_uD.Rows(0, residual.valid()), d.mlp.down);
   residual.Gather(pass.tensor, pass.s, dy_tD);
   // y_tD = mlp(a_tD)
   const Partial owed =
@@ -135,9 +137,11 @@ void Block::BackwardAttention(const Pass& pass, int64_t layer, const Saved& full
                               Tensor dy_tD, Tensor da_tD, const Block& d) const {
   const ResidualLayout& residual = pass.residual;
   const int64_t t = residual.tokens();
-  // x += y: dy is dx.  y_uD = ReduceScatter(y_tD) + bias
-  attention.o.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.attention.o);
-  pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
+  // x += drop(y): dy is dx, dropped.  y_uD = ReduceScatter(y_tD) + bias
+  const Tensor dy_uD = residual.Share(dy_tD);
+  pass.ops.Copy(pass.s, dx_uD, dy_uD);
+  pass.Drop(layer, DropoutSite::kAttention, dy_uD);
+  attention.o.AddBiasBackward(pass.ops, pass.s, dy_uD.Rows(0, residual.valid()), d.attention.o);
   residual.Gather(pass.tensor, pass.s, dy_tD);
   // y_tD = attention(a_tD)
   const Partial owed = attention.Backward(pass, layer, full.attention_in_tD.Rows(0, t),
@@ -152,10 +156,12 @@ void Block::BackwardParallel(const Pass& pass, int64_t layer, const Saved& full,
   const ResidualLayout& residual = pass.residual;
   const int64_t t = residual.tokens();
   const Tensor a_tD = full.attention_in_tD.Rows(0, t);
-  // x += y: dy is dx.  y_uD = ReduceScatter(y_tD) + both biases
-  mlp.down.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.mlp.down);
-  attention.o.AddBiasBackward(pass.ops, pass.s, dx_uD.Rows(0, residual.valid()), d.attention.o);
-  pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
+  // x += drop(y): dy is dx, dropped.  y_uD = ReduceScatter(y_tD) + both biases
+  const Tensor dy_uD = residual.Share(dy_tD);
+  pass.ops.Copy(pass.s, dx_uD, dy_uD);
+  pass.Drop(layer, DropoutSite::kMlp, dy_uD);
+  mlp.down.AddBiasBackward(pass.ops, pass.s, dy_uD.Rows(0, residual.valid()), d.mlp.down);
+  attention.o.AddBiasBackward(pass.ops, pass.s, dy_uD.Rows(0, residual.valid()), d.attention.o);
   residual.Gather(pass.tensor, pass.s, dy_tD);
   // y_tD = attention(a_tD) + mlp(a_tD): both add to the part of da that is owed
   Partial owed =

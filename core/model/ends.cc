@@ -25,6 +25,7 @@ void ModelEnds::Embed(const Pass& pass, Tensor ids_t, Tensor x_uD) const {
   // Rows of ids and positions that other ranks hold are zero here: a sum over v is owed.
   const Tensor reduced = pass.residual.Reduce(pass.tensor, pass.s, pass.Owed(y_tD), x_uD);
   if (reduced.data != x_uD.data) pass.ops.Copy(pass.s, reduced, x_uD);
+  pass.Drop(0, DropoutSite::kEmbedding, x_uD);
 }
 
 void ModelEnds::EmbedBackward(const Pass& pass, Tensor ids_t, Tensor dx_uD,
@@ -33,8 +34,9 @@ void ModelEnds::EmbedBackward(const Pass& pass, Tensor ids_t, Tensor dx_uD,
   const ResidualLayout& residual = pass.residual;
   Arena::Mark mark(pass.scratch);
   Tensor dy_tD = pass.Long("dy", pass.ops.dtype(), {residual.padded(), dx_uD.cols()});
-  // x_uD = ReduceScatter(y_tD)
+  // x_uD = drop(ReduceScatter(y_tD))
   pass.ops.Copy(pass.s, dx_uD, residual.Share(dy_tD));
+  pass.Drop(0, DropoutSite::kEmbedding, residual.Share(dy_tD));
   residual.Gather(pass.tensor, pass.s, dy_tD);
   const Tensor tokens_tD = dy_tD.Rows(0, residual.tokens());
   // y_tD = rows of E + rows of the positions

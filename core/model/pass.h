@@ -82,6 +82,17 @@ class ResidualLayout {
   int64_t share_, ranks_;
 };
 
+// Dropout of what is added to the residual, in training. The mask is a function of (seed, step,
+// layer, site) and of the token's number alone: the same on every mesh, and in recomputation.
+struct PassDropout {
+  double rate = 0;  // 0: none, and the rest is not looked at
+  uint64_t seed = 0;
+  Tensor step_1;  // i64 [1]
+  Tensor
+      tokens_u;  // i64 [u]: number in the whole batch of each token of this rank's share; pads: 0
+};
+enum class DropoutSite { kEmbedding, kAttention, kMlp };  // a parallel block: its one sum is kMlp
+
 struct Pass {
   Pass(Backend& backend, Stream stream, Arena& arena, Communicator& tensor_axis,
        ResidualLayout layout, Tensor positions, Tensor frequencies)
@@ -114,10 +125,17 @@ struct Pass {
   std::function<void(int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
                      Tensor o_thK, Tensor lse_th, Tensor do_thK, Tensor dq_thK, Tensor dkv_2tgK)>
       attend_backward;
+  PassDropout dropout;
   const Observer* observer = nullptr;
 
   void Announce(int64_t layer, Tap tap, Tensor x) const {
     if (observer != nullptr) (*observer)(layer, tap, x);
+  }
+  // Drops elements of x [u, D] in place; of its gradient by the same call.
+  void Drop(int64_t layer, DropoutSite site, Tensor x_uD) const {
+    if (dropout.rate == 0) return;
+    const DropoutSpec spec = {dropout.rate, dropout.seed, layer, int64_t(site), x_uD.cols()};
+    ops.Dropout(s, spec, dropout.step_1, dropout.tokens_u, 0, x_uD, x_uD);
   }
   // y [padded, ..] owes a sum over `tensor`. The rows that only pad its equal counts are zeroed, so
   // that sums and later norms stay zero.

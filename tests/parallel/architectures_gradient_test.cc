@@ -177,6 +177,80 @@ TEST(ArchitectureGradientTest, WhatIsLeftOutShows) {
   EXPECT_GT(error(Gpt(), other), 1e-6);
 }
 
+// With dropout: one rank against the differences of its own loss, every mesh and remat mode against
+// one rank; another step, and tokens numbered from a rank's own zero, show.
+TEST(ArchitectureGradientTest, DropoutIsTheSameOnEveryMesh) {
+  for (const ModelConfig& config : {Palm(), Gpt()}) {
+    GradientCase c{.config = config, .packs = {{19}, {1, 9, 4}}, .dropout = 0.3};
+    ReferenceParams params = RandomParams(config);
+    const MeshGradients one = GradientsOn(c, params);
+    for (auto& [name, values] : params) {
+      const size_t i = name == "model.embed_positions.weight" ? 100 : values.size() / 3;
+      const double difference = Difference(values[i], [&] { return GradientsOn(c, params).loss; });
+      EXPECT_NEAR(one.d.at(name)[i], difference, 1e-8) << name;
+    }
+    const ReferenceParams expected = WithoutZeros(config, one.d);
+    for (const MeshShape mesh :
+         {MeshShape{1, 1, 3}, MeshShape{1, 2, 1}, MeshShape{2, 1, 1}, MeshShape{2, 3, 2}}) {
+      for (const Remat remat : kRemats) {
+        c.mesh = mesh, c.remat = remat;
+        const MeshGradients made = GradientsOn(c, params);
+        EXPECT_LE(GradientError(WithoutZeros(config, made.d), expected), kTolerance) << ToString(c);
+        EXPECT_NEAR(made.loss, one.loss, kTolerance * std::abs(one.loss));
+      }
+    }
+    c.break_pass = [](Pass& pass) {
+      int64_t* numbers = pass.dropout.tokens_u.as<int64_t>();
+      for (int64_t i = 0; i < pass.residual.share(); ++i) numbers[i] = i;
+    };
+    EXPECT_GT(GradientError(GradientsOn(c, params).d, expected), 1e-3);
+    c.break_pass = nullptr, c.step = 4;
+    EXPECT_GT(GradientError(GradientsOn(c, params).d, expected), 1e-3);
+    c.step = 3, c.dropout = 0;
+    EXPECT_GT(GradientError(GradientsOn(c, params).d, expected), 1e-3);
+  }
+}
+
+// What is saved: the table in block.h, by its notes on parallel blocks and GELU.
+TEST(ArchitectureMemoryTest, SavedIsTheTable) {
+  const auto aligned = [](int64_t elements) { return (4 * elements + 63) / 64 * 64; };
+  for (const ModelConfig& config : Architectures()) {
+    for (const Remat remat : kRemats) {
+      const GradientCase c{.config = config,
+                           .mesh = {1, 2, 3},
+                           .remat = remat,
+                           .packs = {{35}},
+                           .type = DType::kF32};
+      for (int rank = 0; rank < c.mesh.size(); ++rank) {
+        const auto ops = NewCountingBackend(c.type);
+        Mesh mesh(NewCountingWorld(rank, int(c.mesh.size())), c.mesh);
+        GradientRank counted(c, nullptr, *ops, mesh);
+        const ParamLayout& layout = counted.layout();
+        const int64_t t = counted.tokens().count(0, mesh.ring_rank()), u = (t + 2) / 3;
+        const int64_t h = layout.heads().query_count(), g = layout.heads().kv_count();
+        const int64_t D = config.dim, K = config.head_dim, f = layout.ffn().size();
+        const int64_t halves = config.parallel_block ? 1 : 2;
+        int64_t bytes = aligned(u * D);
+        if (remat != Remat::kBlock) {
+          bytes += (halves - 1) * aligned(u * D) + aligned(t * h * K) + aligned(t * h);
+        }
+        if (remat == Remat::kNone) {
+          const int64_t hidden = config.activation == Activation::kGelu ? 1 : 2;
+          bytes += aligned(t * h * K) + aligned(2 * t * g * K) + halves * aligned(3 * u * D) +
+                   hidden * aligned(t * f);
+        }
+        int64_t before = 0;
+        counted.Run([&](const std::string& step, int64_t) {
+          if (step == "forward") {
+            EXPECT_EQ(counted.saved().used() - before, bytes);
+          }
+          before = counted.saved().used();
+        });
+      }
+    }
+  }
+}
+
 // Per layer over `tensor`: a parallel block gathers once and sums once, forward and backward; a
 // serial one twice each. Recomputation gathers each a again (a serial kBlock also sums the first
 // half). Whatever the number of token blocks.

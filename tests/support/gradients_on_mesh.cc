@@ -164,6 +164,16 @@ void GradientRank::Run(const After& after) {
                              Tensor o, Tensor lse, Tensor d_o, Tensor dq, Tensor dkv) {
     ring.Backward(layer, spec, q, positions_t, kv, kv_index, o, lse, d_o, dq, dkv);
   };
+  // Numbers of this rank's tokens in all documents, one after the other; pads 0.
+  std::vector<int64_t> firsts = {0}, numbers(residual.share(), 0);
+  for (int64_t length : tokens_.lengths()) firsts.push_back(firsts.back() + length);
+  const std::vector<int32_t> sequences = tokens_.Sequences(data, ring_rank);
+  for (int64_t i = 0; i < residual.valid(); ++i) {
+    const int64_t local = residual.begin() + i;
+    numbers[i] = firsts[sequences[local]] + positions[local];
+  }
+  pass.dropout = {c_.dropout, 17, Uploaded(DType::kI64, 1, &c_.step),
+                  Uploaded(DType::kI64, int64_t(numbers.size()), numbers.data())};
   if (c_.break_pass) c_.break_pass(pass);
 
   const auto bound = [](const std::map<std::string, Tensor>& tensors) {

@@ -24,6 +24,8 @@ struct GradientCase {
   Remat remat = Remat::kNone;
   std::vector<std::vector<int64_t>> packs = {{33}};  // lengths of documents
   double zeta = 0.01;
+  double dropout = 0;
+  int64_t step = 3;  // of dropout's key
   DType type = DType::kF64;
   DType kv_dtype = DType::kF64;  // kF64: as type
   int64_t token_block = 512;
