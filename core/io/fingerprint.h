@@ -24,7 +24,7 @@ class FingerprintHash {
       Mix(word);
     }
     uint64_t rest = 0;
-    std::memcpy(&rest, bytes.data() + i, bytes.size() - i);
+    if (i < bytes.size()) std::memcpy(&rest, bytes.data() + i, bytes.size() - i);
     Mix(rest);
   }
   void Text(absl::string_view text) {
