@@ -10,6 +10,16 @@
 
 namespace toroid {
 
+std::string BroadcastText(Communicator& world, const std::string& text) {
+  CpuStream queue(/*inline_work=*/true);
+  const Stream s{&queue, nullptr};
+  const int64_t size = GatherHost(world, int64_t(text.size()))[0];
+  std::string out = text;
+  out.resize(size_t(size));
+  world.Broadcast(s, Tensor(DType::kU8, {size}, out.data()), 0);
+  return world.Health().ok() ? out : text;
+}
+
 void SumHost(Communicator& world, std::vector<double>& values) {
   constexpr int64_t kBlock = int64_t{1} << 16;  // values at a time: bounds the reduction's buffers
   CpuStream queue(/*inline_work=*/true);

@@ -2,6 +2,7 @@
 // of a device. REQUIRES a communicator that takes host memory (self, threads, MPI, counting).
 #pragma once
 
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -21,6 +22,9 @@ std::vector<Card> GatherHost(Communicator& world, const Card& own) {
   world.AllGather(s, all.Rows(world.rank(), 1), all);
   return cards;
 }
+
+// Rank 0's text on every rank; after an error of the world (Health) the caller's own.
+std::string BroadcastText(Communicator& world, const std::string& text);
 
 // Element-wise sums over the world, in place, on every rank.
 void SumHost(Communicator& world, std::vector<double>& values);

@@ -80,6 +80,9 @@ class ParamStore {
   // Of parameter i of that list.
   const std::string& parameter_name(int64_t i) const { return names_[i]; }
 
+  Backend& ops() const { return ops_; }
+  Stream stream() const { return s_; }
+  Mesh& mesh() const { return mesh_; }
   int64_t state_bytes() const { return state_bytes_; }    // stored, of one kind
   int64_t buffer_bytes() const { return buffer_bytes_; }  // gathered and gradient buffers
 

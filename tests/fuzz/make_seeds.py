@@ -1,4 +1,5 @@
-"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config and token_shard: tests/fuzz/corpus/NAME/*."""
+"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config, token_shard and checkpoint_manifest:
+tests/fuzz/corpus/NAME/*."""
 import json
 import pathlib
 import struct
@@ -102,6 +103,32 @@ def main():
     write("token_shard", "narrow", shard(100, [[1, 2, 3], [99], [5, 6]]))
     write("token_shard", "wide", shard(100_000, [[99_999], [0, 1]]))
     write("token_shard", "empty", shard(1, []))
+    manifests()
+
+
+def manifests():
+    """Texts behind the first line, which the target writes."""
+    rope = {"kind": 0, "factor": 1.0, "truncate": True, "divisors": []}
+    model = {"name": "m", "architecture": "llama", "layers": 1, "dim": 4, "ffn": 8, "query_heads": 2, "kv_heads": 1,
+             "head_dim": 2, "vocab": 3, "context": 8, "rope": rope, "windows": [0]}
+    state = {"step": 100, "branch": 1, "data_position": 5, "seed": "0123456789abcdef", "skipped": "4-8,16-32",
+             "numbers": {"loss": [0.5, "nan", "-inf"]}, "texts": {"data": "x"}}
+
+    def shard(i, n, pieces, width):
+        data = 3 * width * sum(p[-1] for p in pieces)
+        return {"file": f"shard-{i:05}-of-{n:05}.bin", "bytes": 64 + data + (8 if data else 0),
+                "hash": "00000000000000ff", "pieces": pieces}
+
+    def manifest(name, mesh, dtype, parameters, pieces):
+        shards = [shard(i, len(pieces), p, 8 if dtype == "f64" else 4) for i, p in enumerate(pieces)]
+        whole = {"schema": 1, "epoch": 2, "save_id": "00000000000000aa", "dtype": dtype, "mesh": mesh, "state": state,
+                 "model": model, "parameters": parameters, "shards": shards}
+        write("checkpoint_manifest", name, json.dumps(whole)[1:].encode())
+
+    manifest("one", [1, 1, 1], "f32", [["a", 3, 4]], [[[0, 0, 3, 0, 4, 0, 12]]])
+    manifest("columns", [1, 1, 2], "f64", [["a", 3, 4], ["b", 1, 5]],
+             [[[0, 0, 3, 0, 1, 0, 3], [1, 0, 1, 0, 5, 0, 5]], [[0, 0, 3, 1, 3, 0, 9]]])
+    manifest("runs", [2, 1, 1], "f32", [["a", 3, 4]], [[[0, 0, 3, 0, 4, 0, 5]], [[0, 0, 3, 0, 4, 5, 7]]])
 
 
 if __name__ == "__main__":
