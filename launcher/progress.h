@@ -29,7 +29,8 @@ class ProgressMeter {
   explicit ProgressMeter(ProgressMode mode);
   ~ProgressMeter() { Clear(); }
 
-  // `unit`: "tokens", "bytes" or "runs". A new phase ends the one before. done <= total; total 0 = unknown.
+  // `unit`: "tokens", "bytes" or "runs". A new phase ends the one before. done <= total; total 0 =
+  // unknown.
   void Update(absl::string_view phase, int64_t done, int64_t total, absl::string_view unit);
   // Of a world's program.
   void Update(const Progress& progress);
