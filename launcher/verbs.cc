@@ -27,10 +27,10 @@ const std::map<std::string, std::vector<std::string>>& Aliases() {
 }
 
 // Planned, and promised to be refused in one clear line until they are built.
-bool IsPlanned(const std::string& word) {
-  for (const char* planned :
-       {"train", "serve", "plan", "doctor", "convert", "manifest", "completion", "pki"}) {
-    if (word == planned) return true;
+bool IsPlanned(const std::string& verb) {
+  for (const char* planned : {"train", "serve", "plan", "doctor", "convert", "manifest",
+                              "completion", "pki", "job suspend", "job resume"}) {
+    if (verb == planned) return true;
   }
   return false;
 }
@@ -98,6 +98,11 @@ absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words) {
     if (!verb->hidden) names.push_back(name.substr(0, name.find(' ')));
     if (absl::StartsWith(name, first + " ")) second_words.push_back(name.substr(first.size() + 1));
   }
+  for (const std::string& verb : {first, both}) {
+    if (IsPlanned(verb)) {
+      return UsageError(absl::StrCat("not in this version: ", verb, ": ", kSeeHelp));
+    }
+  }
   if (!second_words.empty()) {
     std::string list;
     for (const std::string& word : second_words)
@@ -109,9 +114,6 @@ absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words) {
     return UsageError(absl::StrCat(
         "unknown verb: ", both,
         DidYouMean(call.words[1], second_words, absl::StrCat("write toroid ", first, " ", list))));
-  }
-  if (IsPlanned(first)) {
-    return UsageError(absl::StrCat("not in this version: ", first, ": ", kSeeHelp));
   }
   for (const auto& [alias, words_of] : Aliases()) names.push_back(alias);
   return UsageError(absl::StrCat("unknown verb: ", first, DidYouMean(first, names, kSeeHelp)));
