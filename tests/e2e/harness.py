@@ -17,7 +17,7 @@ import uuid
 
 TOROID = os.path.abspath(sys.argv[1])
 MODEL = "random:tiny-gqa"
-MARK = "MARK_OF_TOROID_E2E"  # in the environment of all that a test starts
+MARK = "TOROID_E2E_MARK"  # in the environment of all that a test starts
 
 
 class Failed(Exception):
