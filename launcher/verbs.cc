@@ -1,6 +1,7 @@
 #include "launcher/verbs.h"
 
 #include <csignal>
+#include <cstdlib>
 #include <map>
 
 #include "absl/strings/match.h"
@@ -121,6 +122,9 @@ absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words) {
 
 int RunToroid(const std::vector<std::string>& words) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed stdout is noticed by the next write, not by dying
+  // Where there is no /sys, as in some containers, MPI's hwloc says so on stderr of every process;
+  // which cores a rank has is decided here, not there.
+  setenv("HWLOC_HIDE_ERRORS", "2", /*overwrite=*/0);
   return ReportError(Run(words));
 }
 

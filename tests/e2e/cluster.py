@@ -24,7 +24,9 @@ class Up:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind and self.process.poll() is not None:  # what the test ran into
+            print(f"toroid up had ended with {self.process.poll()}: {self.process.stderr.read().decode()}")
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.result = finish(self.process)
