@@ -49,11 +49,12 @@ class Backend {
   virtual void Upload(Stream s, const void* host, Tensor out) = 0;
   virtual void Download(Stream s, Tensor x, void* host) = 0;  // complete when the call returns
 
-  // --- maths: each op with its backward behind it
-  // ------------------------------------------------- dfoo is the gradient of foo, of its shape and
-  // of dtype(). Gradients of activations are written; those that are sums over tokens or tiles
-  // (dtable, dgain, dbias, dw, dq, dk, dv) are added to. An empty gradient of a parameter is not
-  // wanted. KvWrite and AttentionMerge have no backward: they serve decoding.
+  // --- maths: each op with its backward behind it -----------------------------------------------
+  //
+  // dfoo is the gradient of foo, of its shape and of dtype(). Gradients of activations are written;
+  // those that are sums over tokens or tiles (dtable, dgain, dbias, dw, dq, dk, dv) are added to.
+  // An empty gradient of a parameter is not wanted. KvWrite and AttentionMerge have no backward:
+  // they serve decoding.
 
   // out[i] = table[ids[i] - vocab_begin], zeros where this rank's rows do not hold the id.
   // ids: i32 [t]; table: [v, D] any stored type; out: [t, D].
@@ -153,9 +154,9 @@ class Backend {
   virtual void LossBackward(Stream s, Tensor labels, Tensor weights_t, double zeta, Tensor log_z_t,
                             Tensor d_log_p_t, Tensor d_log_z_t) = 0;
 
-  // --- optimizer, over flat ranges [n]
-  // ------------------------------------------------------------ sum f64 [1] += sum of x^2, in
-  // double.
+  // --- optimizer, over flat ranges [n] ----------------------------------------------------------
+  //
+  // sum f64 [1] += sum of x^2, in double.
   virtual void SquaredSum(Stream s, Tensor x_n, Tensor sum_1) = 0;
   // Updates w, m and v in place; all of dtype(). step: f64 [5], the fields of AdamWStep in order.
   virtual void AdamW(Stream s, const AdamWSpec& spec, Tensor step, Tensor gradient_n, Tensor w_n,

@@ -44,8 +44,7 @@ std::vector<CheckpointShard> ShardsOf(const ModelConfig& config, const ParamGrou
   const int64_t layers = own.count() - (own.head() == own.embedding() ? 1 : 2);
   std::vector<CheckpointShard> shards(mesh.size());
   for (int64_t t = 0; t < mesh.tensor; ++t) {
-    const ParamGroups groups(config, ParamLayout(config, t, mesh.tensor), t, mesh.tensor,
-                             shard_size, layers);
+    const ParamGroups groups(config, ParamLayout(config, t, mesh.tensor), t, shard_size, layers);
     for (int64_t i = 0; i < shard_size; ++i) {
       shards[i * mesh.tensor + t].pieces = CountedPieces(groups, i);
     }

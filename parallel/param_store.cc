@@ -12,15 +12,6 @@ constexpr int64_t kLoadBytes = 4 << 20;  // of a parameter read at a time
 
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Elements of a group's vectors, each begun at a multiple of 64.
-int64_t VectorSize(const ParamGroup& group) {
-  int64_t size = 0;
-  for (const GroupMember& member : group.members) {
-    if (member.spec.rows == 1) size += (member.size() + 63) / 64 * 64;
-  }
-  return size;
-}
-
 Tensor Elements(const Tensor& flat, int64_t begin, int64_t count) {
   return flat.Rows(begin, count);
 }
@@ -73,7 +64,7 @@ absl::Status ParamStore::Allocate() {
     if (options_.narrow) {
       int64_t most = 0;
       for (int64_t g = 0; g < groups_.count(); ++g) {
-        most = std::max(most, VectorSize(groups_.group(g)));
+        most = std::max(most, groups_.group(g).vector_size);
       }
       buffers.push_back({&vectors_[i], type, most});
     }
@@ -177,30 +168,21 @@ FindParam ParamStore::Gather(int64_t group, int64_t next) {
 }
 
 void ParamStore::Widen(int64_t group, int buffer) {
-  int64_t at = 0;
   for (const GroupMember& member : groups_.group(group).members) {
-    if (member.spec.rows != 1) continue;
+    if (!member.vector()) continue;
     ops_.Copy(s_, Row(Elements(gathered_[buffer], member.offset, member.size())),
-              Row(Elements(vectors_[buffer], at, member.size())));
-    at += (member.size() + 63) / 64 * 64;
+              Row(Elements(vectors_[buffer], member.vector_offset, member.size())));
   }
 }
 
 FindParam ParamStore::Finder(int64_t group, Tensor flat, Tensor vectors) const {
-  const ParamGroup* members = &groups_.group(group);
-  return [members, flat, vectors](const std::string& name) {
-    int64_t vector_at = 0;
-    for (const GroupMember& member : members->members) {
-      const bool vector = member.spec.rows == 1;
-      if (member.spec.name == name) {
-        const bool widened = vector && !vectors.empty();
-        const Tensor elements = widened ? Elements(vectors, vector_at, member.size())
-                                        : Elements(flat, member.offset, member.size());
-        return elements.Reshape({member.slice.row_count, member.slice.col_count});
-      }
-      if (vector) vector_at += (member.size() + 63) / 64 * 64;
-    }
-    return Tensor();
+  return [members = &groups_.group(group), flat, vectors](const std::string& name) {
+    const GroupMember* member = members->Find(name);
+    if (member == nullptr) return Tensor();
+    const Tensor elements = member->vector() && !vectors.empty()
+                                ? Elements(vectors, member->vector_offset, member->size())
+                                : Elements(flat, member->offset, member->size());
+    return elements.Reshape({member->slice.row_count, member->slice.col_count});
   };
 }
 

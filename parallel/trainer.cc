@@ -23,12 +23,6 @@ using Kind = ParamStore::Kind;
 
 constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend's arenas
 
-std::vector<ParamSpec> SpecsOf(const ParamGroup& group) {
-  std::vector<ParamSpec> specs;
-  for (const GroupMember& member : group.members) specs.push_back(member.spec);
-  return specs;
-}
-
 }  // namespace
 
 // This rank's tokens of a micro-batch, in the layout's local order.
@@ -113,11 +107,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communi
 absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) {
   const int rank = world->rank(), size = world->size();
   const ModelConfig& model = config();
-  if (options_.mesh.tensor > model.query_heads) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "mesh axis tensor=", options_.mesh.tensor, " is above the model's ", model.query_heads,
-        " query heads: use tensor up to ", model.query_heads, " and put the other ranks on data"));
-  }
+  TOROID_RETURN_IF_ERROR(CheckTensorAxis(model, options_.mesh.tensor, "data"));
   const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   ops_ = counting ? NewCountingBackend(type)
                   : NewCpuBackend(type, std::max(1, options_.threads),
@@ -132,10 +122,12 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   ParamStore::Options stored;
   stored.prefetch = options_.prefetch;
   stored.narrow = options_.compute == Compute::kBF16;
-  auto store = ParamStore::Create(*ops_, s_, *mesh_,
-                                  ParamGroups(model, *layout_, mesh_->tensor_rank(),
-                                              options_.mesh.tensor, mesh_->shard().size(), layers_),
-                                  stored);
+  ParamGroups groups(model, *layout_, mesh_->tensor_rank(), mesh_->shard().size(), layers_);
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    specs_.emplace_back();
+    for (const GroupMember& member : groups.group(g).members) specs_[g].push_back(member.spec);
+  }
+  auto store = ParamStore::Create(*ops_, s_, *mesh_, std::move(groups), stored);
   if (counting) {
     TOROID_RETURN_IF_ERROR(store.status());
     store_ = std::move(*store);
@@ -212,8 +204,7 @@ void Trainer::Backward(MicroBatchOf& micro) {
 }
 
 void Trainer::Reduce(int64_t group, const FindParam& gradients) {
-  SumOwedOverTensor(*ops_, s_, *scratch_, mesh_->tensor(), config(),
-                    SpecsOf(store_->groups().group(group)), gradients);
+  SumOwedOverTensor(*ops_, s_, *scratch_, mesh_->tensor(), config(), specs_[group], gradients);
   store_->Reduce();
 }
 

@@ -104,6 +104,7 @@ class Trainer {
   Stream s_, comm_s_;
   std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<ParamLayout> layout_;
+  std::vector<std::vector<ParamSpec>> specs_;  // of each group, as SumOwedOverTensor takes them
   std::unique_ptr<Arena> saved_, scratch_;
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Optimizer> optimizer_;

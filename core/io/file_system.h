@@ -58,6 +58,8 @@ class FileSystem {
 
 // The operating system's.
 FileSystem& PosixFiles();
+// An errno of the operating system as the errors above.
+absl::Status SystemError(const std::string& path, int error);
 
 // The directory, and those above it, if they are not there yet; each is synced into the one above.
 absl::Status CreateDirectories(FileSystem& files, std::string path);

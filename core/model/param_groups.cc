@@ -21,14 +21,6 @@ int64_t CountedFrom(const ParamSpec& spec, const ParamSlice& slice, const HeadLa
   return head_dim * (spec.rows == 1 ? 1 : slice.col_count);  // only the first head may be shared
 }
 
-// True if some KV head is held by two tensor ranks, on all ranks alike.
-bool SharesKvHeads(const ModelConfig& config, int64_t tensor_size) {
-  for (int64_t rank = 1; rank < tensor_size; ++rank) {
-    if (!HeadLayout(config.query_heads, config.kv_heads, rank, tensor_size).owns_kv(0)) return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 const GroupMember* ParamGroup::Find(const std::string& parameter) const {
@@ -39,9 +31,9 @@ const GroupMember* ParamGroup::Find(const std::string& parameter) const {
 }
 
 ParamGroups::ParamGroups(const ModelConfig& config, const ParamLayout& layout, int64_t tensor_rank,
-                         int64_t tensor_size, int64_t shard_size, int64_t layers)
+                         int64_t shard_size, int64_t layers)
     : shard_size_(shard_size) {
-  const bool tied = config.tied_embeddings, shared_kv = SharesKvHeads(config, tensor_size);
+  const bool tied = config.tied_embeddings;
   groups_.resize(1 + layers + (tied ? 0 : 1));
   groups_[0].name = "embedding";
   for (int64_t i = 0; i < layers; ++i) groups_[layer(i)].name = absl::StrCat("layer ", i);
@@ -58,10 +50,10 @@ ParamGroups::ParamGroups(const ModelConfig& config, const ParamLayout& layout, i
     member.offset = group.size;
     member.counted_from =
         CountedFrom(spec, member.slice, layout.heads(), config.head_dim, tensor_rank);
-    member.shared = tensor_size > 1 && (spec.split == Split::kReplicated ||
-                                        (spec.split == Split::kKvHeads && shared_kv));
+    member.vector_offset = group.vector_size;
     member.spec = std::move(spec);
     group.size += RoundUp(member.size(), kAlign);
+    if (member.vector()) group.vector_size += RoundUp(member.size(), kAlign);
     group.members.push_back(std::move(member));
   }
   stored_begin_ = {0};

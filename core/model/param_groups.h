@@ -29,14 +29,17 @@ struct GroupMember {
   // Elements of the slice from here on are counted by this tensor rank (in norms, in checkpoints);
   // those before it by a lower rank, which holds them too. Every element is counted once.
   int64_t counted_from = 0;
+  // Of a vector: of its first element where the group's vectors alone lie one after the other, each
+  // begun as above.
+  int64_t vector_offset = 0;
+  bool vector() const { return spec.rows == 1; }
   int64_t size() const { return slice.row_count * slice.col_count; }
-  // True if another rank of `tensor` holds some of these elements, so that gradients owe a sum.
-  bool shared = false;
 };
 
 struct ParamGroup {
-  std::string name;  // "embedding", "layer 3", "final"
-  int64_t size = 0;  // elements of the buffer, pads included: a multiple of shard x 64
+  std::string name;         // "embedding", "layer 3", "final"
+  int64_t size = 0;         // elements of the buffer, pads included: a multiple of shard x 64
+  int64_t vector_size = 0;  // of the vectors alone
   std::vector<GroupMember> members;
 
   // Null if the group has no such parameter.
@@ -53,9 +56,9 @@ struct ParamPiece {
 
 class ParamGroups {
  public:
-  // Of tensor rank `layout` was made for, tensor_rank of tensor_size; `layers`: the first so many.
+  // tensor_rank: the one that `layout` was made for; `layers`: the first so many.
   ParamGroups(const ModelConfig& config, const ParamLayout& layout, int64_t tensor_rank,
-              int64_t tensor_size, int64_t shard_size, int64_t layers);
+              int64_t shard_size, int64_t layers);
 
   int64_t count() const { return int64_t(groups_.size()); }
   const ParamGroup& group(int64_t i) const { return groups_[i]; }

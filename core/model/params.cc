@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "core/check.h"
 
 namespace toroid {
@@ -155,6 +156,14 @@ ParamSlice ParamLayout::Slice(const ParamSpec& spec) const {
   }
   if (spec.rows == 1) return {0, 1, outputs.begin, outputs.size()};
   return {outputs.begin, outputs.size(), inputs.begin, inputs.size()};
+}
+
+absl::Status CheckTensorAxis(const ModelConfig& config, int64_t tensor, const char* other) {
+  if (tensor <= config.query_heads) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("mesh axis tensor=", tensor, " is above the model's ", config.query_heads,
+                   " query heads: use tensor up to ", config.query_heads,
+                   " and put the other ranks on ", other));
 }
 
 }  // namespace toroid

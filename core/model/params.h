@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "core/model/head_layout.h"
 #include "core/model/model_config.h"
 
@@ -78,5 +79,9 @@ class ParamLayout {
   Range ffn_, vocab_, positions_;
   int64_t vocab_padded_;
 };
+
+// InvalidArgument if `tensor` ranks are more than the model's query heads. `other`: the axis that
+// the ranks which are too many belong on.
+absl::Status CheckTensorAxis(const ModelConfig& config, int64_t tensor, const char* other);
 
 }  // namespace toroid

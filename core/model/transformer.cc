@@ -27,11 +27,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(const ModelSour
                                                                  Backend& ops, Stream s,
                                                                  const Options& options) {
   const ModelConfig& config = source.config;
-  if (options.tensor_size > config.query_heads) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "mesh axis tensor=", options.tensor_size, " is above the model's ", config.query_heads,
-        " query heads: use tensor up to ", config.query_heads, " and put the other ranks on ring"));
-  }
+  TOROID_RETURN_IF_ERROR(CheckTensorAxis(config, options.tensor_size, "ring"));
   const int64_t layers =
       options.layers > 0 ? std::min(options.layers, config.layers) : config.layers;
   std::vector<ParamSpec> table;

@@ -11,6 +11,7 @@
 
 #include "parallel/counting_communicator.h"
 #include "tests/support/all_close.h"
+#include "tests/support/differences.h"
 #include "tests/support/gradients_on_mesh.h"
 
 namespace toroid {
@@ -77,18 +78,10 @@ void ExpectGradients(const GradientCase& c) {
   EXPECT_NEAR(made.loss, expected.loss, kTolerance * std::abs(expected.loss));
 }
 
-// The derivative of loss() by an element, by the five-point rule.
+// The derivative of loss() by an element.
 template <typename Loss>
 double Difference(double& element, const Loss& loss) {
-  constexpr double h = 1e-3;
-  const double at = element;
-  const auto value = [&](double step) {
-    element = at + step * h;
-    const double y = loss();
-    element = at;
-    return y;
-  };
-  return (8 * (value(1) - value(-1)) - (value(2) - value(-2))) / (12 * h);
+  return CentralDifference(element, 1e-3, loss);
 }
 
 TEST(ArchitectureGradientTest, TheReferenceIsTheDifferencesOfItsLoss) {

@@ -103,7 +103,7 @@ TEST(Checkpoint, EveryElementIsWrittenOnce) {
     std::vector<CheckpointShard> shards(shape.size());
     int64_t replicas = 0;
     for (int64_t t = 0; t < shape.tensor; ++t) {
-      const ParamGroups groups(config, ParamLayout(config, t, shape.tensor), t, shape.tensor,
+      const ParamGroups groups(config, ParamLayout(config, t, shape.tensor), t,
                                shape.data * shape.ring, config.layers);
       for (int64_t g = 0; g < groups.count(); ++g) {
         for (const GroupMember& member : groups.group(g).members) {

@@ -8,6 +8,7 @@
 
 #include "tests/reference/model_backward.h"
 #include "tests/support/all_close.h"
+#include "tests/support/differences.h"
 #include "tests/support/gradients_on_mesh.h"
 
 namespace toroid {
@@ -47,18 +48,10 @@ double ErrorOf(const GradientCase& c, std::string* worst = nullptr) {
   return GradientError(GradientsOn(c, params).d, ReferenceOn(c, params).d, worst);
 }
 
-// The derivative of loss() by an element, by the five-point rule.
+// The derivative of loss() by an element.
 template <typename Loss>
 double Difference(double& element, const Loss& loss) {
-  constexpr double h = 1e-3;
-  const double at = element;
-  const auto value = [&](double step) {
-    element = at + step * h;
-    const double y = loss();
-    element = at;
-    return y;
-  };
-  return (8 * (value(1) - value(-1)) - (value(2) - value(-2))) / (12 * h);
+  return CentralDifference(element, 1e-3, loss);
 }
 
 // --- the reference

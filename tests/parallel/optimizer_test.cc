@@ -46,11 +46,10 @@ void Train(Mesh& mesh, const ModelSource& source, const OptimizerSpec& spec, Par
   const auto ops = NewCpuBackend(DType::kF64, 1);
   const Stream s = ops->NewStream(false);
   const ParamLayout layout(source.config, mesh.tensor_rank(), mesh.shape().tensor);
-  const auto store = *ParamStore::Create(
-      *ops, s, mesh,
-      ParamGroups(source.config, layout, mesh.tensor_rank(), mesh.shape().tensor,
-                  mesh.shard().size(), source.config.layers),
-      {});
+  const auto store = *ParamStore::Create(*ops, s, mesh,
+                                         ParamGroups(source.config, layout, mesh.tensor_rank(),
+                                                     mesh.shard().size(), source.config.layers),
+                                         {});
   ASSERT_TRUE(store->Load(source).ok());
   const auto optimizer = *Optimizer::Create(*ops, s, *store, spec);
   const auto for_each = [&](Kind kind, const auto& visit) {

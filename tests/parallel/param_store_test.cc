@@ -23,11 +23,10 @@ struct Side {
         ops(NewCpuBackend(narrow ? DType::kF32 : DType::kF64, 1)),
         stream(ops->NewStream(false)),
         layout(source.config, mesh.tensor_rank(), mesh.shape().tensor) {
-    store = *ParamStore::Create(
-        *ops, stream, mesh,
-        ParamGroups(source.config, layout, mesh.tensor_rank(), mesh.shape().tensor,
-                    mesh.shard().size(), source.config.layers),
-        {prefetch, narrow});
+    store = *ParamStore::Create(*ops, stream, mesh,
+                                ParamGroups(source.config, layout, mesh.tensor_rank(),
+                                            mesh.shard().size(), source.config.layers),
+                                {prefetch, narrow});
     EXPECT_TRUE(store->Load(source).ok());
   }
 

@@ -16,10 +16,9 @@ constexpr Kind kKinds[] = {Kind::kWeights, Kind::kFirstMoments, Kind::kSecondMom
 TrainingStore::TrainingStore(Mesh& mesh, const ModelConfig& config, DType type)
     : ops_(NewCpuBackend(type, 1)) {
   const ParamLayout layout(config, mesh.tensor_rank(), mesh.shape().tensor);
-  store_ = *ParamStore::Create(*ops_, ops_->NewStream(/*communication=*/false), mesh,
-                               ParamGroups(config, layout, mesh.tensor_rank(), mesh.shape().tensor,
-                                           mesh.shard().size(), config.layers),
-                               {});
+  store_ = *ParamStore::Create(
+      *ops_, ops_->NewStream(/*communication=*/false), mesh,
+      ParamGroups(config, layout, mesh.tensor_rank(), mesh.shard().size(), config.layers), {});
 }
 
 // visit(a value of the store, the bytes that it should have, their number)

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "core/io/random_model.h"
+#include "core/model/owed_sums.h"
 
 namespace toroid {
 namespace {
@@ -21,8 +22,8 @@ ModelConfig Awkward(const char* name, bool tied) {
 template <typename Visit>
 void ForEachStored(const ModelConfig& config, int64_t tensor_rank, int64_t tensor,
                    int64_t shard_rank, int64_t shard, const Visit& visit) {
-  const ParamGroups groups(config, ParamLayout(config, tensor_rank, tensor), tensor_rank, tensor,
-                           shard, config.layers);
+  const ParamGroups groups(config, ParamLayout(config, tensor_rank, tensor), tensor_rank, shard,
+                           config.layers);
   int64_t stored = 0;
   for (int64_t g = 0; g < groups.count(); ++g) {
     const ParamGroup& group = groups.group(g);
@@ -81,10 +82,12 @@ TEST(ParamGroups, ReplicasAreStoredOnEveryTensorRank) {
       ++stored;
       counted += is_counted;
     });
-    const ParamGroups groups(config, ParamLayout(config, t, 2), t, 2, 1, config.layers);
+    const ParamGroups groups(config, ParamLayout(config, t, 2), t, 1, config.layers);
+    std::vector<ParamSpec> layer;
     for (const GroupMember& member : groups.group(groups.layer(0)).members) {
-      shared += member.shared ? member.size() : 0;
+      layer.push_back(member.spec);
     }
+    shared += OwedElements(config, layer, 2);
     EXPECT_EQ(groups.head(), groups.embedding());  // tied: one gather serves norm and head
   }
   EXPECT_EQ(counted, config.ParameterCount());
@@ -96,7 +99,7 @@ TEST(ParamGroups, ReplicasAreStoredOnEveryTensorRank) {
 
 TEST(ParamGroups, AHeadOfItsOwnIsAGroupOfItsOwn) {
   const ModelConfig config = Awkward("tiny-gqa", false);
-  const ParamGroups groups(config, ParamLayout(config, 0, 1), 0, 1, 2, config.layers);
+  const ParamGroups groups(config, ParamLayout(config, 0, 1), 0, 2, config.layers);
   EXPECT_EQ(groups.count(), config.layers + 2);
   const ParamGroup& head = groups.group(groups.head());
   EXPECT_EQ(head.name, "final");
