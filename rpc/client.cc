@@ -10,6 +10,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "core/status_macros.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
@@ -378,17 +379,17 @@ class GrpcClient final : public Client {
   }
 
   absl::Status NotReachable(absl::string_view more) const {
-    return MakeError(
-        absl::StatusCode::kUnavailable,
-        absl::StrCat("controller is not reachable: ", options_.controller, more.empty() ? "" : ": ",
-                     more, ": start it, or give --controller another"),
-        {"NOT_REACHABLE", {{"controller", options_.controller}}, {}});
+    return MakeError(absl::StatusCode::kUnavailable,
+                     absl::StrCat("controller is not reachable: ", options_.controller, ": ", more,
+                                  ": start it, or give --controller another"),
+                     {"NOT_REACHABLE", {{"controller", options_.controller}}, {}});
   }
 
   // Our servers' errors carry their details; without them the connection itself failed.
   absl::Status Explain(const grpc::Status& status) const {
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty()) {
-      return NotReachable("");
+      constexpr absl::string_view kBoilerplate = "failed to connect to all addresses; last error: ";
+      return NotReachable(absl::StripPrefix(status.error_message(), kBoilerplate));
     }
     if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED &&
         status.error_details().empty()) {
