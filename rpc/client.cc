@@ -4,6 +4,7 @@
 #include <grpcpp/security/credentials.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -243,7 +244,7 @@ class GrpcClient final : public Client {
     *request.mutable_task() = ToProto(task);
     TOROID_RETURN_IF_ERROR(CheckSize(request, kMaxReceiveBytes));
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + in.timeout));
+    Begin(&context, in.timeout);
     const InterruptWatch watch(options_.interrupt, &context);
     auto reader = inference_->Generate(&context, request);
     v1::GenerateResponse message;
@@ -283,7 +284,7 @@ class GrpcClient final : public Client {
     *request.mutable_task() = ToProto(task);
     TOROID_RETURN_IF_ERROR(CheckSize(request, kMaxReceiveBytes));
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + in.timeout));
+    Begin(&context, in.timeout);
     const InterruptWatch watch(options_.interrupt, &context);
     auto reader = inference_->Verify(&context, request);
     v1::VerifyResponse message;
@@ -337,13 +338,33 @@ class GrpcClient final : public Client {
   }
 
  private:
+  void Begin(grpc::ClientContext* context, absl::Duration timeout) {
+    AwaitConnection();
+    context->set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  }
+
+  // A first attempt to connect that fails gets a second one before calls fail too: gRPC 1.51 looks
+  // at errno some calls after connect(2). Where one of them has set it (without /sys absl's first
+  // look at the number of processors does), a connection that is being made passes for a failed
+  // one.
+  void AwaitConnection() {
+    const absl::Time limit = absl::Now() + absl::Milliseconds(500);
+    const auto interrupted = [&] { return options_.interrupt && options_.interrupt->load(); };
+    grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
+    while (state != GRPC_CHANNEL_READY && absl::Now() < limit && !interrupted()) {
+      const absl::Time look = std::min(limit, absl::Now() + absl::Milliseconds(20));
+      (void)channel_->WaitForStateChange(state, absl::ToChronoTime(look));
+      state = channel_->GetState(/*try_to_connect=*/true);
+    }
+  }
+
   // Streams of a job, one after the other, until one ends otherwise than by its deadline or `take`
   // returns false. open: begins where the last one ended.
   template <typename Message, typename Open, typename Take>
   absl::Status Follow(const std::string& job, const Open& open, const Take& take) {
     while (true) {
       grpc::ClientContext context;
-      context.set_deadline(absl::ToChronoTime(absl::Now() + options_.stream));
+      Begin(&context, options_.stream);
       const InterruptWatch watch(options_.interrupt, &context);
       const auto reader = open(&context);
       Message message;
@@ -369,7 +390,7 @@ class GrpcClient final : public Client {
     grpc::ClientContext context;
     const bool control = timeout == absl::ZeroDuration();
     if (control) timeout = options_.timeout;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    Begin(&context, timeout);
     const InterruptWatch watch(options_.interrupt, &context);
     const grpc::Status status = (stub.*method)(&context, request, response);
     if (control && status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {

@@ -25,11 +25,12 @@ class Up:
         return self
 
     def __exit__(self, kind, *_):
-        if kind and self.process.poll() is not None:  # what the test ran into
-            print(f"toroid up had ended with {self.process.poll()}: {self.process.stderr.read().decode()}")
-        if self.process.poll() is None:
+        ended = self.process.poll()
+        if ended is None:
             self.process.send_signal(signal.SIGTERM)
-            self.result = finish(self.process)
+        self.result = finish(self.process)
+        if kind:  # what the test ran into
+            print(f"toroid up ended with {ended}, then {self.result.code}: {self.result.err}")
 
     def run(self, *words, **options):
         return run(*words, env={"TOROID_CONTROLLER": self.address}, **options)
