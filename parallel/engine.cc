@@ -1,7 +1,5 @@
 #include "parallel/engine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -10,13 +8,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/model/rope.h"
-#include "core/random.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/engine_sequence.h"
 #include "parallel/host_exchange.h"
 #include "parallel/progress_board.h"
+#include "parallel/same_model.h"
 
 namespace toroid {
 namespace {
@@ -36,16 +34,6 @@ int64_t PeakResidentBytes() {
     }
   }
   return 0;
-}
-
-// Tells builds apart: size and contents of the running executable.
-uint64_t BuildFingerprint() {
-  static const uint64_t print = [] {
-    std::ifstream file("/proc/self/exe", std::ios::binary);
-    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
-    return HashName(bytes.data(), bytes.size());
-  }();
-  return print;
 }
 
 // The backend that `load` asks for, of one of `ranks` ranks, which all choose alike.
@@ -128,7 +116,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   scratch_ = std::make_unique<Arena>(*ops_, "scratch");
   TOROID_RETURN_IF_ERROR(scratch_->Reserve(counting ? kUnbounded : kSmallScratch));
   if (!counting) {
-    TOROID_RETURN_IF_ERROR(CompareSources());
+    TOROID_RETURN_IF_ERROR(CheckSameModel(mesh_->world(), *source_, load_.verify_weights));
     TOROID_RETURN_IF_ERROR(CheckContext());
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
     if (rank == 0 && source_->tokenizer.kind != TokenizerSource::Kind::kNone) {
@@ -165,34 +153,12 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   return shadow_->Setup(NewCountingWorld(rank, size), layers, /*counting=*/true, {});
 }
 
-// Ranks may read copies of the model on different hosts, from different builds: a difference would
-// show only as wrong numbers.
-absl::Status Engine::CompareSources() {
-  struct Card {
-    uint64_t model, build;
-    char host[64];
-  } own = {source_->Fingerprint(load_.verify_weights), BuildFingerprint(), {}};
-  gethostname(own.host, sizeof(own.host) - 1);
-  const std::vector<Card> cards = GatherHost(mesh_->world(), own);
-  for (size_t i = 1; i < cards.size(); ++i) {
-    const bool model_differs = cards[i].model != cards[0].model;
-    if (!model_differs && cards[i].build == cards[0].build) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "ranks disagree about the ", model_differs ? "model" : "build of toroid", ": rank ", i,
-        " on host ", cards[i].host, " has another ",
-        model_differs ? absl::StrCat("copy of ", load_.model) : std::string("executable"),
-        " than rank 0 on host ", cards[0].host, ": copy ",
-        model_differs ? "the model" : "the executable", " anew to ", cards[i].host));
-  }
-  return absl::OkStatus();
-}
-
 int64_t Engine::reach() const {
   const bool trained = !source_->random_seed.has_value();
   return trained ? RopeReach(source_->config) : std::numeric_limits<int64_t>::max();
 }
 
-// The same on every rank: the configuration is part of what CompareSources compares.
+// The same on every rank: the configuration is part of what CheckSameModel compares.
 absl::Status Engine::CheckContext() const {
   if (load_.context <= reach()) return absl::OkStatus();
   return absl::InvalidArgumentError(

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "core/train/update.h"
 
@@ -21,10 +22,26 @@ void ForEachParameter(const ParamGroups& groups, const Visit& visit) {
 
 }  // namespace
 
+absl::Status Validate(const OptimizerSpec& spec) {
+  const auto wrong = [](absl::string_view name, double value, absl::string_view rule) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("optimizer: ", name, " is ", value, ", must be ", rule));
+  };
+  const bool adamw = spec.kind == OptimizerSpec::Kind::kAdamW;
+  const double beta1 = adamw ? spec.adamw.beta1 : spec.adafactor.beta1;
+  const double epsilon = adamw ? spec.adamw.epsilon : spec.adafactor.epsilon;
+  if (!(beta1 >= 0 && beta1 < 1)) return wrong("beta1", beta1, "at least 0 and below 1");
+  if (adamw && !(spec.adamw.beta2 >= 0 && spec.adamw.beta2 < 1)) {
+    return wrong("beta2", spec.adamw.beta2, "at least 0 and below 1");
+  }
+  if (!(epsilon > 0)) return wrong("epsilon", epsilon, "above 0");
+  if (!(spec.decay.rate >= 0)) return wrong("weight decay", spec.decay.rate, "at least 0");
+  return Validate(spec.rate);
+}
+
 absl::StatusOr<std::unique_ptr<Optimizer>> Optimizer::Create(Backend& ops, Stream s,
                                                              ParamStore& store,
                                                              const OptimizerSpec& spec) {
-  TOROID_RETURN_IF_ERROR(Validate(spec.rate));
   std::unique_ptr<Optimizer> optimizer(new Optimizer(ops, s, store, spec));
   int64_t parameters = 0;
   ForEachParameter(store.groups(), [&](int64_t, const ParamSpec&) { ++parameters; });

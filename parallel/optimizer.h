@@ -25,9 +25,13 @@ struct OptimizerSpec {
   WeightDecay decay;
 };
 
+// InvalidArgument naming the number that is wrong. Pure.
+absl::Status Validate(const OptimizerSpec& spec);
+
 class Optimizer {
  public:
-  // OutOfRange names the bytes of the steps' constants. The store outlives the optimizer.
+  // REQUIRES a valid spec. OutOfRange names the bytes of the steps' constants. The store outlives
+  // the optimizer.
   static absl::StatusOr<std::unique_ptr<Optimizer>> Create(Backend& ops, Stream s,
                                                            ParamStore& store,
                                                            const OptimizerSpec& spec);

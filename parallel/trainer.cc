@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,7 @@
 #include "parallel/host_exchange.h"
 #include "parallel/progress_board.h"
 #include "parallel/ring_attention.h"
+#include "parallel/same_model.h"
 
 namespace toroid {
 namespace {
@@ -29,11 +31,12 @@ constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend
 struct Trainer::Tokens {
   TokenLayout layout;
   std::vector<int32_t> ids, labels, positions;
+  std::vector<int64_t> numbers;  // in the batch, the same on every mesh
 };
 
 // The same on the device, with what the pass over it needs.
 struct Trainer::MicroBatchOf {
-  MicroBatchOf(Trainer& trainer, const Tokens& tokens, double weight);
+  MicroBatchOf(Trainer& trainer, int64_t step, const Tokens& tokens, double weight);
 
   Arena::Mark saved_mark, scratch_mark;
   int64_t t;
@@ -46,7 +49,8 @@ struct Trainer::MicroBatchOf {
   std::vector<Block::Saved> saved;
 };
 
-Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, const Tokens& tokens, double weight)
+Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, int64_t step, const Tokens& tokens,
+                                    double weight)
     : saved_mark(*trainer.saved_),
       scratch_mark(*trainer.scratch_),
       t(int64_t(tokens.ids.size())),
@@ -88,9 +92,44 @@ Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, const Tokens& tokens, doub
   log_p_t = pass.Long("log p", DType::kF64, {t});
   log_z_t = pass.Long("log Z", DType::kF64, {t});
   targets = {labels_t, weights_t, trainer.options_.zeta};
+  if (trainer.options_.dropout > 0) {
+    std::vector<int64_t> numbers(u, 0);  // of this rank's share of the residual; pads: 0
+    std::copy_n(tokens.numbers.begin() + pass.residual.begin(), pass.residual.valid(),
+                numbers.begin());
+    pass.dropout = {trainer.options_.dropout, trainer.options_.dropout_seed,
+                    trainer.Upload("step", DType::kI64, 1, &step),
+                    trainer.Upload("numbers", DType::kI64, u, numbers.data())};
+  }
 }
 
 Trainer::~Trainer() = default;
+
+absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int64_t ranks) {
+  const auto rule = [](bool kept, absl::string_view name, double value, absl::string_view text) {
+    return kept ? absl::OkStatus()
+                : absl::InvalidArgumentError(absl::StrCat(name, ": ", value, ", must be ", text));
+  };
+  for (const int64_t axis : {options.mesh.data, options.mesh.ring, options.mesh.tensor}) {
+    TOROID_RETURN_IF_ERROR(rule(axis >= 1, "ranks of a mesh axis", double(axis), "at least 1"));
+  }
+  TOROID_RETURN_IF_ERROR(ParseMesh(ToString(options.mesh), ranks, "data").status());
+  TOROID_RETURN_IF_ERROR(CheckTensorAxis(model, options.mesh.tensor, "data"));
+  TOROID_RETURN_IF_ERROR(
+      rule(options.token_block >= 1, "token block", double(options.token_block), "at least 1"));
+  TOROID_RETURN_IF_ERROR(rule(options.packs_per_rank >= 1, "sequences of a micro-batch",
+                              double(options.packs_per_rank), "at least 1"));
+  TOROID_RETURN_IF_ERROR(rule(options.threads >= 1, "threads", options.threads, "at least 1"));
+  TOROID_RETURN_IF_ERROR(rule(options.zeta >= 0, "z-loss", options.zeta, "at least 0"));
+  TOROID_RETURN_IF_ERROR(
+      rule(options.max_norm >= 0, "clip of the norm", options.max_norm, "at least 0; 0: no clip"));
+  TOROID_RETURN_IF_ERROR(rule(options.dropout >= 0 && options.dropout < 1, "dropout",
+                              options.dropout, "at least 0 and below 1"));
+  TOROID_RETURN_IF_ERROR(rule(options.noise_scale_every >= 0, "steps between noise scales",
+                              double(options.noise_scale_every), "at least 0; 0: never"));
+  TOROID_RETURN_IF_ERROR(rule(options.layers >= 0 && options.layers <= model.layers, "layers",
+                              double(options.layers), "of the model; 0: all"));
+  return Validate(options.optimizer);
+}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
@@ -107,15 +146,15 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communi
 absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) {
   const int rank = world->rank(), size = world->size();
   const ModelConfig& model = config();
-  TOROID_RETURN_IF_ERROR(CheckTensorAxis(model, options_.mesh.tensor, "data"));
+  TOROID_RETURN_IF_ERROR(Validate(options_, model, size));
   const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
-  ops_ = counting ? NewCountingBackend(type)
-                  : NewCpuBackend(type, std::max(1, options_.threads),
-                                  board_ != nullptr ? board_->ticks() : nullptr);
+  ops_ = counting
+             ? NewCountingBackend(type)
+             : NewCpuBackend(type, options_.threads, board_ != nullptr ? board_->ticks() : nullptr);
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
   mesh_ = std::make_unique<Mesh>(std::move(world), options_.mesh);
-  layers_ = options_.layers > 0 ? std::min(options_.layers, model.layers) : model.layers;
+  layers_ = options_.layers > 0 ? options_.layers : model.layers;
   layout_ = std::make_unique<ParamLayout>(model, mesh_->tensor_rank(), options_.mesh.tensor);
   saved_ = std::make_unique<Arena>(*ops_, "saved");
   scratch_ = std::make_unique<Arena>(*ops_, "scratch");
@@ -134,6 +173,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
     TOROID_RETURN_IF_ERROR(saved_->Reserve(kUnbounded));
     return scratch_->Reserve(kUnbounded);
   }
+  TOROID_RETURN_IF_ERROR(CheckSameModel(mesh_->world(), *source_, /*whole=*/false));
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), store.status()));
   store_ = std::move(*store);
   At("load", -1);
@@ -157,8 +197,22 @@ Tensor Trainer::Upload(const char* name, DType type, int64_t size, const void* h
   return tensor;
 }
 
-// --- one micro-batch
-// -----------------------------------------------------------------------------
+void Trainer::Restore(int64_t updates, const GradientNoiseScale& noise) {
+  updates_ = updates;
+  noise_ = noise;
+  store_->Forget();
+}
+
+int64_t Trainer::peak_bytes() {
+  int64_t bytes = 4 * store_->state_bytes() + store_->buffer_bytes();
+  bytes += saved_->peak() + scratch_->peak();
+  for (Axis axis : {Axis::kData, Axis::kRing, Axis::kTensor, Axis::kShard, Axis::kWorld}) {
+    bytes += mesh_->axis(axis).communicator_bytes();
+  }
+  return bytes;
+}
+
+// --- one micro-batch -----------------------------------------------------------------------------
 
 // x = Embed(ids); every layer saves what Backward reads.
 void Trainer::Forward(MicroBatchOf& micro) {
@@ -208,8 +262,8 @@ void Trainer::Reduce(int64_t group, const FindParam& gradients) {
   store_->Reduce();
 }
 
-double Trainer::Accumulate(const Tokens& tokens, double weight) {
-  MicroBatchOf micro(*this, tokens, weight);
+double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight) {
+  MicroBatchOf micro(*this, step, tokens, weight);
   Forward(micro);
   Backward(micro);
   std::vector<double> log_p(micro.t), log_z(micro.t);
@@ -222,18 +276,31 @@ double Trainer::Accumulate(const Tokens& tokens, double weight) {
   return loss;
 }
 
-// --- one step
-// ------------------------------------------------------------------------------------
+// --- one step ------------------------------------------------------------------------------------
 
-// This rank's tokens of every micro-batch, and how many tokens of the whole batch have a label.
-absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(const TrainBatch& batch,
-                                                                double& labels) {
+// The packs of each micro-batch.
+std::vector<Range> Trainer::MicroBatchesOf(int64_t step, int64_t packs) const {
+  const int64_t data = options_.mesh.data, each = options_.packs_per_rank;
+  const int64_t every = options_.noise_scale_every, count = MicroBatches(packs, data, each);
+  const bool measured = every > 0 && step % every == 0;
+  if (measured && count == 1 && packs > 1) return {{0, packs / 2}, {packs / 2, packs}};
+  std::vector<Range> ranges;
+  for (int64_t m = 0; m < count; ++m) ranges.push_back(MicroBatch(packs, data, each, m));
+  return ranges;
+}
+
+// This rank's tokens of every micro-batch, and how many tokens of each have a label, on all ranks.
+absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(int64_t step,
+                                                                const TrainBatch& batch,
+                                                                std::vector<double>& labels) {
   const int64_t data = options_.mesh.data, packs = int64_t(batch.documents.size());
+  int64_t longest = 0;  // tokens of a pack: numbers of tokens are dealt so many to each
+  for (const std::vector<int64_t>& pack : batch.documents) {
+    longest = std::max(longest, std::accumulate(pack.begin(), pack.end(), int64_t{0}));
+  }
   std::vector<Tokens> all;
-  double own_labels = 0;
   absl::Status status;
-  for (int64_t m = 0; m < MicroBatches(packs, data, options_.packs_per_rank); ++m) {
-    const Range range = MicroBatch(packs, data, options_.packs_per_rank, m);
+  for (const Range& range : MicroBatchesOf(step, packs)) {
     const std::vector<std::vector<int64_t>> documents(batch.documents.begin() + range.begin,
                                                       batch.documents.begin() + range.end);
     Tokens tokens{TokenLayout::Packed(options_.layout, documents, data, options_.mesh.ring)};
@@ -254,16 +321,17 @@ absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(const TrainBatch
       };
       from(pack.ids, tokens.ids);
       from(pack.labels, tokens.labels);
+      const int64_t first = (range.begin + place.pack) * longest + place.begin + run.first;
+      for (int64_t i = 0; i < run.count; ++i) tokens.numbers.push_back(first + i);
     }
     tokens.positions = tokens.layout.Positions(mesh_->data_rank(), mesh_->ring_rank());
-    for (int32_t label : tokens.labels) own_labels += label >= 0;
+    labels.push_back(0);
+    for (int32_t label : tokens.labels) labels.back() += label >= 0;
     all.push_back(std::move(tokens));
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), status));
-  std::vector<double> sum = {own_labels};
-  SumHost(mesh_->shard(), sum);
-  labels = sum[0];
-  if (labels == 0) {
+  SumHost(mesh_->shard(), labels);
+  if (std::accumulate(labels.begin(), labels.end(), 0.0) == 0) {
     return absl::InvalidArgumentError(
         "no token of the batch has a successor to predict: give documents of two tokens or more");
   }
@@ -281,7 +349,7 @@ absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
     if (!foreseen_.insert(lengths).second) continue;
     shadow_->saved_->ResetPeak();
     shadow_->scratch_->ResetPeak();
-    shadow_->Accumulate(tokens, 1);
+    shadow_->Accumulate(0, tokens, 1);
     saved = std::max(saved, shadow_->saved_->peak());
     scratch = std::max(scratch, shadow_->scratch_->peak());
   }
@@ -290,13 +358,24 @@ absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
   return ShareStatus(mesh_->world(), status);
 }
 
-absl::StatusOr<double> Trainer::Gradient(const TrainBatch& batch) {
-  double labels = 0;
-  TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(batch, labels));
+absl::StatusOr<double> Trainer::Gradient(int64_t step, const TrainBatch& batch) {
+  std::vector<double> labels;  // of each micro-batch
+  TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(step, batch, labels));
   TOROID_RETURN_IF_ERROR(Reserve(tokens));
+  const double all = std::accumulate(labels.begin(), labels.end(), 0.0);
+  const int64_t every = options_.noise_scale_every;
+  const bool measured = every > 0 && step % every == 0 && labels[0] > 0 && labels[0] < all;
+  part_.reset();
   store_->ZeroGradients();
   std::vector<double> loss = {0};
-  for (const Tokens& micro : tokens) loss[0] += Accumulate(micro, 1 / labels);
+  for (const Tokens& micro : tokens) {
+    loss[0] += Accumulate(step, micro, 1 / all);
+    if (!measured || part_) continue;
+    store_->FinishReductions();  // what is stored is the first part's sum over `all`
+    const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
+    const double mean = all / labels[0];
+    part_ = {labels[0], all, mean * mean * std::accumulate(squares.begin(), squares.end(), 0.0)};
+  }
   store_->FinishReductions();
   SumHost(mesh_->shard(), loss);
   TOROID_RETURN_IF_ERROR(mesh_->Health());
@@ -310,7 +389,7 @@ absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) 
   for (const std::vector<int64_t>& pack : batch.documents) {
     for (int64_t length : pack) result.tokens += length;
   }
-  TOROID_ASSIGN_OR_RETURN(result.loss, Gradient(batch));
+  TOROID_ASSIGN_OR_RETURN(result.loss, Gradient(step, batch));
   At("norm", -1);
   const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
   double sum = 0;
@@ -320,6 +399,8 @@ absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) 
     }
     sum += squares[i];
   }
+  if (part_) noise_.Add(part_->labels, part_->squared, part_->all_labels, sum);
+  result.noise_scale = noise_.value();
   const GradientClip clip = ClipGlobalNorm(sum, options_.max_norm);
   result.grad_norm = clip.norm;
   if (clip.finite) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -21,6 +22,7 @@
 #include "core/io/model_source.h"
 #include "core/model/block.h"
 #include "core/train/batches.h"
+#include "core/train/noise_scale.h"
 #include "parallel/mesh.h"
 #include "parallel/optimizer.h"
 #include "parallel/param_store.h"
@@ -41,9 +43,18 @@ struct TrainOptions {
   bool prefetch = true;        // weights travel one group ahead
   double zeta = 0;             // z-loss
   double max_norm = 1;         // clip of the global norm, 0: none
-  int64_t layers = 0;          // the first so many, 0: all
+  double dropout = 0;  // of what is added to the residual; drawn by (dropout_seed, step, token)
+  uint64_t dropout_seed = 0;
+  // Steps from one measurement of the gradient noise scale to the next, 0: never. Its small batch
+  // is the step's first micro-batch, on any mesh; a step that has but one is then made in two
+  // halves, hence may take twice as long.
+  int64_t noise_scale_every = 0;
+  int64_t layers = 0;  // the first so many, 0: all
   OptimizerSpec optimizer;
 };
+
+// InvalidArgument naming the option that is out of range, or the mesh and one that fits. Pure.
+absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int64_t ranks);
 
 // A global batch: packs of all data ranks, pack p for data rank p mod data of its micro-batch.
 struct TrainBatch {
@@ -58,12 +69,13 @@ struct StepResult {
   double rate = 0;       // learning rate
   int64_t tokens = 0;    // of the batch
   std::string skipped;   // the parameter whose gradient is not finite: no update was made
+  std::optional<double> noise_scale;  // in labels, over about the last hundred measurements
 };
 
 class Trainer {
  public:
-  // Collective over `world`. `source` is opened by each rank for itself. InvalidArgument if the
-  // mesh does not fit the model or the options are contradictory; OutOfRange: no memory.
+  // Collective over `world`. `source` is opened by each rank for itself. InvalidArgument:
+  // Validate's; OutOfRange: no memory.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
                                                          const TrainOptions& options,
@@ -74,23 +86,33 @@ class Trainer {
   // those of `read` and of lost peers.
   absl::StatusOr<StepResult> Step(int64_t step, const TrainBatch& batch);
   // The gradient of a step alone, left in store(): its loss, sums over the world paid, no update.
-  absl::StatusOr<double> Gradient(const TrainBatch& batch);
+  absl::StatusOr<double> Gradient(int64_t step, const TrainBatch& batch);
+  // The store was loaded from a checkpoint that `updates` updates had made, with this noise().
+  void Restore(int64_t updates, const GradientNoiseScale& noise);
 
   Mesh& mesh() { return *mesh_; }
   ParamStore& store() { return *store_; }
   Backend& backend() { return *ops_; }
   Stream stream() const { return s_; }
   const ModelConfig& config() const { return source_->config; }
+  int64_t layers() const { return layers_; }
   int64_t updates() const { return updates_; }
+  const GradientNoiseScale& noise() const { return noise_; }
+  // Accounted bytes of this rank: parameters with gradients and moments, buffers, both arenas, the
+  // communicators.
+  int64_t peak_bytes();
 
  private:
   struct Tokens;        // this rank's part of a micro-batch, on the host
   struct MicroBatchOf;  // and on the device
   Trainer() = default;
   absl::Status Setup(std::unique_ptr<Communicator> world, bool counting);
-  absl::StatusOr<std::vector<Tokens>> ReadBatch(const TrainBatch& batch, double& labels);
+  std::vector<Range> MicroBatchesOf(int64_t step, int64_t packs) const;
+  absl::StatusOr<std::vector<Tokens>> ReadBatch(int64_t step, const TrainBatch& batch,
+                                                std::vector<double>& labels);
   absl::Status Reserve(const std::vector<Tokens>& batch);
-  double Accumulate(const Tokens& tokens, double weight);  // this rank's part of the loss
+  // This rank's part of the loss.
+  double Accumulate(int64_t step, const Tokens& tokens, double weight);
   void Forward(MicroBatchOf& micro);
   void Backward(MicroBatchOf& micro);
   Tensor Upload(const char* name, DType type, int64_t size, const void* host);
@@ -109,6 +131,13 @@ class Trainer {
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t layers_ = 0, updates_ = 0;
+  GradientNoiseScale noise_ = {.decay = 0.99};
+  // Of the last Gradient, if it was measured: labels of its first micro-batch and of all, and the
+  // squared norm of the first's mean gradient.
+  struct Part {
+    double labels = 0, all_labels = 0, squared = 0;
+  };
+  std::optional<Part> part_;
   std::unique_ptr<Trainer> shadow_;                 // on the counting backend, of the same rank
   std::set<std::pair<int64_t, int64_t>> foreseen_;  // (tokens, longest share) with room
 };

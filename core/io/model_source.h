@@ -31,13 +31,14 @@ struct GenerationDefaults {
 
 struct ModelSource {
   std::string path;    // as it was asked for
-  std::string format;  // "hugging face", "gguf", "random"
+  std::string format;  // "hugging face", "gguf", "random", "preset"
   ModelConfig config;
   GenerationDefaults generation;
   TokenizerSource tokenizer;
   std::vector<MappedFile> files;        // empty for a random model
   TensorIndex tensors;                  // empty for a random model
-  std::optional<uint64_t> random_seed;  // set for a random model alone
+  std::optional<uint64_t> random_seed;  // set for a random model or a preset alone
+  bool initial = false;                 // preset: its weights are those that training begins with
 
   // 64-bit hash of the configuration and, for each file, its size, its header, its tensor table and
   // the first 64 KiB of each tensor. Equal on two hosts if they hold copies of one model; cheap, no
@@ -56,5 +57,9 @@ absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed = 0
 absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& directory);
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path);
 absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed);
+
+// A shape of the same table with the weights that training from nothing begins with. Its tokenizer
+// takes bytes for tokens; a caller may put another one there.
+absl::StatusOr<ModelSource> OpenPreset(const std::string& name, uint64_t seed);
 
 }  // namespace toroid

@@ -1,5 +1,8 @@
 #include "core/io/random_model.h"
 
+#include <cmath>
+
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/io/model_source.h"
 #include "core/random.h"
@@ -18,29 +21,62 @@ double Normal(uint64_t seed, uint64_t stream, uint64_t index) {
   return (double(sum) - 8 * 32767.5) / kDeviation;
 }
 
+bool IsVector(const ParamSpec& spec) { return spec.group == "norm" || spec.group == "bias"; }
+double Mean(const ParamSpec& spec) { return spec.group == "norm" ? 1.0 : 0.0; }
+
+void DrawRow(uint64_t seed, const ParamSpec& spec, double deviation, int64_t row, int64_t col_begin,
+             int64_t count, float* out) {
+  const uint64_t stream = HashName(spec.name.data(), spec.name.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t index = row * spec.cols + col_begin + i;
+    out[i] = float(Mean(spec) + deviation * Normal(seed, stream, uint64_t(index)));
+  }
+}
+
+absl::StatusOr<ModelSource> OpenShape(absl::string_view kind, const std::string& name,
+                                      uint64_t seed) {
+  ModelSource source;
+  TOROID_ASSIGN_OR_RETURN(source.config, RandomShape(name));
+  source.path = absl::StrCat(kind, ":", name);
+  source.config.name = source.path;
+  source.format = std::string(kind);
+  source.random_seed = seed;
+  source.tokenizer.kind = TokenizerSource::Kind::kBytes;
+  return source;
+}
+
 }  // namespace
 
 void RandomRow(uint64_t seed, const ParamSpec& spec, int64_t row, int64_t col_begin, int64_t count,
                float* out) {
   constexpr double kVectorDeviation = 0.1;
-  const uint64_t stream = HashName(spec.name.data(), spec.name.size());
-  const double mean = spec.group == "norm" ? 1.0 : 0.0;
-  const bool vector = spec.group == "norm" || spec.group == "bias";
-  const double deviation = vector ? kVectorDeviation : spec.init_deviation;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t index = row * spec.cols + col_begin + i;
-    out[i] = float(mean + deviation * Normal(seed, stream, uint64_t(index)));
+  DrawRow(seed, spec, IsVector(spec) ? kVectorDeviation : spec.init_deviation, row, col_begin,
+          count, out);
+}
+
+double InitialDeviation(const ModelConfig& config, const ParamSpec& spec) {
+  constexpr double kDeviation = 0.02;
+  if (IsVector(spec)) return 0;
+  if (config.architecture == "palm") {
+    return spec.group == "embedding" ? 1.0 : 1 / std::sqrt(double(spec.cols));
   }
+  const bool residual =
+      absl::EndsWith(spec.name, ".o_proj.weight") || absl::EndsWith(spec.name, ".down_proj.weight");
+  return residual ? kDeviation / std::sqrt(2 * double(config.layers)) : kDeviation;
+}
+
+void InitialRow(uint64_t seed, const ModelConfig& config, const ParamSpec& spec, int64_t row,
+                int64_t col_begin, int64_t count, float* out) {
+  DrawRow(seed, spec, InitialDeviation(config, spec), row, col_begin, count, out);
 }
 
 absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed) {
-  ModelSource source;
-  TOROID_ASSIGN_OR_RETURN(source.config, RandomShape(name));
-  source.path = absl::StrCat("random:", name);
-  source.config.name = source.path;
-  source.format = "random";
-  source.random_seed = seed;
-  source.tokenizer.kind = TokenizerSource::Kind::kBytes;
+  return OpenShape("random", name, seed);
+}
+
+absl::StatusOr<ModelSource> OpenPreset(const std::string& name, uint64_t seed) {
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenShape("preset", name, seed));
+  source.initial = true;
   return source;
 }
 

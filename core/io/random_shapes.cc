@@ -126,7 +126,7 @@ absl::StatusOr<ModelConfig> RandomShape(const std::string& name) {
     names.push_back(shape.name);
   }
   return absl::NotFoundError(
-      absl::StrCat("random:", name, ": no such shape; there are ", absl::StrJoin(names, ", ")));
+      absl::StrCat(name, ": no such shape; there are ", absl::StrJoin(names, ", ")));
 }
 
 }  // namespace toroid

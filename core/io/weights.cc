@@ -195,8 +195,13 @@ absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const P
   }
   std::vector<float> row(slice.col_count);
   for (int64_t i = 0; i < slice.row_count; ++i) {
-    RandomRow(*source.random_seed, drawn, slice.row_begin + i, slice.col_begin, slice.col_count,
-              row.data());
+    const int64_t at = slice.row_begin + i;
+    if (source.initial) {
+      InitialRow(*source.random_seed, source.config, drawn, at, slice.col_begin, slice.col_count,
+                 row.data());
+    } else {
+      RandomRow(*source.random_seed, drawn, at, slice.col_begin, slice.col_count, row.data());
+    }
     Store(row.data(), slice.col_count, stored,
           static_cast<uint8_t*>(out) + i * RowBytes(stored, slice.col_count));
   }

@@ -30,10 +30,9 @@ absl::Status SkippedSteps::Count(int64_t step, const GradientClip& clip, absl::s
   ++total;
   ++in_a_row;
   if (in_a_row <= limit) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("step ", step, ": the gradient is not finite for the ", in_a_row,
-                   "th step in a row, first in ", culprit,
-                   "; lower the learning rate, or go on from an older checkpoint"));
+  return absl::InternalError(absl::StrCat(
+      "step ", step, ": the gradient is not finite in ", in_a_row, " steps in a row, first in ",
+      culprit, "; lower the learning rate, or go on from an older checkpoint"));
 }
 
 bool TakesDecay(const ParamSpec& spec) { return spec.group != "norm" && spec.group != "bias"; }

@@ -6,8 +6,8 @@
 //   |G|^2     ~ (B |G_B|^2 - b |G_b|^2) / (B - b)
 //   tr(Sigma) ~ (|G_b|^2 - |G_B|^2) / (1/b - 1/B)
 // Both are averaged over steps separately, and only then divided: a quotient of noisy numbers is
-// biased. b is what one data rank saw, its gradient averaged over b; |G_b|^2 is the mean over the
-// data ranks; B and G_B are the whole batch.
+// biased. b is a part of the batch of B, its gradient G_b averaged over b; |G_b|^2 may be the mean
+// over several such parts.
 #pragma once
 
 #include <cstdint>

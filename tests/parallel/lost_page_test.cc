@@ -9,42 +9,27 @@
 #include <vector>
 
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/passing_communicator.h"
 
 namespace toroid {
 namespace {
 
 // Passes every verb on, and zeroes the first `bytes` bytes of the first message that comes by
 // SendRecv on any communicator split from it: keys of one page.
-class LosingCommunicator final : public Communicator {
+class LosingCommunicator final : public PassingCommunicator {
  public:
   LosingCommunicator(std::unique_ptr<Communicator> inner, int64_t bytes)
-      : Communicator(inner->rank(), inner->size()), inner_(std::move(inner)), bytes_(bytes) {}
+      : PassingCommunicator(std::move(inner)), bytes_(bytes) {}
 
-  absl::Status Health() const override { return inner_->Health(); }
   using Communicator::Split;
   std::unique_ptr<Communicator> Split(const RankFunction& color, const RankFunction& key) override {
-    return std::make_unique<LosingCommunicator>(inner_->Split(color, key), bytes_);
+    return std::make_unique<LosingCommunicator>(inner().Split(color, key), bytes_);
   }
-  int64_t communicator_bytes() const override { return inner_->communicator_bytes(); }
 
  protected:
-  void DoAllReduce(Stream s, void* x, int64_t count, DType type, ReduceOp op) override {
-    inner_->AllReduce(s, Partial(Tensor(type, {count}, x)), op);
-  }
-  void DoReduceScatter(Stream s, const void* x, void* out, int64_t count_each,
-                       DType type) override {
-    inner_->ReduceScatter(s, Partial(Tensor(type, {size() * count_each}, const_cast<void*>(x))),
-                          Tensor(type, {count_each}, out));
-  }
-  void DoAllGather(Stream s, const void* x, void* out, int64_t bytes_each) override {
-    inner_->AllGather(s, Bytes(x, bytes_each), Bytes(out, size() * bytes_each));
-  }
-  void DoBroadcast(Stream s, void* x, int64_t bytes, int root) override {
-    inner_->Broadcast(s, Bytes(x, bytes), root);
-  }
   void DoSendRecv(Stream s, const void* send, int64_t send_bytes, int to, void* recv,
                   int64_t recv_bytes, int from) override {
-    inner_->SendRecv(s, Bytes(send, send_bytes), to, Bytes(recv, recv_bytes), from);
+    PassingCommunicator::DoSendRecv(s, send, send_bytes, to, recv, recv_bytes, from);
     const int64_t lost = std::min(bytes_, recv_bytes);
     bytes_ = 0;
     s.cpu->Enqueue([recv, lost] {
@@ -52,16 +37,8 @@ class LosingCommunicator final : public Communicator {
       return true;
     });
   }
-  void DoAllToAll(Stream s, const void* x, void* out, int64_t bytes_each) override {
-    inner_->AllToAll(s, Bytes(x, size() * bytes_each), Bytes(out, size() * bytes_each));
-  }
-  void DoBarrier(Stream s) override { inner_->Barrier(s); }
 
  private:
-  static Tensor Bytes(const void* data, int64_t bytes) {
-    return Tensor(DType::kU8, {bytes}, const_cast<void*>(data));
-  }
-  const std::unique_ptr<Communicator> inner_;
   int64_t bytes_;
 };
 

@@ -203,6 +203,75 @@ TEST(TrainerTest, Bf16IsNearAndNotTheSame) {
   }
 }
 
+// Masks are a function of (seed, step, token): neither the mesh nor the cut into micro-batches
+// shows.
+TEST(TrainerTest, DropoutIsTheSameOnEveryMesh) {
+  for (const char* model : {"random:tiny-gqa", "random:palm-tiny"}) {
+    TrainOptions options = Options({1, 1, 1});
+    options.dropout = 0.2;
+    options.dropout_seed = 7;
+    const Curve one = Train(model, options, 4);
+    for (const MeshShape mesh : {MeshShape{1, 2, 1}, MeshShape{2, 1, 2}, MeshShape{3, 1, 1},
+                                 MeshShape{1, 3, 2}, MeshShape{2, 2, 1}}) {
+      SCOPED_TRACE(std::string(model) + " " + ToString(mesh));
+      options.mesh = mesh;
+      options.packs_per_rank = mesh.ring;
+      options.remat = mesh.tensor > 1 ? Remat::kBlock : Remat::kNone;
+      const Curve many = Train(model, options, 4);
+      ExpectSameCurve(many, one, 1e-11);
+      EXPECT_LT(WorstError(many.weights, one.weights), 1e-11);
+    }
+    options.dropout_seed = 8;  // negative control: other masks
+    EXPECT_GT(std::abs(Train(model, options, 1).losses[0] / one.losses[0] - 1), 1e-6);
+    options.dropout = 0;
+    EXPECT_GT(std::abs(Train(model, options, 1).losses[0] / one.losses[0] - 1), 1e-6);
+  }
+}
+
+// The noise scale's small batch is the first micro-batch: here two packs of five, whether they are
+// one rank's, two data ranks', or the first half of a batch that would be made at once.
+TEST(TrainerTest, NoiseScaleIsMeasuredOnEveryMesh) {
+  struct NoiseCase {
+    MeshShape mesh;
+    int64_t packs_per_rank;
+  };
+  const auto source = TestSource("random:tiny-gqa");
+  const TrainBatch whole = BatchOf(0, source->config.vocab);
+  TrainBatch first = whole;
+  first.documents.resize(2);
+  for (const NoiseCase& c :
+       {NoiseCase{{1, 1, 1}, 2}, NoiseCase{{2, 1, 1}, 1}, NoiseCase{{1, 1, 1}, 8},
+        NoiseCase{{2, 2, 2}, 1}, NoiseCase{{1, 3, 1}, 5}, NoiseCase{{3, 1, 2}, 2}}) {
+    SCOPED_TRACE(ToString(c.mesh));
+    TrainOptions options = Options(c.mesh);
+    options.packs_per_rank = c.packs_per_rank;
+    options.noise_scale_every = 2;
+    RunOnRanks(int(c.mesh.size()), [&](std::unique_ptr<Communicator> world) {
+      auto trainer = Trainer::Create(std::move(world), source, options, nullptr);
+      ASSERT_TRUE(trainer.ok()) << trainer.status();
+      Trainer& t = **trainer;
+      const auto squared_norm = [&](const TrainBatch& batch) {
+        EXPECT_TRUE(t.Gradient(1, batch).ok());  // a step that is not measured
+        double sum = 0;
+        for (const double square : t.store().SquaredSums(Kind::kGradients)) sum += square;
+        return sum;
+      };
+      const double b = 62, B = 155;  // labels of packs 0 and 1, and of all
+      const double small = squared_norm(first), large = squared_norm(whole);
+      ASSERT_TRUE(t.Step(0, whole).ok());
+      const double gradient = (B * large - b * small) / (B - b);
+      const double trace = (small - large) / (1 / b - 1 / B);
+      EXPECT_NEAR(t.noise().gradient / gradient, 1, 1e-9);
+      EXPECT_NEAR(t.noise().trace / trace, 1, 1e-9);
+      EXPECT_GT(std::abs(small / large - 1), 1e-3);  // control: the two are not alike
+      ASSERT_TRUE(t.Step(1, whole).ok());
+      EXPECT_EQ(t.noise().weight, 1);
+      ASSERT_TRUE(t.Step(2, whole).ok());
+      EXPECT_GT(t.noise().weight, 1.9);
+    });
+  }
+}
+
 // A weight that is not a number makes gradients that are not: the step is skipped and the parameter
 // named on every rank, and nothing that is stored changes.
 TEST(TrainerTest, AStepThatIsNotFiniteIsSkippedAndNamed) {
@@ -220,6 +289,17 @@ TEST(TrainerTest, AStepThatIsNotFiniteIsSkippedAndNamed) {
     EXPECT_NE(result->skipped, "");
     EXPECT_EQ(t.updates(), 0);
     EXPECT_EQ(stored.as<double>()[1], before);
+  });
+}
+
+TEST(TrainerTest, RanksWithOtherModelsAreRefused) {
+  RunOnRanks(3, [&](std::unique_ptr<Communicator> world) {
+    auto opened = OpenPreset("tiny-gqa", world->rank() == 2 ? 2 : 1);
+    ASSERT_TRUE(opened.ok());
+    const auto source = std::make_shared<const ModelSource>(std::move(*opened));
+    const auto trainer = Trainer::Create(std::move(world), source, Options({3, 1, 1}), nullptr);
+    EXPECT_EQ(trainer.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_NE(trainer.status().message().find("rank 2"), absl::string_view::npos);
   });
 }
 

@@ -205,6 +205,53 @@ TEST(RandomModel, ValuesAreFixed) {
   EXPECT_EQ(values, (std::vector<float>{0x1.eb8b300000000p-1f, -0x1.9a5db80000000p-1f}));
 }
 
+double Deviation(const std::vector<float>& values) {
+  double squares = 0;
+  for (const float value : values) squares += double(value) * value;
+  return std::sqrt(squares / double(values.size()));
+}
+
+// What training begins with: deviations as published, gains 1, biases 0.
+TEST(Preset, HasTheWeightsOfItsField) {
+  const auto gpt = OpenPreset("gpt3-tiny", 3), palm = OpenPreset("palm-tiny", 3);
+  ASSERT_TRUE(gpt.ok() && palm.ok());
+  const auto values = [](const ModelSource& source, const std::string& name) {
+    const ParamSpec spec = Spec(source.config, name);
+    return LoadFloats(source, spec, Whole(spec));
+  };
+  const std::string layer = "model.layers.1.";
+  const double residual = 0.02 / std::sqrt(2 * 4.0);
+  EXPECT_NEAR(Deviation(values(*gpt, "model.embed_tokens.weight")) / 0.02, 1, 0.05);
+  EXPECT_NEAR(Deviation(values(*gpt, layer + "self_attn.q_proj.weight")) / 0.02, 1, 0.05);
+  EXPECT_NEAR(Deviation(values(*gpt, layer + "self_attn.o_proj.weight")) / residual, 1, 0.05);
+  EXPECT_NEAR(Deviation(values(*gpt, layer + "mlp.down_proj.weight")) / residual, 1, 0.05);
+  EXPECT_EQ(Deviation(values(*gpt, layer + "mlp.down_proj.bias")), 0);
+  EXPECT_EQ(values(*gpt, "model.norm.weight"), std::vector<float>(64, 1.0f));
+  EXPECT_NEAR(Deviation(values(*palm, "model.embed_tokens.weight")), 1, 0.05);
+  const double ffn = double(palm->config.ffn);
+  EXPECT_NEAR(Deviation(values(*palm, layer + "mlp.down_proj.weight")) * std::sqrt(ffn), 1, 0.05);
+  EXPECT_NEAR(Deviation(values(*palm, layer + "mlp.up_proj.weight")) * 8, 1, 0.05);
+}
+
+// A function of (seed, name, element): other seeds and the random model of the shape differ, a
+// slice does not.
+TEST(Preset, DependsOnTheSeedAndNotOnWhoAsks) {
+  const auto one = OpenPreset("tiny-gqa", 1), two = OpenPreset("tiny-gqa", 2);
+  const auto random = OpenModel("random:tiny-gqa", 1);
+  ASSERT_TRUE(one.ok() && two.ok() && random.ok());
+  EXPECT_NE(one->Fingerprint(), two->Fingerprint());
+  EXPECT_NE(one->Fingerprint(), random->Fingerprint());
+  const ParamSpec spec = Spec(one->config, "model.layers.0.mlp.down_proj.weight");
+  const std::vector<float> whole = LoadFloats(*one, spec, Whole(spec));
+  EXPECT_NE(whole, LoadFloats(*two, spec, Whole(spec)));
+  EXPECT_NE(whole, LoadFloats(*random, spec, Whole(spec)));
+  const std::vector<float> part = LoadFloats(*one, spec, {3, 2, 10, 5});
+  for (int64_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(part[i], whole[(3 + i / 5) * spec.cols + 10 + i % 5]);
+  }
+  EXPECT_EQ(OpenPreset("huge", 0).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST(Fingerprint, SeesEveryFieldOfAFile) {
   const TemporaryDirectory directory;
   const auto of = [&](const GgufBuilder& file) {

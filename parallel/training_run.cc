@@ -1,0 +1,413 @@
+#include "parallel/training_run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
+
+namespace toroid {
+namespace {
+
+// Names of what a checkpoint keeps for a run, in TrainingState::numbers and texts.
+constexpr char kUpdates[] = "updates", kSkippedSteps[] = "skipped steps";
+constexpr char kSpikeLosses[] = "spike losses", kRewinds[] = "rewinds", kForks[] = "forks";
+constexpr char kNoise[] = "noise scale", kList[] = "token list";
+
+constexpr int64_t kMostBranches = int64_t{1} << 20;
+
+double Number(const TrainingState& state, const char* name, size_t i) {
+  const auto found = state.numbers.find(name);
+  return found != state.numbers.end() && i < found->second.size() ? found->second[i] : 0;
+}
+
+// A spike can only be undone with a checkpoint that is old enough, so that is asked for at once: of
+// `keep` checkpoints the newest may have been written just before the spike.
+absl::Status CheckSpikeRule(const TrainingPlan& plan) {
+  TOROID_RETURN_IF_ERROR(Validate(*plan.spike));
+  if (plan.directory.empty() || plan.checkpoint_every < 1) {
+    return absl::InvalidArgumentError(
+        "spike rule: it goes back to checkpoints, and none are written while the run goes on; give "
+        "a directory and a number of steps between checkpoints");
+  }
+  const int64_t reach = (plan.keep - 1) * plan.checkpoint_every, asked = plan.spike->rewind_steps;
+  if (reach >= asked) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("spike rule: it goes back ", asked, " steps, but ", plan.keep,
+                   " checkpoints, one every ", plan.checkpoint_every, " steps, reach back ", reach,
+                   "; keep ", (asked + plan.checkpoint_every - 1) / plan.checkpoint_every + 1));
+}
+
+}  // namespace
+
+absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_t ranks) {
+  TOROID_RETURN_IF_ERROR(Validate(plan.options, model, ranks));
+  const TrainingData& data = plan.data;
+  if (data.sequence_length < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sequence length: ", data.sequence_length, ", must be at least 1"));
+  }
+  if (model.positions == PositionKind::kLearned && data.sequence_length > model.context) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence length: ", data.sequence_length,
+                                                   ", but the model has learned ", model.context,
+                                                   " positions"));
+  }
+  TOROID_RETURN_IF_ERROR(Validate(data.batch_tokens, data.sequence_length));
+  TOROID_RETURN_IF_ERROR(Validate(data.documents));
+  if (plan.steps < 0) return absl::InvalidArgumentError(absl::StrCat("steps: ", plan.steps));
+  if (plan.keep < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("checkpoints to keep: ", plan.keep, ", must be at least 1"));
+  }
+  if (plan.checkpoint_every < 0 || plan.skip_limit < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("steps between checkpoints: ", plan.checkpoint_every,
+                     ", skipped in a row: ", plan.skip_limit, "; neither can be negative"));
+  }
+  return plan.spike ? CheckSpikeRule(plan) : absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
+    std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
+    std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
+    const TrainingEvents& events, ProgressBoard* board) {
+  TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
+  std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events));
+  run->skip_list_ = plan.data.skipped;
+  TOROID_ASSIGN_OR_RETURN(run->trainer_,
+                          Trainer::Create(std::move(world), source, plan.options, board));
+  TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
+  TOROID_RETURN_IF_ERROR(run->MakeBatches());
+  if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume());
+  return run;
+}
+
+// --- data ---------------------------------------------------------------------------------------
+
+// Each error is shared where it may arise: all ranks make the same collective calls.
+absl::Status TrainingRun::OpenData(const ModelSource& source, const Tokenizer* tokenizer) {
+  const TrainingData& data = plan_.data;
+  Communicator& world = trainer_->mesh().world();
+  const auto found = FindSources(data.paths, data.format);
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, found.status()));
+  const std::vector<SourceFile>& files = *found;
+  std::vector<std::string> list;
+  for (const SourceFile& file : files) list.push_back(absl::StrCat(file.path, " ", file.bytes));
+  const std::string text = absl::StrJoin(list, "\n");
+  absl::Status same;
+  if (BroadcastText(world, text) != text) {
+    same = absl::FailedPreconditionError(absl::StrCat(
+        "rank ", world.rank(), " sees other files than rank 0 as ", absl::StrJoin(data.paths, " "),
+        ": the data must be on storage that all hosts share"));
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, same));
+  if (files[0].format != DataFormat::kTokens) {
+    TOROID_RETURN_IF_ERROR(Tokenise(files, source, tokenizer));
+  } else {
+    std::vector<std::string> paths;
+    for (const SourceFile& file : files) paths.push_back(file.path);
+    absl::StatusOr<TokenDataset> set = TokenDataset::Open(paths);
+    TOROID_RETURN_IF_ERROR(ShareStatus(world, set.status()));
+    dataset_ = std::make_shared<const TokenDataset>(std::move(*set));
+  }
+  if (dataset_->vocab_size() > source.config.vocab) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the data's tokens are of a vocabulary of ", dataset_->vocab_size(),
+                     ", the model's has ", source.config.vocab, ": they do not belong together"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Tokenise(const std::vector<SourceFile>& files, const ModelSource& source,
+                                   const Tokenizer* tokenizer) {
+  if (tokenizer == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        source.path, " has no tokenizer: train it on token shards, or name a model that has one"));
+  }
+  TokenCacheOptions options;
+  options.directory = plan_.data.cache;
+  options.documents = plan_.data.documents;
+  Mesh& mesh = trainer_->mesh();
+  const auto cache = TokenCache::Create(files, TokenizerFingerprint(source.tokenizer), options);
+  absl::Status made = cache.status();
+  if (made.ok()) {
+    made = cache->Make(*tokenizer, mesh.rank(), mesh.world().size(), [&](const auto& progress) {
+      if (!speaks()) return true;
+      events_.on_tokenised(progress);
+      return events_.stop() == StopAsked::kNo;
+    });
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh.world(), made));
+  absl::StatusOr<TokenDataset> set = cache->Open();
+  TOROID_RETURN_IF_ERROR(ShareStatus(mesh.world(), set.status()));
+  dataset_ = std::make_shared<const TokenDataset>(std::move(*set));
+  end_of_text_ = int32_t(tokenizer->eos_id());
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::MakeBatches() {
+  BatchOptions options;
+  options.list = {plan_.seed, plan_.data.shuffle, end_of_text_, plan_.data.epochs};
+  options.sequence_length = plan_.data.sequence_length;
+  options.batch_tokens = plan_.data.batch_tokens;
+  options.join_documents = plan_.data.join_documents;
+  options.skipped = skip_list_;
+  TOROID_ASSIGN_OR_RETURN(batches_, Batches::Create(dataset_, std::move(options)));
+  const std::optional<int64_t> lasts = batches_->steps();
+  if (!lasts || *lasts >= plan_.steps) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the data ends after ", *lasts, " of ",
+                                                 plan_.steps,
+                                                 " steps; allow more epochs or fewer steps"));
+}
+
+// --- checkpoints --------------------------------------------------------------------------------
+
+absl::Status TrainingRun::Resume() {
+  CheckpointOptions options;
+  options.directory = Checkpoints();
+  options.keep = plan_.keep;
+  options.epoch = plan_.epoch;
+  TOROID_ASSIGN_OR_RETURN(writer_,
+                          CheckpointWriter::Create(trainer_->store(), trainer_->config(), options));
+  const absl::StatusOr<LoadedCheckpoint> loaded =
+      LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store());
+  if (absl::IsNotFound(loaded.status())) return absl::OkStatus();
+  TOROID_RETURN_IF_ERROR(loaded.status());
+  for (const std::string& refused : loaded->refused) Note(refused);
+  TOROID_RETURN_IF_ERROR(Restore(loaded->state));
+  result_.checkpoint = loaded->path;
+  if (!loaded->refused.empty()) {  // damaged newer ones: their history is left here
+    Communicator& world = trainer_->mesh().world();
+    int64_t newest = branch_;
+    if (speaks()) {
+      const auto entries = ListCheckpoints(PosixFiles(), Checkpoints());
+      for (const CheckpointEntry& entry : entries.value_or(std::vector<CheckpointEntry>())) {
+        if (entry.branch < kMostBranches) newest = std::max(newest, entry.branch);
+      }
+    }
+    Fork(GatherHost(world, newest)[0] + 1);
+  }
+  Note(absl::StrCat("resumed from ", loaded->path, ", written on ", ToString(loaded->mesh)));
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Restore(const TrainingState& state) {
+  if (state.branch >= kMostBranches) {
+    return absl::DataLossError(absl::StrCat("checkpoint of step ", state.step, ": branch ",
+                                            state.branch, " is not possible"));
+  }
+  step_ = state.step;
+  branch_ = state.branch;
+  const auto forks = state.numbers.find(kForks);
+  forks_ = forks == state.numbers.end() ? std::vector<double>() : forks->second;
+  forks_.resize(size_t(branch_) + 1, 0);
+  skip_list_ = state.skipped;
+  for (const SkipList::Window& window : plan_.data.skipped.windows()) {
+    skip_list_.Skip(window.begin, window.end);  // one behind us is refused below
+  }
+  skipped_.total = int64_t(Number(state, kSkippedSteps, 0));
+  skipped_.in_a_row = int64_t(Number(state, kSkippedSteps, 1));
+  spike_.rewinds = int64_t(Number(state, kRewinds, 0));
+  const auto losses = state.numbers.find(kSpikeLosses);
+  spike_.losses = losses == state.numbers.end() ? std::vector<double>() : losses->second;
+  GradientNoiseScale noise = trainer_->noise();
+  noise.gradient = Number(state, kNoise, 0);
+  noise.trace = Number(state, kNoise, 1);
+  noise.weight = Number(state, kNoise, 2);
+  trainer_->Restore(int64_t(Number(state, kUpdates, 0)), noise);
+  TOROID_RETURN_IF_ERROR(MakeBatches());
+  const auto list = state.texts.find(kList);
+  if (state.seed != plan_.seed || list == state.texts.end() ||
+      list->second != absl::StrCat(batches_->list_fingerprint())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the checkpoint of step ", state.step,
+        " was trained on other data, or with another seed: give those again, or another output "
+        "directory"));
+  }
+  return batches_->CheckPosition(state.step, state.data_position);
+}
+
+TrainingState TrainingRun::State() const {
+  TrainingState state;
+  state.step = step_;
+  state.branch = branch_;
+  const auto next = batches_->At(step_);
+  state.data_position = next.ok() ? next->position : 0;
+  state.seed = plan_.seed;
+  state.skipped = skip_list_;
+  state.numbers[kUpdates] = {double(trainer_->updates())};
+  state.numbers[kSkippedSteps] = {double(skipped_.total), double(skipped_.in_a_row)};
+  state.numbers[kSpikeLosses] = spike_.losses;
+  state.numbers[kRewinds] = {double(spike_.rewinds)};
+  state.numbers[kForks] = forks_;
+  const GradientNoiseScale& noise = trainer_->noise();
+  state.numbers[kNoise] = {noise.gradient, noise.trace, noise.weight};
+  state.texts[kList] = absl::StrCat(batches_->list_fingerprint());
+  return state;
+}
+
+// A checkpoint that cannot be written stops no training: it is an alarm, and the last good one
+// stays.
+absl::Status TrainingRun::Save() {
+  if (writer_ == nullptr) return absl::OkStatus();
+  Take(writer_->Wait());
+  if (result_.checkpoint == absl::StrCat(Checkpoints(), "/", CheckpointName(step_, branch_))) {
+    return trainer_->mesh().Health();  // it is there already
+  }
+  const absl::Status begun = writer_->Save(State());
+  if (!begun.ok()) Note(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));
+  return trainer_->mesh().Health();
+}
+
+void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
+  if (!outcome) return;
+  if (outcome->status.ok()) {
+    result_.checkpoint = outcome->path;
+  } else {
+    Note(absl::StrCat("no checkpoint of step ", outcome->step, ": ", outcome->status.message()));
+  }
+  if (!outcome->removal.ok()) Note(std::string(outcome->removal.message()));
+  if (speaks()) events_.on_checkpoint(*outcome);
+}
+
+// --- steps --------------------------------------------------------------------------------------
+
+absl::StatusOr<StepReport> TrainingRun::Step() {
+  const auto start = std::chrono::steady_clock::now();
+  TOROID_ASSIGN_OR_RETURN(const Batch batch, batches_->At(step_));
+  TrainBatch packs;
+  for (int64_t i = 0; i < batch.packs; ++i) {
+    packs.documents.push_back(batches_->DocumentLengths(batch.first_pack + i));
+  }
+  packs.read = [&](int64_t i) { return batches_->Read(batch.first_pack + i); };
+  StepReport report;
+  TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.tokens_per_s = double(report.result.tokens) / report.seconds;
+  report.peak_bytes = trainer_->peak_bytes();
+  report.flops =
+      FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, packs.documents);
+  return report;
+}
+
+// The loss after a step: a spike takes the run back, before what it did to the weights lasts.
+absl::Status TrainingRun::JudgeLoss(const StepReport& report) {
+  if (!plan_.spike) return absl::OkStatus();
+  const SpikeVerdict verdict = Observe(*plan_.spike, report.result.loss, spike_);
+  if (!verdict.spike) return absl::OkStatus();
+  Take(writer_->Wait());
+  TOROID_ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, OwnCheckpoints());
+  std::vector<int64_t> steps;
+  for (const CheckpointEntry& entry : entries) steps.push_back(entry.step);
+  TOROID_ASSIGN_OR_RETURN(const Rewind rewind,
+                          PlanRewind(*plan_.spike, spike_, report.result.step, steps,
+                                     plan_.data.batch_tokens, skip_list_));
+  Note(absl::StrCat("step ", report.result.step, ": loss ", report.result.loss, " is above ",
+                    verdict.threshold, " (median ", verdict.median, "): back to step ",
+                    rewind.to_step, ", without the batches of steps ", rewind.first, " to ",
+                    rewind.end - 1));
+  const auto target =
+      std::find_if(entries.begin(), entries.end(),
+                   [&](const CheckpointEntry& entry) { return entry.step == rewind.to_step; });
+  TOROID_CHECK(target != entries.end());
+  return GoBack(rewind, target->name);
+}
+
+// Branch b of a run began at step forks_[b], with what the branches before it had made until then;
+// -1: it belongs to a history that was left.
+bool TrainingRun::OfThisHistory(const CheckpointEntry& entry) const {
+  if (entry.kind != CheckpointEntry::Kind::kWhole) return false;
+  if (entry.branch > branch_ || forks_[entry.branch] < 0) return false;
+  for (int64_t later = entry.branch + 1; later <= branch_; ++later) {
+    if (forks_[later] >= 0 && entry.step > forks_[later]) return false;
+  }
+  return true;
+}
+
+// Begins a branch here, behind all that were there.
+void TrainingRun::Fork(int64_t branch) {
+  forks_.resize(size_t(branch), -1);
+  forks_.push_back(double(step_));
+  branch_ = branch;
+}
+
+// Those that this run can go back to, newest first. Rank 0's list counts.
+absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::OwnCheckpoints() {
+  Communicator& world = trainer_->mesh().world();
+  absl::StatusOr<std::vector<CheckpointEntry>> all = std::vector<CheckpointEntry>();
+  if (speaks()) all = ListCheckpoints(PosixFiles(), Checkpoints());
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, all.status()));
+  std::vector<std::string> names;
+  for (const CheckpointEntry& entry : Loadable(std::move(*all))) {
+    if (OfThisHistory(entry)) names.push_back(entry.name);
+  }
+  const std::string text = BroadcastText(world, absl::StrJoin(names, "/"));
+  TOROID_RETURN_IF_ERROR(world.Health());
+  std::vector<CheckpointEntry> entries;
+  for (const absl::string_view name : absl::StrSplit(text, '/', absl::SkipEmpty())) {
+    TOROID_CHECK(ParseCheckpointName(name, entries.emplace_back()));
+  }
+  return entries;
+}
+
+absl::Status TrainingRun::GoBack(const Rewind& rewind, const std::string& checkpoint) {
+  const int64_t branch = branch_ + 1;
+  TOROID_ASSIGN_OR_RETURN(const LoadedCheckpoint loaded,
+                          LoadCheckpoint(absl::StrCat(Checkpoints(), "/", checkpoint),
+                                         trainer_->config(), trainer_->store()));
+  TOROID_RETURN_IF_ERROR(Restore(loaded.state));
+  Fork(branch);
+  skip_list_ = rewind.skipped;
+  spike_.rewinds = rewind.rewinds;
+  TOROID_RETURN_IF_ERROR(MakeBatches());
+  // Durable before the next step: a run killed later must not meet the window again. If the disk
+  // will not have it, such a run will go back once more.
+  TOROID_RETURN_IF_ERROR(Save());
+  Take(writer_->Wait());
+  return trainer_->mesh().Health();
+}
+
+StopAsked TrainingRun::Stop() {
+  Mesh& mesh = trainer_->mesh();
+  const StopAsked own = speaks() ? events_.stop() : StopAsked::kNo;
+  return StopAsked(mesh.Agree(trainer_->stream(), int64_t(own)));
+}
+
+absl::StatusOr<TrainingResult> TrainingRun::Run() {
+  // The spike rule can only go back to what was written.
+  if (step_ == 0 && plan_.spike) TOROID_RETURN_IF_ERROR(Save());
+  bool first = true;
+  while (step_ < plan_.steps) {
+    result_.stopped = Stop();
+    TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
+    if (result_.stopped == StopAsked::kCancel) return absl::CancelledError("cancelled");
+    if (result_.stopped == StopAsked::kRequeue) break;
+    TOROID_ASSIGN_OR_RETURN(const StepReport report, Step());
+    const StepResult& step = report.result;
+    if (speaks()) events_.on_step(report);
+    TOROID_RETURN_IF_ERROR(skipped_.Count(step_, {step.grad_norm, 1, step.skipped.empty()},
+                                          step.skipped, plan_.skip_limit));
+    if (first) result_.first_loss = step.loss;
+    first = false;
+    result_.last_loss = step.loss;
+    result_.tokens += step.tokens;
+    ++step_;
+    const int64_t done = step_;
+    TOROID_RETURN_IF_ERROR(JudgeLoss(report));
+    const bool due = plan_.checkpoint_every > 0 && step_ % plan_.checkpoint_every == 0;
+    if (writer_ != nullptr) Take(writer_->Poll());
+    if (due && step_ == done && step_ < plan_.steps) TOROID_RETURN_IF_ERROR(Save());
+  }
+  TOROID_RETURN_IF_ERROR(Save());
+  if (writer_ != nullptr) Take(writer_->Wait());
+  result_.steps = step_;
+  result_.skipped = skipped_.total;
+  result_.rewinds = spike_.rewinds;
+  return result_;
+}
+
+}  // namespace toroid

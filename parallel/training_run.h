@@ -1,0 +1,153 @@
+// TrainingRun: a run of many steps on one rank of a world: data, steps, checkpoints, the spike
+// rule, what is written of it.
+//
+// SPMD: every rank makes the same calls. Rank 0 alone writes metrics and answers `stop`; ranks
+// agree on it once a step, so that all stop behind the same one. A run is a function of its plan:
+// killed and started again it goes on from its newest checkpoint with the batches that it would
+// have seen. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/io/checkpoint_directory.h"
+#include "core/train/batches.h"
+#include "core/train/clip.h"
+#include "core/train/flops.h"
+#include "core/train/spike.h"
+#include "core/train/token_cache.h"
+#include "parallel/checkpoint.h"
+#include "parallel/trainer.h"
+
+namespace toroid {
+
+struct TrainingData {
+  std::vector<std::string> paths;  // patterns, as FindSources takes them
+  DataFormat format = DataFormat::kByName;
+  DocumentRule documents;
+  std::string cache;            // where tokens are kept
+  int64_t sequence_length = 0;  // tokens of a pack
+  BatchRamp batch_tokens;
+  bool shuffle = true;
+  int64_t epochs = 0;           // 0: no end
+  bool join_documents = false;  // documents of a pack see each other
+  SkipList skipped;             // tokens left out from the start: whole packs
+};
+
+struct TrainingPlan {
+  TrainOptions options;
+  TrainingData data;
+  int64_t steps = 0;
+  uint64_t seed = 0;             // of the order of documents
+  std::string directory;         // of the run; empty: nothing is written
+  int64_t checkpoint_every = 0;  // steps; 0: at the end alone
+  int64_t keep = 3;              // checkpoints
+  int64_t epoch = 0;             // of this launch
+  std::optional<SpikeRule> spike;
+  int64_t skip_limit = 10;  // steps in a row whose gradient is not finite
+};
+
+// What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,
+// schedules and rules. InvalidArgument naming the field. Pure.
+absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_t ranks);
+
+// A step as metrics.jsonl has it.
+struct StepReport {
+  StepResult result;
+  double seconds = 0;
+  double tokens_per_s = 0;
+  int64_t peak_bytes = 0;  // accounted, of this rank
+  // Of the step, on all ranks: divided by seconds x ranks x the peak rate of one, MFU and HFU.
+  TrainingFlops flops;
+};
+
+enum class StopAsked {
+  kNo,
+  kRequeue,  // write a checkpoint and end: exit code 75
+  kCancel    // end at once
+};
+
+// Called on rank 0 only.
+struct TrainingEvents {
+  std::function<void(const TokenCacheProgress&)> on_tokenised = [](const TokenCacheProgress&) {};
+  std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
+  std::function<void(const CheckpointOutcome&)> on_checkpoint = [](const CheckpointOutcome&) {};
+  // A sentence for the user: resumed from, went back to, alarm.
+  std::function<void(const std::string&)> on_note = [](const std::string&) {};
+  std::function<StopAsked()> stop = [] { return StopAsked::kNo; };
+};
+
+struct TrainingResult {
+  int64_t steps = 0;                     // done, those before this launch counted
+  int64_t tokens = 0;                    // of this launch
+  double first_loss = 0, last_loss = 0;  // of this launch
+  int64_t skipped = 0;                   // steps without an update, of the whole run
+  int64_t rewinds = 0;
+  StopAsked stopped = StopAsked::kNo;
+  std::string checkpoint;  // the last one that is durable
+};
+
+class TrainingRun {
+ public:
+  // Makes the trainer, tokenises what is not yet in the cache (all ranks take their share), opens
+  // the data and loads the newest checkpoint of plan.directory, if there is one. Collective; an
+  // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
+  // model's, data that ends before plan.steps. FailedPrecondition: a checkpoint of another run.
+  static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
+      std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
+      std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
+      const TrainingEvents& events, ProgressBoard* board);
+
+  // Steps until plan.steps are done or it is asked to stop; ends with a checkpoint.
+  absl::StatusOr<TrainingResult> Run();
+
+  Trainer& trainer() { return *trainer_; }
+
+ private:
+  explicit TrainingRun(const TrainingPlan& plan, const TrainingEvents& events)
+      : plan_(plan), events_(events) {}
+  absl::Status OpenData(const ModelSource& source, const Tokenizer* tokenizer);
+  absl::Status Tokenise(const std::vector<SourceFile>& files, const ModelSource& source,
+                        const Tokenizer* tokenizer);
+  absl::Status MakeBatches();
+  absl::Status Resume();
+  absl::Status Restore(const TrainingState& state);
+  TrainingState State() const;
+  absl::Status Save();
+  void Take(const std::optional<CheckpointOutcome>& outcome);
+  absl::StatusOr<StepReport> Step();
+  absl::Status JudgeLoss(const StepReport& report);
+  bool OfThisHistory(const CheckpointEntry& entry) const;
+  absl::StatusOr<std::vector<CheckpointEntry>> OwnCheckpoints();
+  void Fork(int64_t branch);
+  absl::Status GoBack(const Rewind& rewind, const std::string& checkpoint);
+  StopAsked Stop();
+  bool speaks() const { return trainer_->mesh().rank() == 0; }
+  void Note(const std::string& sentence) {
+    if (speaks()) events_.on_note(sentence);
+  }
+  std::string Checkpoints() const { return plan_.directory + "/checkpoints"; }
+
+  const TrainingPlan plan_;
+  const TrainingEvents events_;
+  std::unique_ptr<Trainer> trainer_;
+  std::shared_ptr<const TokenDataset> dataset_;
+  std::unique_ptr<const Batches> batches_;
+  std::unique_ptr<CheckpointWriter> writer_;  // null: nothing is written
+  int32_t end_of_text_ = -1;
+
+  // What a checkpoint holds besides the store.
+  int64_t step_ = 0, branch_ = 0;
+  std::vector<double> forks_ = {0};  // by branch
+  SkipList skip_list_;
+  SkippedSteps skipped_;
+  SpikeState spike_;
+  TrainingResult result_;
+};
+
+}  // namespace toroid

@@ -1,0 +1,286 @@
+// Runs of many steps: resumed bit for bit after a stop and after being killed, resumed on other
+// meshes, stopped when asked, refused when they cannot be right.
+#include <filesystem>
+
+#include "tests/support/training_runs.h"
+
+namespace toroid {
+namespace {
+
+using testing::HasSubstr;
+
+// --- resume -------------------------------------------------------------------------------------
+
+TEST_F(TrainingRunTest, LearnsAndResumesBitForBit) {
+  TrainingPlan plan = Plan({2, 1, 1}, 30);
+  plan.directory = Directory("whole");
+  const Outcome whole = Run(plan);
+  ASSERT_TRUE(whole.status.ok()) << whole.status;
+  EXPECT_LT(whole.losses.at(29), whole.losses.at(0) - 0.3);
+  EXPECT_THAT(whole.result.checkpoint, HasSubstr("step-00000030"));
+
+  plan.directory = Directory("parts");
+  plan.checkpoint_every = 5;
+  plan.steps = 17;  // ends between two checkpoints: with one of its own
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.steps = 30;
+  const Outcome rest = Run(plan);
+  ASSERT_TRUE(rest.status.ok()) << rest.status;
+  EXPECT_TRUE(rest.Notes("resumed from"));
+  EXPECT_EQ(rest.losses.count(16), 0u);
+  for (int64_t step = 17; step < 30; ++step) {
+    EXPECT_EQ(rest.losses.at(step), whole.losses.at(step)) << step;
+  }
+  EXPECT_EQ(rest.weights, whole.weights);
+}
+
+// 200 steps with dropout and a measured noise scale: at once, stopped at 150 and begun again,
+// killed behind steps drawn at random.
+TEST_F(TrainingRunTest, TwoHundredStepsAreTheSameHoweverOftenTheyAreKilled) {
+  TrainingPlan plan = Plan({2, 1, 1}, 200);
+  plan.data.sequence_length = 12;
+  plan.data.batch_tokens.stages = {{0, 2 * 12}, {60, 3 * 12}};
+  plan.checkpoint_every = 7;
+  plan.options.dropout = 0.1;
+  plan.options.dropout_seed = 3;
+  plan.options.noise_scale_every = 5;
+  const auto noise = [](const Outcome& run) {
+    return std::vector<double>{run.noise.gradient, run.noise.trace, run.noise.weight};
+  };
+  plan.directory = Directory("whole");
+  const Outcome whole = Run(plan);
+  ASSERT_TRUE(whole.status.ok()) << whole.status;
+  EXPECT_GT(whole.noise.weight, 20);  // 40 measurements, the older ones forgotten a little
+
+  plan.directory = Directory("stopped");
+  plan.steps = 150;
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.steps = 200;
+  const Outcome stopped = Run(plan);
+  ASSERT_TRUE(stopped.status.ok()) << stopped.status;
+  EXPECT_EQ(stopped.reports.size(), 50u);
+  EXPECT_EQ(stopped.weights, whole.weights);
+  EXPECT_EQ(noise(stopped), noise(whole));
+
+  plan.directory = Directory("killed");
+  std::map<int64_t, double> losses;
+  int64_t kill = 0, lost = 0;
+  for (int64_t launch = 0; kill < 200; ++launch) {
+    plan.epoch = launch;
+    kill += 20 + int64_t(Philox(17, uint64_t(launch), 0)[0] % 40);
+    const Outcome killed = kill < 200 ? RunUntilKilled(plan, kill) : Run(plan);
+    ASSERT_EQ(killed.status.ok(), kill >= 200) << killed.status;
+    for (const StepReport& report : killed.reports) {
+      lost += losses.count(report.result.step) > 0;
+      losses[report.result.step] = report.result.loss;
+    }
+    if (kill < 200) continue;
+    EXPECT_EQ(killed.weights, whole.weights);
+    EXPECT_EQ(noise(killed), noise(whole));
+  }
+  EXPECT_GT(lost, 0);  // steps were done twice
+  EXPECT_EQ(losses, whole.losses);
+
+  // Control: what a run is shows in these numbers.
+  plan.directory = "";
+  plan.steps = 9;
+  plan.options.dropout_seed = 4;
+  EXPECT_NE(Run(plan).losses.at(8), whole.losses.at(8));
+}
+
+TEST_F(TrainingRunTest, ResumesOnAnotherMesh) {
+  TrainingPlan plan = Plan({1, 1, 1}, 20);
+  plan.directory = "";
+  plan.options.dropout = 0.1;
+  const Outcome whole = Run(plan);
+  EXPECT_EQ(whole.result.checkpoint, "");  // nothing is written
+  plan.directory = Directory("run");
+  plan.options.mesh = {2, 2, 1};
+  plan.steps = 10;
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.options.mesh = {1, 1, 3};
+  plan.steps = 20;
+  const Outcome rest = Run(plan);
+  ASSERT_TRUE(rest.status.ok()) << rest.status;
+  for (int64_t step = 10; step < 20; ++step) {
+    EXPECT_NEAR(rest.losses.at(step) / whole.losses.at(step), 1, 1e-5) << step;
+  }
+}
+
+TEST_F(TrainingRunTest, AnotherRunIsRefusedNotMixed) {
+  TrainingPlan plan = Plan({1, 1, 1}, 3);
+  ASSERT_TRUE(Run(plan).status.ok());
+  const auto refused = [&](const TrainingPlan& other) {
+    const Outcome run = Run(other);
+    EXPECT_EQ(run.status.code(), absl::StatusCode::kFailedPrecondition) << run.status;
+  };
+  plan.steps = 6;
+  TrainingPlan other = plan;
+  other.seed = 6;
+  refused(other);
+  other = plan;
+  other.data.batch_tokens.stages = {{0, 2 * 32}};
+  refused(other);
+  other = plan;
+  other.data.skipped.Skip(0, 32);  // behind us
+  refused(other);
+  other = plan;
+  other.data.paths = {WriteShard(directory_, "others.tokens", Walks(41, vocab()), vocab())};
+  refused(other);
+  plan.data.skipped.Skip(5 * 128, 6 * 128);  // before us
+  plan.data.batch_tokens.stages.push_back({3, 64});
+  const Outcome run = Run(plan);
+  EXPECT_TRUE(run.status.ok()) << run.status;
+  EXPECT_EQ(run.result.steps, 6);
+}
+
+// The newest checkpoint is damaged: the one before is taken, and what follows is a new branch.
+TEST_F(TrainingRunTest, ADamagedCheckpointCostsItsStepsAlone) {
+  TrainingPlan plan = Plan({1, 1, 1}, 10);
+  plan.checkpoint_every = 5;
+  const Outcome whole = Run(plan);
+  ASSERT_TRUE(whole.status.ok()) << whole.status;
+  const std::string newest = whole.result.checkpoint;
+  for (const auto& file : std::filesystem::directory_iterator(newest)) {
+    if (file.path().extension() == ".bin") {
+      std::filesystem::resize_file(file.path(), std::filesystem::file_size(file.path()) - 1);
+    }
+  }
+  const Outcome again = Run(plan);
+  ASSERT_TRUE(again.status.ok()) << again.status;
+  EXPECT_EQ(again.reports.size(), 5u);
+  EXPECT_EQ(again.weights, whole.weights);
+  EXPECT_TRUE(again.Notes(newest));
+  EXPECT_THAT(again.result.checkpoint, HasSubstr("step-00000010-b1"));
+  EXPECT_TRUE(Run(plan).reports.empty());
+}
+
+TEST_F(TrainingRunTest, StopsBehindAStepWithACheckpoint) {
+  TrainingEvents events;
+  int64_t done = 0;
+  events.on_step = [&](const StepReport&) { ++done; };
+  events.stop = [&] { return done == 7 ? StopAsked::kRequeue : StopAsked::kNo; };
+  const Outcome asked = Run(Plan({2, 1, 1}, 20), events);
+  ASSERT_TRUE(asked.status.ok()) << asked.status;
+  EXPECT_EQ(asked.result.stopped, StopAsked::kRequeue);
+  EXPECT_EQ(asked.result.steps, 7);
+  EXPECT_THAT(asked.result.checkpoint, HasSubstr("step-00000007"));
+  done = 0;
+  events.stop = [&] { return done == 2 ? StopAsked::kCancel : StopAsked::kNo; };
+  EXPECT_EQ(Run(Plan({2, 1, 1}, 20), events).status.code(), absl::StatusCode::kCancelled);
+}
+
+// A disk that takes no checkpoint is an alarm, and the run goes on.
+TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenStopsNothing) {
+  TrainingPlan plan = Plan({2, 1, 1}, 6);
+  plan.checkpoint_every = 2;
+  TrainingEvents events;
+  events.on_step = [&](const StepReport& report) {
+    if (report.result.step > 0) return;
+    std::filesystem::create_directories(plan.directory);
+    directory_.Write("run/checkpoints", "in the way");
+  };
+  const Outcome run = Run(plan, events);
+  ASSERT_TRUE(run.status.ok()) << run.status;
+  EXPECT_EQ(run.result.steps, 6);
+  EXPECT_EQ(run.result.checkpoint, "");
+  EXPECT_TRUE(run.Notes("no checkpoint of step 2"));
+  EXPECT_TRUE(run.Notes("no checkpoint of step 6"));
+}
+
+// --- what cannot be right -----------------------------------------------------------------------
+
+TEST_F(TrainingRunTest, DataOfAnotherVocabularyIsRefused) {
+  TrainingPlan plan = Plan({1, 1, 1}, 3);
+  plan.data.paths = {WriteShard(directory_, "large.tokens", {{1, 2, 3}}, 65536)};
+  EXPECT_THAT(Run(plan).status.message(), HasSubstr("vocabulary of 65536"));
+  plan.data.paths = {directory_.path() + "/none*.tokens"};
+  EXPECT_THAT(Run(plan).status.message(), HasSubstr("none"));
+}
+
+TEST_F(TrainingRunTest, WhatDoesNotFitIsOneErrorBeforeTheFirstStep) {
+  const auto refused = [&](const TrainingPlan& plan, const std::string& words, int ranks = 0) {
+    const Outcome run = Run(plan, {}, {}, ranks);
+    EXPECT_EQ(run.status.code(), absl::StatusCode::kInvalidArgument) << words;
+    EXPECT_THAT(run.status.message(), HasSubstr(words));
+    EXPECT_TRUE(run.reports.empty());
+  };
+  TrainingPlan plan = Plan({2, 1, 1}, 3);
+  refused(plan, "data=1,ring=3,tensor=1", 3);
+  refused(Plan({1, 1, 10}, 3), "9");  // query heads
+  plan.data.batch_tokens.stages = {{0, 100}};
+  refused(plan, "100");
+  plan = Plan({2, 1, 1}, 3);
+  plan.data.sequence_length = 0;
+  refused(plan, "sequence length");
+  plan = Plan({2, 1, 1}, 300);
+  plan.data.epochs = 1;
+  refused(plan, "the data ends after");
+  plan = Plan({2, 1, 1}, 3);
+  plan.options.dropout = 1;
+  refused(plan, "dropout");
+  plan = Plan({2, 1, 1}, 3);
+  plan.options.optimizer.rate.peak = 0;
+  refused(plan, "learning rate");
+  plan = Plan({2, 1, 1}, 3);
+  plan.checkpoint_every = 50;
+  plan.keep = 2;
+  plan.spike = SpikeRule();
+  refused(plan, "keep 3");
+  plan.directory = "";
+  refused(plan, "checkpoints");
+}
+
+// Batches that no axis divides, and packs of one token each: right.
+TEST_F(TrainingRunTest, BatchesThatDoNotDivide) {
+  for (const int64_t length : {1, 31}) {
+    TrainingPlan plan = Plan({1, 1, 1}, 4);
+    plan.directory = "";
+    plan.data.sequence_length = length;
+    plan.data.batch_tokens.stages = {{0, 5 * length}, {2, 3 * length}};
+    const Outcome one = Run(plan);
+    ASSERT_TRUE(one.status.ok()) << one.status;
+    for (const MeshShape mesh :
+         {MeshShape{3, 1, 1}, MeshShape{2, 2, 1}, MeshShape{1, 3, 2}, MeshShape{2, 1, 3}}) {
+      plan.options.mesh = mesh;
+      plan.options.packs_per_rank = mesh.tensor;
+      const Outcome many = Run(plan);
+      ASSERT_TRUE(many.status.ok()) << many.status;
+      for (int64_t step = 0; step < 4; ++step) {
+        EXPECT_NEAR(many.losses.at(step) / one.losses.at(step), 1, 1e-5)
+            << ToString(mesh) << " length " << length << " step " << step;
+      }
+    }
+  }
+}
+
+// Text is tokenised by all ranks together; without any there is one error.
+TEST_F(TrainingRunTest, TextAndNoText) {
+  TrainingPlan plan = Plan({2, 1, 1}, 3);
+  plan.directory = "";
+  plan.data.paths = {directory_.Write("empty.txt", "")};
+  EXPECT_THAT(Run(plan).status.message(), HasSubstr("has no tokenizer"));
+  auto tokenizer = Tokenizer::FromSource(source_->tokenizer);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  tokenizer_ = std::move(*tokenizer);
+  const Outcome empty = Run(plan);
+  EXPECT_FALSE(empty.status.ok());
+  EXPECT_TRUE(empty.reports.empty());
+  EXPECT_NE(empty.status.message(), "");
+
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "All that is gold does not glitter. ";
+  plan.data.paths = {directory_.Write("some.txt", text)};
+  int64_t told = 0;
+  TrainingEvents events;
+  events.on_tokenised = [&](const TokenCacheProgress&) { ++told; };
+  const Outcome some = Run(plan, events);
+  ASSERT_TRUE(some.status.ok()) << some.status;
+  EXPECT_EQ(some.result.steps, 3);
+  EXPECT_GT(told, 0);
+  EXPECT_GT(some.reports[0].flops.model, 0);
+  EXPECT_GT(some.reports[0].flops.hardware, some.reports[0].flops.model);
+}
+
+}  // namespace
+}  // namespace toroid

@@ -1,0 +1,144 @@
+// Runs of training on threads: TrainingRunTest's Run(plan) gives what rank 0 saw of one,
+// RunUntilKilled what it saw before its world was abandoned.
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/random.h"
+#include "parallel/thread_communicator.h"
+#include "parallel/training_run.h"
+#include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
+#include "tests/support/token_sets.h"
+
+namespace toroid {
+
+// Documents with something to learn: walks through the first `span` ids with some jumps.
+inline Documents Walks(int64_t documents, int64_t span) {
+  Documents all;
+  for (int64_t d = 0; d < documents; ++d) {
+    std::vector<int32_t> ids;
+    for (int64_t i = 0; i < 5 + d * 7 % 60; ++i) {
+      const auto random = Philox(9, uint64_t(i), uint64_t(d));
+      const bool jump = i == 0 || random[0] % 6 == 0;
+      ids.push_back(int32_t(jump ? random[1] % span : (ids.back() + 3) % span));
+    }
+    all.push_back(std::move(ids));
+  }
+  return all;
+}
+
+class TrainingRunTest : public testing::Test {
+ protected:
+  TrainingRunTest() : source_(TestSource("random:tiny-gqa")) {
+    shard_ = WriteShard(directory_, "walks.tokens", Walks(40, vocab()), vocab());
+  }
+  int64_t vocab() const { return source_->config.vocab; }
+
+  TrainingPlan Plan(MeshShape mesh, int64_t steps) const {
+    TrainingPlan plan;
+    plan.options.mesh = mesh;
+    plan.options.token_block = 16;
+    plan.options.optimizer.rate.peak = 3e-3;
+    plan.options.optimizer.rate.warmup = 4;
+    plan.data.paths = {shard_};
+    plan.data.cache = directory_.path() + "/cache";
+    plan.data.sequence_length = 32;
+    plan.data.batch_tokens.stages = {{0, 4 * 32}};
+    plan.seed = 5;
+    plan.steps = steps;
+    plan.directory = Directory("run");
+    return plan;
+  }
+  std::string Directory(const std::string& name) const { return directory_.path() + "/" + name; }
+
+  struct Outcome {
+    absl::Status status;
+    TrainingResult result;
+    std::map<int64_t, double> losses;  // by step, the last time that it was done
+    std::vector<StepReport> reports;
+    std::vector<std::string> notes;
+    std::vector<float> weights;  // of rank 0's share, at the end
+    GradientNoiseScale noise;    // the same
+    bool Notes(const std::string& part) const {
+      return testing::Matches(testing::Contains(testing::HasSubstr(part)))(notes);
+    }
+  };
+
+  // One rank of a run; the first one fills `outcome`.
+  void RunRank(const TrainingPlan& plan, const TrainingEvents& events,
+               std::unique_ptr<Communicator> world, Outcome& outcome) const {
+    const bool first = world->rank() == 0;
+    auto run = TrainingRun::Create(std::move(world), source_, tokenizer_, plan, events, nullptr);
+    absl::Status status = run.status();
+    if (run.ok()) {
+      const auto result = (*run)->Run();
+      status = result.status();
+      if (first && result.ok()) outcome.result = *result;
+      if (first) outcome.noise = (*run)->trainer().noise();
+      ParamStore& store = (*run)->trainer().store();
+      for (int64_t g = 0; first && g < store.groups().count(); ++g) {
+        const Tensor w = store.Stored(ParamStore::Kind::kWeights, g);
+        outcome.weights.insert(outcome.weights.end(), w.as<float>(), w.as<float>() + w.size());
+      }
+    }
+    if (first) outcome.status = status;
+  }
+
+  static TrainingEvents Recording(TrainingEvents events, Outcome& outcome) {
+    events.on_step = [&outcome, also = events.on_step](const StepReport& report) {
+      outcome.losses[report.result.step] = report.result.loss;
+      outcome.reports.push_back(report);
+      also(report);
+    };
+    events.on_note = [&outcome](const std::string& note) { outcome.notes.push_back(note); };
+    return events;
+  }
+
+  Outcome Run(const TrainingPlan& plan, TrainingEvents events = {}, const WrapWorld& wrap = {},
+              int ranks = 0) const {
+    Outcome outcome;
+    events = Recording(std::move(events), outcome);
+    RunOnRanks(ranks > 0 ? ranks : int(plan.options.mesh.size()),
+               [&](std::unique_ptr<Communicator> world) {
+                 if (wrap) world = wrap(std::move(world));
+                 RunRank(plan, events, std::move(world), outcome);
+               });
+    return outcome;
+  }
+
+  // The same, killed when rank 0 has done step `last`: no verb works from then on.
+  Outcome RunUntilKilled(const TrainingPlan& plan, int64_t last) const {
+    Outcome outcome;
+    std::shared_ptr<ThreadWorldMonitor> monitor;
+    auto worlds = NewThreadWorld(int(plan.options.mesh.size()), &monitor);
+    TrainingEvents events;
+    events.on_step = [&](const StepReport& report) {
+      if (report.result.step == last) monitor->Abandon("killed");
+    };
+    events = Recording(std::move(events), outcome);
+    std::vector<std::thread> ranks;
+    for (auto& world : worlds) {
+      ranks.emplace_back([&, mine = std::move(world)]() mutable {
+        RunRank(plan, events, std::move(mine), outcome);
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+    return outcome;
+  }
+
+  TemporaryDirectory directory_;
+  std::shared_ptr<const ModelSource> source_;
+  std::shared_ptr<const Tokenizer> tokenizer_;  // null: shards of tokens alone
+  std::string shard_;
+};
+
+}  // namespace toroid
