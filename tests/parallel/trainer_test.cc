@@ -169,6 +169,42 @@ TEST(TrainerTest, OneCurveInFloat32OnMeshesOfThreeAndFive) {
   }
 }
 
+// From nothing: the first loss is that of knowing nothing, on every mesh, and then it falls.
+TEST(TrainerTest, PresetsBeginAtTheEntropyOfTheVocabulary) {
+  for (const char* name : {"gpt3-tiny", "palm-tiny", "tiny-gqa"}) {
+    double first = 0;
+    for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{2, 1, 2}, MeshShape{1, 3, 1}}) {
+      SCOPED_TRACE(std::string(name) + " " + ToString(mesh));
+      RunOnRanks(int(mesh.size()), [&](std::unique_ptr<Communicator> world) {
+        auto opened = OpenPreset(name, 1);
+        ASSERT_TRUE(opened.ok());
+        const double entropy = std::log(double(opened->config.vocab));
+        const bool gpt = opened->config.architecture != "palm";
+        TrainOptions options = Options(mesh);
+        options.zeta = 0;
+        const bool one = mesh.size() == 1;
+        auto trainer = Trainer::Create(std::move(world),
+                                       std::make_shared<const ModelSource>(std::move(*opened)),
+                                       options, nullptr);
+        ASSERT_TRUE(trainer.ok()) << trainer.status();
+        std::vector<double> losses;
+        for (int64_t step = 0; step < (one ? 12 : 1); ++step) {
+          const auto result = (*trainer)->Step(step, BatchOf(step, 320));
+          ASSERT_TRUE(result.ok()) << result.status();
+          losses.push_back(result->loss);
+        }
+        // PaLM's embeddings of deviation 1 make logits of deviation 1.
+        EXPECT_NEAR(losses[0], entropy, gpt ? 0.05 : 1.5);
+        if (one) {
+          first = losses[0];
+          EXPECT_LT(losses.back(), first - 0.05);
+        }
+        EXPECT_NEAR(losses[0] / first, 1, 1e-11);
+      });
+    }
+  }
+}
+
 // Prefetch, micro-batches and what is saved change when things happen, not what is computed.
 TEST(TrainerTest, PrefetchChangesNoBit) {
   TrainOptions options = Options({2, 2, 1}, Compute::kF32);
