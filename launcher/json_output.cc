@@ -71,6 +71,13 @@ Json Score(absl::string_view model, const ScoreResult& result) {
   return json;
 }
 
+Json TensorJson(const TensorError& tensor) {
+  return {{"tensor", tensor.tensor},
+          {"layer", tensor.layer},
+          {"error", tensor.error},
+          {"bound", tensor.bound}};
+}
+
 // RFC 3339, or null for a time that has not come.
 Json TimeJson(absl::Time time) {
   if (time == absl::InfinitePast() || time == absl::InfiniteFuture()) return nullptr;
@@ -202,18 +209,22 @@ std::string VerifyJson(absl::string_view model, const VerifyResult& result) {
   json["model"] = std::string(model);
   json["mesh"] = MeshJson(result.report.mesh);
   json["pass"] = result.pass;
-  json["worst"] = {{"tensor", result.worst.tensor},
-                   {"layer", result.worst.layer},
-                   {"error", result.worst.error},
-                   {"bound", result.worst.bound}};
+  json["worst"] = TensorJson(result.worst);
   json["tensors"] = Json::array();
-  for (const TensorError& tensor : result.tensors) {
-    json["tensors"].push_back({{"tensor", tensor.tensor},
-                               {"layer", tensor.layer},
-                               {"error", tensor.error},
-                               {"bound", tensor.bound}});
-  }
+  for (const TensorError& tensor : result.tensors) json["tensors"].push_back(TensorJson(tensor));
   AddReport(result.report, &json);
+  return Dump(json);
+}
+
+std::string SelfTestJson(const SelfTestResult& result) {
+  Json json = Object();
+  json["pass"] = result.pass;
+  json["clean"] = {{"pass", result.clean.pass}, {"worst", TensorJson(result.clean.worst)}};
+  json["bugs"] = Json::array();
+  for (const PlantedBug& bug : result.bugs) {
+    json["bugs"].push_back(
+        {{"bug", bug.bug}, {"found", bug.found}, {"worst", TensorJson(bug.worst)}});
+  }
   return Dump(json);
 }
 

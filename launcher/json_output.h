@@ -7,6 +7,7 @@
 
 #include "absl/strings/string_view.h"
 #include "parallel/request.h"
+#include "parallel/verify_self_test.h"
 #include "rpc/job.h"
 
 namespace toroid {
@@ -18,6 +19,7 @@ std::string GenerateJson(absl::string_view model, const GenerateResult& answer,
                          bool several = false);
 std::string ScoreJson(absl::string_view model, const ScoreResult& result);
 std::string VerifyJson(absl::string_view model, const VerifyResult& result);
+std::string SelfTestJson(const SelfTestResult& result);
 std::string TokenizeJson(const TokenizeResult& result, bool pieces);
 std::string JobJson(const JobStatus& status);
 std::string JobListJson(const JobPage& page);

@@ -14,6 +14,7 @@
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
+#include "parallel/verify_self_test.h"
 #include "rpc/prompt.h"
 
 namespace toroid {
@@ -122,7 +123,44 @@ absl::Status ThroughController(const Arguments& arguments) {
   return Print(arguments, result);
 }
 
+std::string BugTable(const SelfTestResult& result) {
+  std::vector<std::vector<std::string>> rows = {{"bug", "tensor named", "error", "found"}};
+  const auto add = [&](const std::string& bug, const TensorError& tensor, const char* found) {
+    rows.push_back({bug, tensor.tensor, absl::StrFormat("%.3e", tensor.error), found});
+  };
+  for (const PlantedBug& bug : result.bugs) add(bug.bug, bug.worst, bug.found ? "yes" : "NO");
+  add("none", result.clean.worst, result.clean.pass ? "nothing" : "SOMETHING");
+  return Table(rows, ColourStdout());
+}
+
+absl::Status SelfTest(const Arguments& arguments) {
+  if (UnderLauncher()) {
+    return UsageError("--self-test under mpirun or srun: its ranks are threads: run it alone");
+  }
+  if (!arguments.Text("MODEL").empty()) {
+    return UsageError("--self-test with a MODEL: it has one of its own: drop one of the two");
+  }
+  ProgressMeter meter(ProgressOption(arguments));
+  const absl::StatusOr<SelfTestResult> result =
+      VerifySelfTest([&](const Progress& p) { meter.Update(p.phase, p.done, p.total, "runs"); });
+  meter.Clear();
+  TOROID_RETURN_IF_ERROR(result.status());
+  if (JsonOption(arguments)) {
+    WriteStdout(absl::StrCat(SelfTestJson(*result), "\n"));
+  } else {
+    WriteStdout(absl::StrCat(BugTable(*result), result->pass ? "pass" : "FAIL", "\n"));
+  }
+  if (result->pass) return absl::OkStatus();
+  return WithExitCode(
+      absl::InternalError("verification does not see what it is there for: please report this"),
+      kExitFailure);
+}
+
 absl::Status RunVerify(const Arguments& arguments) {
+  if (arguments.Flag("--self-test")) return SelfTest(arguments);
+  if (arguments.Text("MODEL").empty()) {
+    return UsageError("missing argument: MODEL: toroid verify needs one, or --self-test");
+  }
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
   return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
 }
@@ -133,6 +171,8 @@ const OptionTable kVerifyOptions = {
         {"--layers", ValueKind::kCount, "N", "0", "the first N layers only; 0: all"},
         {"--tokens", ValueKind::kCount, "N", "256", "the first N tokens"},
         {"--full", ValueKind::kFlag, "", "", "all tokens of the text, or the whole context"},
+        {"--self-test", ValueKind::kFlag, "", "",
+         "plant known bugs in training; each must be found"},
     }};
 
 }  // namespace
@@ -140,13 +180,14 @@ const OptionTable kVerifyOptions = {
 const Verb kVerifyVerb = {
     .name = "verify",
     .summary = "compare a mesh with one rank in float64, tensor by tensor",
-    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", false, "a model directory, a GGUF file or random:NAME"}},
     .tables = {&kVerifyOptions, &kPromptOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
                &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid launch -n 4 verify /models/smollm2 --mesh ring=2,tensor=2\n"
         "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json\n"
-        "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2",
+        "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2\n"
+        "toroid verify --self-test",
     .run = RunVerify,
     .details =
         "Exit code 1 if a tensor is out of its bound: 1e-9 in f64; "

@@ -20,6 +20,31 @@ std::string BroadcastText(Communicator& world, const std::string& text) {
   return world.Health().ok() ? out : text;
 }
 
+std::vector<double> OnHost(Backend& ops, Stream s, Tensor x) {
+  std::vector<double> values(x.size());
+  if (x.dtype == DType::kF64) {
+    ops.Download(s, x, values.data());
+  } else {
+    std::vector<float> narrow(x.size());
+    ops.Download(s, x, narrow.data());
+    std::copy(narrow.begin(), narrow.end(), values.begin());
+  }
+  return values;
+}
+
+void BroadcastHost(Communicator& world, std::vector<double>& values) {
+  CpuStream queue(/*inline_work=*/true);
+  world.Broadcast({&queue, nullptr}, Tensor(DType::kF64, {int64_t(values.size())}, values.data()),
+                  0);
+}
+
+void MaxHost(Communicator& world, std::vector<double>& values) {
+  CpuStream queue(/*inline_work=*/true);
+  world.AllReduce({&queue, nullptr},
+                  Partial(Tensor(DType::kF64, {int64_t(values.size())}, values.data())),
+                  ReduceOp::kMax);
+}
+
 void SumHost(Communicator& world, std::vector<double>& values) {
   constexpr int64_t kBlock = int64_t{1} << 16;  // values at a time: bounds the reduction's buffers
   CpuStream queue(/*inline_work=*/true);

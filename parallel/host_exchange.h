@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "core/backend.h"
 #include "core/communicator.h"
 
 namespace toroid {
@@ -25,6 +26,15 @@ std::vector<Card> GatherHost(Communicator& world, const Card& own) {
 
 // Rank 0's text on every rank; after an error of the world (Health) the caller's own.
 std::string BroadcastText(Communicator& world, const std::string& text);
+
+// A tensor's values, of float32 or float64, as they are now.
+std::vector<double> OnHost(Backend& ops, Stream s, Tensor x);
+
+// Rank 0's values on every rank; as many on all.
+void BroadcastHost(Communicator& world, std::vector<double>& values);
+
+// Element-wise largest values over the world, in place, on every rank.
+void MaxHost(Communicator& world, std::vector<double>& values);
 
 // Element-wise sums over the world, in place, on every rank.
 void SumHost(Communicator& world, std::vector<double>& values);

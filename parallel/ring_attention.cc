@@ -6,7 +6,7 @@ namespace toroid {
 
 const std::vector<Round>& RingAttention::Schedule(const AttentionSpec& spec) {
   auto [entry, fresh] = schedules_.try_emplace({spec.causal, spec.window});
-  if (fresh) entry->second = Rounds(layout_, spec, mesh_.data_rank(), mesh_.ring_rank());
+  if (fresh) entry->second = rounds_(layout_, spec, mesh_.data_rank(), mesh_.ring_rank());
   return entry->second;
 }
 

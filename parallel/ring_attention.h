@@ -25,14 +25,15 @@ class RingAttention {
  public:
   // comm_s: a communication stream; the exchange on it overlaps the attention on s.
   RingAttention(Backend& ops, Stream s, Stream comm_s, Arena& scratch, Mesh& mesh,
-                const TokenLayout& layout, RoundObserver on_round)
+                const TokenLayout& layout, RoundObserver on_round, RoundsRule rounds = Rounds)
       : ops_(ops),
         s_(s),
         comm_s_(comm_s),
         scratch_(scratch),
         mesh_(mesh),
         layout_(layout),
-        on_round_(std::move(on_round)) {}
+        on_round_(std::move(on_round)),
+        rounds_(std::move(rounds)) {}
 
   // q, o: [t, h, K]; lse: [t, h], a carry; positions_t: of this rank's tokens. kv: this rank's
   // packed K then V, [2 t, g, K], in memory with room for 2 max_count tokens: it travels and is
@@ -63,6 +64,7 @@ class RingAttention {
   Mesh& mesh_;
   const TokenLayout& layout_;
   RoundObserver on_round_;
+  RoundsRule rounds_;
   std::map<std::pair<bool, int64_t>, std::vector<Round>> schedules_;  // by (causal, window)
 };
 

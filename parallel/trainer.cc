@@ -62,11 +62,13 @@ Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, int64_t step, const Tokens
       kv_index(trainer.Upload("kv index", DType::kI32,
                               int64_t(trainer.layout_->heads().kv_index().size()),
                               trainer.layout_->heads().kv_index().data())),
-      ring(*trainer.ops_, trainer.s_, trainer.comm_s_, *trainer.scratch_, *trainer.mesh_,
-           tokens.layout,
-           [&trainer](int64_t layer, int64_t round, int64_t) {
-             if (trainer.board_ != nullptr) trainer.board_->At("ring", layer, round);
-           }),
+      ring(
+          *trainer.ops_, trainer.s_, trainer.comm_s_, *trainer.scratch_, *trainer.mesh_,
+          tokens.layout,
+          [&trainer](int64_t layer, int64_t round, int64_t) {
+            if (trainer.board_ != nullptr) trainer.board_->At("ring", layer, round);
+          },
+          trainer.rounds_),
       pass(*trainer.ops_, trainer.s_, *trainer.scratch_, trainer.mesh_->tensor(),
            ResidualLayout(t, trainer.mesh_->tensor_rank(), trainer.options_.mesh.tensor,
                           /*always_split=*/true),
@@ -134,9 +136,10 @@ absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
                                                          const TrainOptions& options,
-                                                         ProgressBoard* board) {
+                                                         ProgressBoard* board, RoundsRule rounds) {
   std::unique_ptr<Trainer> trainer(new Trainer());
   trainer->options_ = options;
+  trainer->rounds_ = std::move(rounds);
   trainer->source_ = std::move(source);
   trainer->board_ = board;
   TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/false));
@@ -183,6 +186,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   optimizer_ = std::move(*optimizer);
   shadow_.reset(new Trainer());
   shadow_->options_ = options_;
+  shadow_->rounds_ = rounds_;
   shadow_->source_ = source_;
   return shadow_->Setup(NewCountingWorld(rank, size), /*counting=*/true);
 }
@@ -385,11 +389,16 @@ absl::StatusOr<double> Trainer::Gradient(int64_t step, const TrainBatch& batch) 
 absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) {
   StepResult result;
   result.step = step;
-  result.rate = LearningRate(options_.optimizer.rate, step);
   for (const std::vector<int64_t>& pack : batch.documents) {
     for (int64_t length : pack) result.tokens += length;
   }
   TOROID_ASSIGN_OR_RETURN(result.loss, Gradient(step, batch));
+  TOROID_RETURN_IF_ERROR(Update(result));
+  return result;
+}
+
+absl::Status Trainer::Update(StepResult& result) {
+  result.rate = LearningRate(options_.optimizer.rate, result.step);
   At("norm", -1);
   const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
   double sum = 0;
@@ -405,11 +414,10 @@ absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) 
   result.grad_norm = clip.norm;
   if (clip.finite) {
     At("update", -1);
-    optimizer_->Update(step, updates_, clip.factor);
+    optimizer_->Update(result.step, updates_, clip.factor);
     ++updates_;
   }
-  TOROID_RETURN_IF_ERROR(mesh_->Health());
-  return result;
+  return mesh_->Health();
 }
 
 }  // namespace toroid

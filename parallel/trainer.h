@@ -74,12 +74,13 @@ struct StepResult {
 
 class Trainer {
  public:
-  // Collective over `world`. `source` is opened by each rank for itself. InvalidArgument:
-  // Validate's; OutOfRange: no memory.
+  // Collective over `world`; `rounds` makes the schedules of ring attention. `source` is opened by
+  // each rank for itself. InvalidArgument: Validate's; OutOfRange: no memory.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
                                                          const TrainOptions& options,
-                                                         ProgressBoard* board);
+                                                         ProgressBoard* board,
+                                                         RoundsRule rounds = Rounds);
   ~Trainer();
 
   // One step with the batch of `step`. InvalidArgument if no token has a label; other errors are
@@ -87,6 +88,9 @@ class Trainer {
   absl::StatusOr<StepResult> Step(int64_t step, const TrainBatch& batch);
   // The gradient of a step alone, left in store(): its loss, sums over the world paid, no update.
   absl::StatusOr<double> Gradient(int64_t step, const TrainBatch& batch);
+  // The rest of a step: norm, clip and update by the gradient that is in store(). Reads
+  // result.step, fills grad_norm, rate, skipped and noise_scale.
+  absl::Status Update(StepResult& result);
   // The store was loaded from a checkpoint that `updates` updates had made, with this noise().
   void Restore(int64_t updates, const GradientNoiseScale& noise);
 
@@ -120,6 +124,7 @@ class Trainer {
   void At(const char* op, int64_t layer) const;
 
   TrainOptions options_;
+  RoundsRule rounds_;
   std::shared_ptr<const ModelSource> source_;
   ProgressBoard* board_ = nullptr;
   std::unique_ptr<Backend> ops_;

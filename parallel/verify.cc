@@ -19,18 +19,6 @@ constexpr int kLogits = -1;  // the tap number of the logits, which follow the l
 using Key = std::pair<int64_t, int>;
 using Taps = std::map<Key, std::vector<double>>;
 
-std::vector<double> OnHost(Backend& ops, Stream s, Tensor x) {
-  std::vector<double> values(x.size());
-  if (x.dtype == DType::kF64) {
-    ops.Download(s, x, values.data());
-  } else {
-    std::vector<float> narrow(x.size());
-    ops.Download(s, x, narrow.data());
-    std::copy(narrow.begin(), narrow.end(), values.begin());
-  }
-  return values;
-}
-
 double RelativeError(const std::vector<double>& x, const std::vector<double>& reference) {
   double worst = 0, scale = 0;
   for (size_t i = 0; i < reference.size(); ++i) {

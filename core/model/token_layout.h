@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -140,5 +141,8 @@ struct Round {
 // REQUIRES spec.window >= 0.
 std::vector<Round> Rounds(const TokenLayout& layout, const AttentionSpec& spec, int64_t data_rank,
                           int64_t ring_rank);
+// A rule that makes a schedule; Rounds is the one there is.
+using RoundsRule = std::function<std::vector<Round>(
+    const TokenLayout& layout, const AttentionSpec& spec, int64_t data_rank, int64_t ring_rank)>;
 
 }  // namespace toroid

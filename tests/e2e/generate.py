@@ -272,6 +272,13 @@ def test_verify_and_bench():
     answer = result.json()
     check(answer["pass"] and answer["worst"]["error"] <= answer["worst"]["bound"], answer["worst"])
     check(len(answer["tensors"]) > 10, answer["tensors"])
+    result = run("verify", "--self-test", "-o", "json")
+    check(result.code == 0, result.err)
+    answer = result.json()
+    check(answer["pass"] and answer["clean"]["pass"], answer["clean"])
+    check(len(answer["bugs"]) == 8 and all(bug["found"] for bug in answer["bugs"]), answer["bugs"])
+    refused(run("verify"), 2, "MODEL", "--self-test")
+    refused(run("verify", MODEL, "--self-test"), 2, "MODEL")
     for suite, size in [("ring", ["--tokens", 256]), ("collectives", [])]:
         rows = launch(2, "bench", suite, "--samples", 1, *size, "-o", "json").json()["rows"]
         # An exchange that hides wholly under the attention has no exposed time, hence no rate.

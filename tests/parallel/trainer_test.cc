@@ -23,16 +23,13 @@ struct Curve {
   Weights weights;
 };
 
-// Documents of awkward lengths in packs of 33 tokens; the batch of a step depends on the step
-// alone.
-TrainBatch BatchOf(int64_t step, int64_t vocab, int64_t packs = 5) {
+// Documents of awkward lengths, by default in packs of 33 tokens; the batch of a step depends on
+// the step alone.
+TrainBatch BatchOf(int64_t step, int64_t vocab,
+                   const std::vector<std::vector<int64_t>>& documents = {
+                       {33}, {7, 1, 25}, {16, 17}, {33}, {7, 1, 25}}) {
   TrainBatch batch;
-  for (int64_t p = 0; p < packs; ++p) {
-    if (p % 3 == 0) batch.documents.push_back({33});
-    if (p % 3 == 1) batch.documents.push_back({7, 1, 25});
-    if (p % 3 == 2) batch.documents.push_back({16, 17});
-  }
-  const auto documents = batch.documents;
+  batch.documents = documents;
   batch.read = [=](int64_t p) -> absl::StatusOr<Pack> {
     Pack pack;
     pack.document_lengths = documents[p];
@@ -146,6 +143,36 @@ TEST(TrainerTest, OneCurveOnEightMeshesInFloat64) {
     const Curve many = Train("random:tiny-gqa", Options(mesh), 20);
     ExpectSameCurve(many, one, 1e-11);
     EXPECT_LT(WorstError(many.weights, one.weights), 1e-11);
+  }
+}
+
+// Every mesh of one axis up to eight ranks that is not a power of two's, and products of them; no
+// length is a multiple of anything, and layouts take turns.
+TEST(TrainerTest, OneCurveInFloat32OnNineteenMeshes) {
+  const auto batch = [](int64_t step, int64_t vocab) {
+    return BatchOf(step, vocab, {{37}, {11, 1, 29}, {23, 8}, {19}});
+  };
+  const auto options = [](const MeshShape& mesh) { return Options(mesh, Compute::kF32); };
+  const Curve one = Train("random:tiny-gqa", options({1, 1, 1}), 4, batch);
+  const LayoutRule layouts[] = {{LayoutRule::Kind::kZigzag, 1},
+                                {LayoutRule::Kind::kStriped, 1},
+                                {LayoutRule::Kind::kContiguous, 1},
+                                {LayoutRule::Kind::kStriped, 4}};
+  int turn = 0;
+  for (const MeshShape mesh :
+       {MeshShape{1, 1, 2}, MeshShape{1, 1, 3}, MeshShape{1, 1, 5}, MeshShape{1, 1, 7},
+        MeshShape{1, 1, 8}, MeshShape{1, 2, 1}, MeshShape{1, 3, 1}, MeshShape{1, 5, 1},
+        MeshShape{1, 7, 1}, MeshShape{3, 1, 1}, MeshShape{5, 1, 1}, MeshShape{2, 3, 1},
+        MeshShape{3, 2, 1}, MeshShape{2, 1, 3}, MeshShape{3, 1, 2}, MeshShape{1, 3, 2},
+        MeshShape{1, 2, 3}, MeshShape{1, 2, 4}, MeshShape{2, 2, 2}}) {
+    TrainOptions many = options(mesh);
+    many.layout = layouts[turn++ % 4];
+    SCOPED_TRACE(ToString(mesh) + " " + ToString(many.layout));
+    const Curve curve = Train("random:tiny-gqa", many, 4, batch);
+    ASSERT_EQ(curve.losses.size(), one.losses.size());
+    for (size_t i = 0; i < curve.losses.size(); ++i) {
+      EXPECT_NEAR(curve.losses[i] / one.losses[i], 1, 1e-5) << "step " << i;
+    }
   }
 }
 
