@@ -51,9 +51,7 @@ absl::Status RunShow(const Arguments& arguments) {
   const v1::JobSpec merged = ToProto(spec);
   const bool origin = arguments.Flag("--origin"), json = JsonOption(arguments);
   if (!origin && !json) {
-    std::string printed;
-    google::protobuf::TextFormat::PrintToString(merged, &printed);
-    WriteStdout(printed);
+    WriteStdout(JobSpecText(spec));
     return absl::OkStatus();
   }
   std::vector<std::pair<std::string, std::string>> all;

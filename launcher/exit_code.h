@@ -1,7 +1,7 @@
 // Exit codes of the program, and the one place where an absl::Status becomes one.
 //
 // 0 ok, 1 failure, 2 usage, 3 bad input or configuration, 4 service not reachable, 5 the job
-// failed, 75 requeue me, 124 deadline, 130 interrupted.
+// failed, 75 checkpointed after SIGUSR1: requeue me, 124 deadline, 130 interrupted.
 #pragma once
 
 #include "absl/status/status.h"

@@ -18,6 +18,7 @@ enum Cause : int { kNone, kSignal, kTimeout };
 
 std::atomic<int> cause{kNone};
 std::atomic<bool> cancelled{false};
+std::atomic<bool> requeue{false};
 std::atomic<double> timeout_seconds{0};
 static_assert(std::atomic<int>::is_always_lock_free);
 
@@ -28,6 +29,8 @@ void OnSignal(int) {
     _exit(kExitInterrupted);
   }
 }
+
+void OnRequeue(int) { requeue = true; }
 
 // Waits for the timeout, then for the end of the process; a signal shortens the wait.
 void Watch(double timeout, double grace) {
@@ -58,6 +61,14 @@ void Interrupt::Install(double timeout, double grace) {
   timeout_seconds = timeout;
   std::thread(Watch, timeout, grace).detach();
 }
+
+void Interrupt::CatchRequeue() {
+  struct sigaction action {};
+  action.sa_handler = OnRequeue;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGUSR1, &action, nullptr);
+}
+bool Interrupt::Requeue() { return requeue; }
 
 bool Interrupt::Cancelled() { return cancelled; }
 const std::atomic<bool>* Interrupt::Flag() { return &cancelled; }

@@ -2,7 +2,8 @@
 //
 // The first signal asks: Cancelled() turns true and the work stops at the next layer or token. If
 // the process has not ended some seconds later, or at a second signal, it leaves at once. A timeout
-// asks in the same way. One per process; thread-safe.
+// asks in the same way. SIGUSR1, for work that can be continued, asks alone. One per process;
+// thread-safe.
 #pragma once
 
 #include <atomic>
@@ -24,6 +25,11 @@ class Interrupt {
   static absl::Status Reason();
   // Reason() if the work was asked to stop, else `status`: what a cut-off call ends with.
   static absl::Status ReasonOr(const absl::Status& status);
+
+  // From now on SIGUSR1 asks for a checkpoint and an end that is to be continued; before, it ends
+  // the process.
+  static void CatchRequeue();
+  static bool Requeue();
 };
 
 }  // namespace toroid

@@ -77,6 +77,8 @@ void PrintResult(const Arguments& arguments, const JobStatus& job) {
   } else if (const auto* score = std::get_if<ScoreResult>(&job.result)) {
     report = &score->report;
     text = absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n");
+  } else if (const auto* train = std::get_if<TrainResult>(&job.result)) {
+    if (!JsonOption(arguments)) WriteStdout(absl::StrCat(TrainSummary(*train), "\n"));
   }
   if (report == nullptr) return;
   if (!JsonOption(arguments)) WriteStdout(text);

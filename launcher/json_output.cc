@@ -78,6 +78,25 @@ Json TensorJson(const TensorError& tensor) {
           {"bound", tensor.bound}};
 }
 
+Json Train(const TrainResult& result) {
+  Json json = Object();
+  json["mesh"] = MeshJson(result.mesh);
+  json["steps"] = result.run.steps;
+  json["tokens"] = result.run.tokens;
+  json["first_loss"] = result.run.first_loss;
+  json["loss"] = result.run.last_loss;
+  json["skipped"] = result.run.skipped;
+  json["rewinds"] = result.run.rewinds;
+  json["seconds"] = result.seconds;
+  json["tokens_per_s"] = result.tokens_per_s;
+  json["mfu"] = result.mfu ? Json(*result.mfu) : Json(nullptr);
+  json["peak_bytes"] = result.peak_bytes;
+  json["directory"] = result.directory;
+  json["checkpoint"] = result.run.checkpoint;
+  json["stopped"] = result.run.stopped == StopAsked::kRequeue ? "requeue" : "done";
+  return json;
+}
+
 // RFC 3339, or null for a time that has not come.
 Json TimeJson(absl::Time time) {
   if (time == absl::InfinitePast() || time == absl::InfiniteFuture()) return nullptr;
@@ -120,6 +139,8 @@ Json Job(const JobStatus& status) {
   } else if (const auto* score = std::get_if<ScoreResult>(&status.result)) {
     json["result"] = Score("", *score);
     json["result"].erase("model");
+  } else if (const auto* train = std::get_if<TrainResult>(&status.result)) {
+    json["result"] = Train(*train);
   }
   return json;
 }
@@ -202,6 +223,13 @@ std::string GenerateJson(absl::string_view model, const GenerateResult& answer, 
 
 std::string ScoreJson(absl::string_view model, const ScoreResult& result) {
   return Dump(Score(model, result));
+}
+
+std::string TrainJson(absl::string_view model, const TrainResult& result) {
+  Json json = Object();
+  json["model"] = std::string(model);
+  json.update(Train(result));
+  return Dump(json);
 }
 
 std::string VerifyJson(absl::string_view model, const VerifyResult& result) {

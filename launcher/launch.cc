@@ -71,9 +71,10 @@ absl::Status RunLaunch(const Arguments& arguments) {
   }
   TOROID_ASSIGN_OR_RETURN(const VerbCall call, FindVerb(words));
   const std::string verb = call.verb->name;
-  if (verb != "generate" && verb != "score" && verb != "verify" && verb != "bench") {
-    return UsageError(
-        absl::StrCat("not for ranks: ", verb, ": launch runs generate, score, verify and bench"));
+  if (verb != "generate" && verb != "score" && verb != "train" && verb != "verify" &&
+      verb != "bench") {
+    return UsageError(absl::StrCat("not for ranks: ", verb,
+                                   ": launch runs generate, score, train, verify and bench"));
   }
   if (AsksForHelp(*call.verb, call.words)) {
     WriteStdout(HelpText(*call.verb));
@@ -81,8 +82,7 @@ absl::Status RunLaunch(const Arguments& arguments) {
   }
   // A mistake in the verb's own words is said once, before any rank starts.
   TOROID_ASSIGN_OR_RETURN(const Arguments inner, ParseArguments(*call.verb, call.words));
-  const bool has_client_mode = verb == "generate" || verb == "score" || verb == "verify";
-  if (has_client_mode && inner.OriginOf("--controller") == Origin::kFlag) {
+  if (verb != "bench" && inner.OriginOf("--controller") == Origin::kFlag) {
     return UsageError("--controller with launch: the ranks are here: drop one of the two");
   }
 
@@ -148,11 +148,12 @@ const OptionTable kLaunchOptions = {
 
 const Verb kLaunchVerb = {
     .name = "launch",
-    .summary = "run generate, score, verify or bench on N ranks: prints and runs the mpirun line",
+    .summary = "run generate, score, train, verify or bench on N ranks: runs the mpirun line",
     .positionals = {},
     .tables = {&kLaunchOptions},
     .examples =
         "toroid launch -n 4 generate random:tiny-gqa --mesh ring=2,tensor=2 --prompt Hello\n"
+        "toroid launch -n 2 train deploy/jobs/train.textproto\n"
         "toroid launch --hosts node1:4,node2:4 score /models/llama --file book.txt\n"
         "toroid launch -n 4 --dry-run bench ring",
     .run = RunLaunch,

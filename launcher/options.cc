@@ -348,17 +348,19 @@ ProgressMode ProgressOption(const Arguments& arguments) {
 }
 
 absl::StatusOr<std::string> ControllerOption(const Arguments& arguments) {
-  if (!UnderLauncher()) {
-    const std::string controller = arguments.Text("--controller");
-    for (const char* flag : {"--pod", "--keep-alive"}) {
-      if (controller.empty() && arguments.OriginOf(flag) == Origin::kFlag) {
-        return UsageError(absl::StrCat(flag,
-                                       " without --controller: it is of pods, and nothing runs "
-                                       "on one: add --controller or drop it"));
-      }
+  TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
+  for (const char* flag : {"--pod", "--keep-alive"}) {
+    if (!UnderLauncher() && controller.empty() && arguments.OriginOf(flag) == Origin::kFlag) {
+      return UsageError(absl::StrCat(flag,
+                                     " without --controller: it is of pods, and nothing runs "
+                                     "on one: add --controller or drop it"));
     }
-    return controller;
   }
+  return controller;
+}
+
+absl::StatusOr<std::string> ControllerAloneOption(const Arguments& arguments) {
+  if (!UnderLauncher()) return arguments.Text("--controller");
   if (arguments.OriginOf("--controller") == Origin::kFlag) {
     return UsageError(
         "--controller under mpirun or srun: the ranks are here: drop the flag, or run the command "

@@ -62,5 +62,7 @@ ProgressMode ProgressOption(const Arguments& arguments);
 // Where --controller points, empty in direct mode. Under mpirun or srun TOROID_CONTROLLER is
 // ignored and the flag is a usage error.
 absl::StatusOr<std::string> ControllerOption(const Arguments& arguments);
+// The same of a verb that has --controller alone.
+absl::StatusOr<std::string> ControllerAloneOption(const Arguments& arguments);
 
 }  // namespace toroid

@@ -41,7 +41,7 @@ ProgressMeter::ProgressMeter(ProgressMode mode)
     : ProgressMeter(mode, TerminalWidth(), WriteStderr, Seconds) {}
 
 void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
-                           absl::string_view unit) {
+                           absl::string_view unit, absl::string_view detail) {
   if (mode_ == ProgressMode::kNone) return;
   const double now = now_();
   if (phase != phase_) {
@@ -55,6 +55,7 @@ void ProgressMeter::Update(absl::string_view phase, int64_t done, int64_t total,
   }
   done_ = done;
   total_ = total;
+  detail_ = std::string(detail);
   const bool complete = total > 0 && done >= total;
   const double interval = mode_ == ProgressMode::kBar ? kBarInterval : kLineInterval;
   if (finished_ || (now - drawn_ < interval && !complete)) return;
@@ -110,10 +111,13 @@ std::string ProgressMeter::Line(double seconds, int bar_columns) const {
     absl::StrAppend(&line, " ", amount(static_cast<double>(done_)));
   }
   if (!bytes) absl::StrAppend(&line, " ", unit_);
+  if (!detail_.empty()) absl::StrAppend(&line, "  ", detail_);
   const double made = static_cast<double>(done_ - first_);
   if (seconds > 0.05 && made > 0) {
-    absl::StrAppend(&line, "  ", amount(made / seconds), bytes ? "" : absl::StrCat(" ", unit_),
-                    "/s");
+    if (detail_.empty()) {
+      absl::StrAppend(&line, "  ", amount(made / seconds), bytes ? "" : absl::StrCat(" ", unit_),
+                      "/s");
+    }
     if (total_ > done_) {
       absl::StrAppend(&line, "  ",
                       FormatSeconds(static_cast<double>(total_ - done_) * seconds / made), " left");

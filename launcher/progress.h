@@ -29,9 +29,11 @@ class ProgressMeter {
   explicit ProgressMeter(ProgressMode mode);
   ~ProgressMeter() { Clear(); }
 
-  // `unit`: "tokens", "bytes" or "runs". A new phase ends the one before. done <= total; total 0 =
-  // unknown.
-  void Update(absl::string_view phase, int64_t done, int64_t total, absl::string_view unit);
+  // `unit`: "tokens", "bytes", "runs" or "steps". A new phase ends the one before. done <= total;
+  // total 0 = unknown. `detail` takes the place of
+  // the rate.
+  void Update(absl::string_view phase, int64_t done, int64_t total, absl::string_view unit,
+              absl::string_view detail = "");
   // Of a world's program.
   void Update(const Progress& progress);
   // Takes the bar off the screen, before other text is written.
@@ -45,7 +47,7 @@ class ProgressMeter {
   const int width_;
   const std::function<void(absl::string_view)> write_;
   const std::function<double()> now_;
-  std::string phase_, unit_;
+  std::string phase_, unit_, detail_;
   double begin_ = 0, drawn_ = 0;
   int64_t first_ = 0, done_ = 0, total_ = 0;
   bool on_screen_ = false, finished_ = false;

@@ -122,6 +122,25 @@ std::string ScoreSummary(const ScoreResult& result) {
                          result.report.timing.prefill_tokens_per_s, Tail(result.report));
 }
 
+std::string TrainSummary(const TrainResult& result) {
+  const TrainingResult& run = result.run;
+  std::string text = absl::StrFormat("%d steps", run.steps);
+  if (run.tokens > 0) {
+    absl::StrAppendFormat(&text, ", loss %.4f -> %.4f; %s tokens in %s, %.1f tokens/s",
+                          run.first_loss, run.last_loss, FormatCount(double(run.tokens)),
+                          FormatSeconds(result.seconds), result.tokens_per_s);
+  }
+  if (result.mfu) absl::StrAppendFormat(&text, ", mfu %.1f%%", *result.mfu * 100);
+  if (run.skipped > 0) absl::StrAppend(&text, "; ", run.skipped, " steps without an update");
+  if (run.rewinds > 0) absl::StrAppend(&text, "; went back ", run.rewinds, " times");
+  absl::StrAppend(&text, "; mesh ", ToString(result.mesh));
+  if (result.peak_bytes > 0) {
+    absl::StrAppend(&text, "; peak ", FormatBytes(double(result.peak_bytes)), " on rank 0");
+  }
+  absl::StrAppend(&text, "; checkpoint ", run.checkpoint.empty() ? "none" : run.checkpoint);
+  return text;
+}
+
 std::vector<std::string> WorldDetails(const LoadRequest& load, const MeshShape& mesh,
                                       const std::vector<std::string>& hosts) {
   std::vector<std::string> lines = {absl::StrCat(

@@ -21,6 +21,8 @@ std::vector<int64_t> BytesSent(const RunReport& report, const std::string& axis)
 // .. sent per rank"
 // Of several answers: their sums.
 std::string GenerateSummary(const GenerateResult& result);
+// "200 steps, loss 5.53 -> 2.31; 12.3 k tokens in 1m2s, 198 tokens/s; .. ; checkpoint DIR"
+std::string TrainSummary(const TrainResult& result);
 std::string ScoreSummary(const ScoreResult& result);
 
 // "pod a, mesh data=1,ring=2,tensor=1, model already loaded"

@@ -29,8 +29,8 @@ const std::map<std::string, std::vector<std::string>>& Aliases() {
 
 // Planned, and promised to be refused in one clear line until they are built.
 bool IsPlanned(const std::string& verb) {
-  for (const char* planned : {"train", "serve", "plan", "doctor", "convert", "manifest",
-                              "completion", "pki", "job suspend", "job resume"}) {
+  for (const char* planned : {"serve", "plan", "doctor", "convert", "manifest", "completion", "pki",
+                              "job suspend", "job resume"}) {
     if (verb == planned) return true;
   }
   return false;
@@ -48,7 +48,8 @@ std::string Overview() {
   }
   absl::StrAppend(&text,
                   "\nexit codes: 0 ok, 1 failure, 2 usage, 3 bad input or configuration, 4 service "
-                  "not reachable,\n  5 the job failed, 124 deadline, 130 interrupted\n");
+                  "not reachable,\n  5 the job failed, 75 checkpointed after SIGUSR1: start it "
+                  "again, 124 deadline, 130 interrupted\n");
   return text;
 }
 
@@ -71,11 +72,12 @@ absl::Status Run(const std::vector<std::string>& words) {
 
 const std::vector<const Verb*>& Verbs() {
   static const auto& verbs = *new std::vector<const Verb*>{
-      &kGenerateVerb,     &kScoreVerb,      &kVerifyVerb,   &kBenchVerb,     &kLaunchVerb,
-      &kUpVerb,           &kControllerVerb, &kAgentVerb,    &kJobSubmitVerb, &kJobListVerb,
-      &kJobGetVerb,       &kJobWatchVerb,   &kJobLogsVerb,  &kJobCancelVerb, &kJobDeleteVerb,
-      &kPodListVerb,      &kPodGetVerb,     &kPodDrainVerb, &kModelsVerb,    &kConfigShowVerb,
-      &kConfigSchemaVerb, &kTokenizeVerb,   &kInspectVerb,  &kVersionVerb,   &kWorkerVerb,
+      &kGenerateVerb,   &kScoreVerb,        &kTrainVerb,      &kVerifyVerb,   &kBenchVerb,
+      &kLaunchVerb,     &kUpVerb,           &kControllerVerb, &kAgentVerb,    &kJobSubmitVerb,
+      &kJobListVerb,    &kJobGetVerb,       &kJobWatchVerb,   &kJobLogsVerb,  &kJobCancelVerb,
+      &kJobDeleteVerb,  &kPodListVerb,      &kPodGetVerb,     &kPodDrainVerb, &kModelsVerb,
+      &kConfigShowVerb, &kConfigSchemaVerb, &kTokenizeVerb,   &kInspectVerb,  &kVersionVerb,
+      &kWorkerVerb,
   };
   return verbs;
 }

@@ -13,8 +13,8 @@ namespace toroid {
 extern const Verb kAgentVerb, kBenchVerb, kConfigSchemaVerb, kConfigShowVerb, kControllerVerb,
     kGenerateVerb, kInspectVerb, kJobCancelVerb, kJobDeleteVerb, kJobGetVerb, kJobListVerb,
     kJobLogsVerb, kJobSubmitVerb, kJobWatchVerb, kLaunchVerb, kModelsVerb, kPodDrainVerb,
-    kPodGetVerb, kPodListVerb, kScoreVerb, kTokenizeVerb, kUpVerb, kVerifyVerb, kVersionVerb,
-    kWorkerVerb;
+    kPodGetVerb, kPodListVerb, kScoreVerb, kTokenizeVerb, kTrainVerb, kUpVerb, kVerifyVerb,
+    kVersionVerb, kWorkerVerb;
 
 // In the order of `toroid --help`.
 const std::vector<const Verb*>& Verbs();

@@ -33,7 +33,9 @@ struct Direction {
     Program program;
     program.number = ++given;
     program.kind = ProgramKind::kExit;
-    if (given == 1) {
+    if (run.program) {
+      if (given == 1) Take(run.program(world_size), program);
+    } else if (given == 1) {
       const auto mesh = ParseMesh(run.mesh, world_size, "ring");
       failed = mesh.ok() ? absl::OkStatus() : mesh.status();
       if (failed.ok()) {
@@ -44,12 +46,15 @@ struct Direction {
     } else if (given == 2 && failed.ok() && Interrupt::Cancelled()) {
       failed = Interrupt::Reason();
     } else if (given == 2 && failed.ok()) {
-      auto request = run.request(*model);
-      failed = request.status();
-      if (failed.ok()) program = *std::move(request);
-      program.number = given;
+      Take(run.request(*model), program);
     }
     return program;
+  }
+
+  void Take(absl::StatusOr<Program> made, Program& program) {
+    failed = made.status();
+    if (failed.ok()) program = *std::move(made);
+    program.number = given;
   }
 
   ProgramChannel Channel() {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/status_macros.h"
+#include "core/text/tokenizer.h"
 #include "parallel/engine.h"
 #include "parallel/host_exchange.h"
 #include "parallel/launcher_environment.h"
@@ -33,6 +34,7 @@ class Writer {
     Put(int64_t(values.size()));
     for (const T& value : values) Put(value);
   }
+  void Put(const SkipList& list) { Put(list.ToString()); }
   std::string Take() { return std::move(bytes_); }
 
  private:
@@ -67,6 +69,13 @@ class Reader {
     values.resize(count);
     for (T& value : values) Get(value);
   }
+  void Get(SkipList& list) {
+    std::string text;
+    Get(text);
+    auto parsed = SkipList::Parse(text);
+    ok_ = ok_ && parsed.ok();
+    if (parsed.ok()) list = *std::move(parsed);
+  }
   bool done() const { return ok_ && bytes_.empty(); }
 
  private:
@@ -80,10 +89,21 @@ class Reader {
 
 // The one list of a program's fields, for both directions.
 template <typename Stream, typename P>
+void TrainFields(Stream&& field, P& p) {
+  field(p.options);
+  field(p.data.paths), field(p.data.format);
+  field(p.data.documents.field), field(p.data.documents.separator);
+  field(p.data.cache), field(p.data.sequence_length), field(p.data.batch_tokens.stages);
+  field(p.data.shuffle), field(p.data.epochs), field(p.data.join_documents);
+  field(p.data.skipped);
+  field(p.steps), field(p.seed), field(p.directory), field(p.checkpoint_every), field(p.keep);
+  field(p.epoch), field(p.spike), field(p.skip_limit);
+}
+template <typename Stream, typename P>
 void Fields(Stream&& field, P& p) {
   field(p.number), field(p.kind);
-  field(p.load.model), field(p.load.mesh), field(p.load.layout), field(p.load.compute),
-      field(p.load.device);
+  field(p.load.model), field(p.load.tokenizer), field(p.load.mesh), field(p.load.layout),
+      field(p.load.compute), field(p.load.device);
   field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
   field(p.load.verify_weights);
   field(p.generate.prompt_ids), field(p.generate.more_prompt_ids), field(p.generate.n);
@@ -92,6 +112,7 @@ void Fields(Stream&& field, P& p) {
   field(p.generate.logprobs), field(p.generate.prompt_logprobs);
   field(p.score.ids), field(p.score.top), field(p.score.logprobs);
   field(p.verify.ids), field(p.verify.layers);
+  TrainFields(field, p.train);
 }
 
 // --- the loop
@@ -160,6 +181,11 @@ class Runner {
         if (speaks) channel_.on_verified(number, result);
         break;
       }
+      case ProgramKind::kTrain: {
+        const auto result = Train(program);
+        if (speaks) channel_.on_trained(number, result);
+        break;
+      }
       case ProgramKind::kExit:
         break;
     }
@@ -205,8 +231,8 @@ class Runner {
     return model;
   }
 
-  absl::Status LoadAnew(const Program& program) {
-    LoadRequest request = program.load;
+  // Threads are filled in; every rank opens the model for itself.
+  absl::StatusOr<std::shared_ptr<const ModelSource>> Open(LoadRequest& request) {
     if (request.mesh.size() != world_.size()) {
       return absl::InvalidArgumentError("the mesh " + ToString(request.mesh) +
                                         " is not of the world's " + std::to_string(world_.size()) +
@@ -217,9 +243,49 @@ class Runner {
     if (request.threads <= 0) request.threads = int(ThreadsPerRank(AffinityCores(), hosts));
     absl::StatusOr<ModelSource> source = OpenModel(request.model, request.seed);
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, source.status()));
-    auto engine = Engine::Create(world_.Split([](int) { return 0; }),
-                                 std::make_shared<const ModelSource>(*std::move(source)), request,
-                                 board_, Events(program.number));
+    if (!request.tokenizer.empty()) {
+      absl::StatusOr<ModelSource> other = OpenModel(request.tokenizer);
+      TOROID_RETURN_IF_ERROR(ShareStatus(world_, other.status()));
+      source->tokenizer = std::move(other->tokenizer);
+    }
+    return std::make_shared<const ModelSource>(*std::move(source));
+  }
+
+  absl::StatusOr<TrainingResult> Train(const Program& program) {
+    engine_.reset();
+    LoadRequest load = program.load;
+    if (load.device == Device::kCuda) {
+      return absl::UnimplementedError("training is of CPUs in this version: take device CPU");
+    }
+    TOROID_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelSource> source, Open(load));
+    TrainingPlan plan = program.train;
+    plan.options.mesh = load.mesh;
+    plan.options.layout = load.layout;
+    plan.options.compute = load.compute;
+    plan.options.threads = load.threads;
+    absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
+    if (source->tokenizer.kind != TokenizerSource::Kind::kNone) {
+      tokenizer = Tokenizer::FromSource(source->tokenizer);
+    }
+    TOROID_RETURN_IF_ERROR(ShareStatus(world_, tokenizer.status()));
+    TrainingEvents events;
+    if (world_.rank() == 0) {
+      events = channel_.training(program.number);
+      events.stop = [this, number = program.number, stop = events.stop] {
+        return channel_.cancelled(number) ? StopAsked::kCancel : stop();
+      };
+    }
+    auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), source, *tokenizer, plan,
+                                   events, board_);
+    TOROID_RETURN_IF_ERROR(ShareStatus(world_, run.status()));
+    return (*run)->Run();
+  }
+
+  absl::Status LoadAnew(const Program& program) {
+    LoadRequest request = program.load;
+    TOROID_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelSource> source, Open(request));
+    auto engine = Engine::Create(world_.Split([](int) { return 0; }), source, request, board_,
+                                 Events(program.number));
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, engine.status()));
     engine_ = *std::move(engine);
     return absl::OkStatus();

@@ -15,13 +15,14 @@
 #include "absl/strings/string_view.h"
 #include "core/communicator.h"
 #include "parallel/request.h"
+#include "parallel/training_run.h"
 
 namespace toroid {
 
 class ProgressBoard;
 class Tokenizer;
 
-enum class ProgramKind : uint8_t { kLoad, kGenerate, kScore, kVerify, kExit };
+enum class ProgramKind : uint8_t { kLoad, kGenerate, kScore, kVerify, kTrain, kExit };
 
 struct Program {
   uint64_t number = 0;
@@ -30,6 +31,9 @@ struct Program {
   GenerateRequest generate;
   ScoreRequest score;
   VerifyRequest verify;
+  // kTrain: of a model that it loads for itself, placed by `load`; the one that was loaded before
+  // is no more. Mesh, layout, compute and threads are those of `load`.
+  TrainingPlan train;
 };
 
 // Bytes that travel from rank 0 to the others. Parse refuses anything else.
@@ -58,6 +62,10 @@ struct ProgramChannel {
                                                                          const Progress&) {};
   std::function<void(uint64_t number, const TokenEvent&)> on_token = [](uint64_t,
                                                                         const TokenEvent&) {};
+  // What is heard of a program that trains, and what it is asked; `cancelled` has a say too.
+  std::function<TrainingEvents(uint64_t number)> training = [](uint64_t) {
+    return TrainingEvents();
+  };
   // Exactly one of these per program. A Status is an error of the request; the world lives on.
   std::function<void(uint64_t number, const absl::StatusOr<LoadedModel>&)> on_loaded =
       [](uint64_t, const absl::StatusOr<LoadedModel>&) {};
@@ -67,6 +75,8 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<ScoreResult>&) {};
   std::function<void(uint64_t number, const absl::StatusOr<VerifyResult>&)> on_verified =
       [](uint64_t, const absl::StatusOr<VerifyResult>&) {};
+  std::function<void(uint64_t number, const absl::StatusOr<TrainingResult>&)> on_trained =
+      [](uint64_t, const absl::StatusOr<TrainingResult>&) {};
 };
 
 // Runs programs until kExit. Collective over `world`; `channel` is used on rank 0 only. An error

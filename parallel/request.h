@@ -19,8 +19,9 @@ enum class Device { kAuto, kCpu, kCuda };
 
 // How a model is placed on a world; fixed for as long as it is loaded.
 struct LoadRequest {
-  std::string model;  // directory, GGUF file, or random:NAME
-  MeshShape mesh;     // product = world size
+  std::string model;      // directory, GGUF file, random:NAME or preset:NAME
+  std::string tokenizer;  // a model whose tokenizer takes the place of its own; empty: none
+  MeshShape mesh;         // product = world size
   LayoutRule layout{LayoutRule::Kind::kStriped, 16};
   Compute compute = Compute::kF32;
   Device device = Device::kCpu;

@@ -106,8 +106,8 @@ class GrpcClient final : public Client {
   absl::StatusOr<JobStatus> SubmitJob(const JobSpec& spec, const std::string& request_id) override {
     if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
       TOROID_RETURN_IF_ERROR(CheckPrompts(*generate));
-    } else {
-      TOROID_RETURN_IF_ERROR(CheckPrompt(std::get<ScoreTask>(spec.task).text));
+    } else if (const auto* score = std::get_if<ScoreTask>(&spec.task)) {
+      TOROID_RETURN_IF_ERROR(CheckPrompt(score->text));
     }
     v1::SubmitJobRequest request;
     *request.mutable_spec() = ToProto(spec);

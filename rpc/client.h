@@ -87,6 +87,8 @@ std::unique_ptr<Client> NewClient(const ClientOptions& options);
 // nearest known name.
 absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
                                      const std::vector<std::string>& settings);
+// A text that ParseJobSpec makes the same spec of.
+std::string JobSpecText(const JobSpec& spec);
 // Every field of a job's spec with its type, in the layout of the text format: `config schema`.
 std::string JobSpecSchema();
 

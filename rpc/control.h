@@ -55,17 +55,22 @@ struct TokenizeTask {
 struct DetokenizeTask {
   std::vector<int32_t> ids;
 };
-using WorldTask = std::variant<GenerateTask, ScoreTask, VerifyTask, TokenizeTask, DetokenizeTask>;
+using WorldTask =
+    std::variant<GenerateTask, ScoreTask, TrainTask, VerifyTask, TokenizeTask, DetokenizeTask>;
 struct LoadTask {
   LoadRequest load;
+};
+// Loads its model for itself.
+struct TrainOrder {
+  JobSpec spec;  // its placement is resolved
 };
 struct ExitTask {};
 
 // One numbered thing for a world to do.
 struct WorldProgram {
   uint64_t number = 0;
-  std::variant<LoadTask, GenerateTask, ScoreTask, VerifyTask, TokenizeTask, DetokenizeTask,
-               ExitTask>
+  std::variant<LoadTask, GenerateTask, ScoreTask, TrainOrder, VerifyTask, TokenizeTask,
+               DetokenizeTask, ExitTask>
       task;
   std::string output_dir;
 };
@@ -77,8 +82,8 @@ struct LoadAnswer {
 struct DetokenizeAnswer {
   std::string text;
 };
-using RequestResult =
-    std::variant<GenerateResult, ScoreResult, VerifyResult, TokenizeResult, DetokenizeAnswer>;
+using RequestResult = std::variant<GenerateResult, ScoreResult, TrainResult, VerifyResult,
+                                   TokenizeResult, DetokenizeAnswer>;
 
 struct ProgressAnswer {
   std::string phase;
@@ -91,7 +96,8 @@ struct WorldEnding {
 struct WorldAnswer {
   uint64_t number = 0;
   std::variant<LoadAnswer, ProgressAnswer, std::vector<TokenEvent>, GenerateResult, ScoreResult,
-               VerifyResult, TokenizeResult, DetokenizeAnswer, absl::Status, WorldEnding>
+               TrainResult, VerifyResult, TokenizeResult, DetokenizeAnswer, absl::Status,
+               WorldEnding>
       body;
 };
 

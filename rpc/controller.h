@@ -120,6 +120,7 @@ class Controller {
                           absl::Duration keep_alive);
   void Assign(World& world, Request& request);
   void SendTask(World& world);
+  bool Trains(const World& world) const;
   void Answer(World& world, const WorldAnswer& answer);
   void Loaded(World& world, const LoadAnswer& answer);
   void Finished(World& world, const absl::StatusOr<RequestResult>& result);

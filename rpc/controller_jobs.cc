@@ -7,7 +7,6 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "core/check.h"
 #include "core/status_macros.h"
@@ -264,9 +263,9 @@ absl::Status Controller::StartJob(Job& job, Pod& pod) {
   auto request = std::make_unique<Request>();
   request->id = ++last_id_;
   std::visit([&request](const auto& task) { request->spec.task = task; }, job.spec.task);
-  // "runs/{name}": one directory for each job of a spec; of a job without a name its id.
-  request->output_dir = absl::StrReplaceAll(
-      job.spec.output_dir, {{"{name}", job.status.name.empty() ? job.status.id : job.status.name}});
+  // One directory for each job of a spec; of a job without a name its id.
+  request->output_dir =
+      OutputDirectory(job.spec, job.status.name.empty() ? job.status.id : job.status.name);
   request->job = job.status.id;
   Request& task = *request;
   requests_[request->id] = std::move(request);
@@ -293,6 +292,7 @@ void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& resu
   }
   if (const auto* generated = std::get_if<GenerateResult>(&*result)) job.status.result = *generated;
   if (const auto* scored = std::get_if<ScoreResult>(&*result)) job.status.result = *scored;
+  if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
   (void)SetState(job, JobState::kSucceeded, "", "");
 }
 

@@ -20,6 +20,13 @@ std::string NewCredential() {
   return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
 }
 
+template <typename... Functions>
+struct Overloaded : Functions... {
+  using Functions::operator()...;
+};
+template <typename... Functions>
+Overloaded(Functions...) -> Overloaded<Functions...>;
+
 // The error of a request whose world died, from what the agent saw.
 absl::Status WorldDied(const WorldId& world, const std::string& pod, const WorldExit& exit,
                        const absl::Status& failure) {
@@ -80,6 +87,11 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
   world->link = std::move(link);
   world->state = World::State::kLoading;
   world->deadline = absl::InfiniteFuture();
+  if (Trains(*world)) {  // the program loads its model for itself
+    (void)SetState(*jobs_.at(world->job), JobState::kRunning, "", "");
+    SendTask(*world);
+    return world->worker;
+  }
   world->last_program = world->program = 1;
   world->link.run({1, LoadTask{world->placement.load}, ""});
   return world->worker;
@@ -105,8 +117,20 @@ void Controller::SendTask(World& world) {
   WorldProgram program;
   program.number = world.program;
   program.output_dir = request.output_dir;
-  std::visit([&program](const auto& task) { program.task = task; }, request.spec.task);
+  std::visit(Overloaded{[&](const TrainTask&) {
+                          TrainOrder order{jobs_.at(world.job)->spec};
+                          order.spec.placement = world.placement;
+                          program.task = std::move(order);
+                        },
+                        [&](const auto& task) { program.task = task; }},
+             request.spec.task);
   world.link.run(program);
+}
+
+bool Controller::Trains(const World& world) const {
+  const auto request = requests_.find(world.request);
+  return !world.job.empty() && request != requests_.end() &&
+         std::holds_alternative<TrainTask>(request->second->spec.task);
 }
 
 void Controller::WorkerAnswered(uint64_t session, const WorldId& id, const WorldAnswer& answer) {
@@ -146,6 +170,8 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     Finished(world, RequestResult(*generated));
   } else if (const auto* scored = std::get_if<ScoreResult>(&answer.body)) {
     Finished(world, RequestResult(*scored));
+  } else if (const auto* trained = std::get_if<TrainResult>(&answer.body)) {
+    Finished(world, RequestResult(*trained));
   } else if (const auto* verified = std::get_if<VerifyResult>(&answer.body)) {
     Finished(world, RequestResult(*verified));
   } else if (const auto* tokenized = std::get_if<TokenizeResult>(&answer.body)) {

@@ -38,6 +38,12 @@ absl::StatusOr<VerifyTask> FromProto(const v1::VerifyTask& task);
 absl::StatusOr<absl::Duration> ReadDuration(const std::string& text, const char* field,
                                             absl::Duration missing);
 
+// --- training (convert_train.cc)
+v1::TrainTask ToProto(const TrainTask& task);
+absl::StatusOr<TrainTask> FromProto(const v1::TrainTask& task);
+v1::TrainResult ToProto(const TrainResult& result);
+TrainResult FromProto(const v1::TrainResult& result);
+
 // --- results (convert_result.cc)
 v1::ModelInfo ToProto(const ModelStatus& model);
 ModelStatus FromProto(const v1::ModelInfo& model);

@@ -76,6 +76,10 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
   } else if (const auto* score = std::get_if<ScoreTask>(&program.task)) {
     *out.mutable_score()->mutable_task() = ToProto(*score);
     out.mutable_score()->set_output_dir(program.output_dir);
+  } else if (const auto* train = std::get_if<TrainOrder>(&program.task)) {
+    *out.mutable_train()->mutable_spec() = ToProto(train->spec);
+    *out.mutable_train()->mutable_spec()->mutable_mesh() = ToProto(train->spec.placement.load.mesh);
+    out.mutable_train()->set_output_dir(program.output_dir);
   } else if (const auto* verify = std::get_if<VerifyTask>(&program.task)) {
     *out.mutable_verify() = ToProto(*verify);
   } else if (const auto* tokenize = std::get_if<TokenizeTask>(&program.task)) {
@@ -111,6 +115,16 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
     case Message::kScore: {
       TOROID_ASSIGN_OR_RETURN(out.task, FromProto(in.score().task()));
       out.output_dir = in.score().output_dir();
+      return out;
+    }
+    case Message::kTrain: {
+      TrainOrder order;
+      TOROID_ASSIGN_OR_RETURN(order.spec, FromProto(in.train().spec()));
+      const MeshShape mesh = MeshFromProto(in.train().spec().mesh());
+      order.spec.placement.load.mesh = mesh;
+      order.spec.placement.mesh = {mesh.data, mesh.ring, mesh.tensor};
+      out.task = std::move(order);
+      out.output_dir = in.train().output_dir();
       return out;
     }
     case Message::kVerify: {
@@ -151,6 +165,8 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     *out.mutable_generated() = ToProto(*generated);
   } else if (const auto* scored = std::get_if<ScoreResult>(&body)) {
     *out.mutable_scored() = ToProto(*scored);
+  } else if (const auto* trained = std::get_if<TrainResult>(&body)) {
+    *out.mutable_trained() = ToProto(*trained);
   } else if (const auto* verified = std::get_if<VerifyResult>(&body)) {
     *out.mutable_verified() = ToProto(*verified);
   } else if (const auto* tokenized = std::get_if<TokenizeResult>(&body)) {
@@ -187,6 +203,9 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       return out;
     case Message::kScored:
       out.body = FromProto(in.scored());
+      return out;
+    case Message::kTrained:
+      out.body = FromProto(in.trained());
       return out;
     case Message::kVerified:
       out.body = FromProto(in.verified());

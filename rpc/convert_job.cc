@@ -16,6 +16,16 @@ absl::Time TimeOf(const google::protobuf::Timestamp& time) {
   return absl::FromUnixMicros(time.seconds() * 1000000 + time.nanos() / 1000);
 }
 
+// What training takes where the spec says nothing, and inference something else.
+absl::Status PlaceTraining(const v1::JobSpec& in, JobSpec& out) {
+  if (out.output_dir.empty()) {
+    return BadField("output.dir", "missing: name a directory for checkpoints and metrics");
+  }
+  if (in.model().layout().empty()) out.placement.load.layout = {LayoutRule::Kind::kZigzag, 1};
+  if (out.placement.mesh == MeshWish()) out.placement.mesh.data = MeshWish::kRest;
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 v1::JobSpec ToProto(const JobSpec& spec) {
@@ -30,6 +40,8 @@ v1::JobSpec ToProto(const JobSpec& spec) {
   out.set_pod(placement.pod());
   if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
     *out.mutable_generate() = ToProto(*generate);
+  } else if (const auto* train = std::get_if<TrainTask>(&spec.task)) {
+    *out.mutable_train() = ToProto(*train);
   } else {
     *out.mutable_score() = ToProto(std::get<ScoreTask>(spec.task));
   }
@@ -73,8 +85,15 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
       TOROID_ASSIGN_OR_RETURN(out.task, FromProto(in.score()));
       break;
     }
+    case v1::JobSpec::kTrain: {
+      TOROID_ASSIGN_OR_RETURN(TrainTask task, FromProto(in.train()));
+      if (task.plan.seed == 0) task.plan.seed = task.plan.options.dropout_seed = in.seed();
+      out.task = std::move(task);
+      TOROID_RETURN_IF_ERROR(PlaceTraining(in, out));
+      break;
+    }
     case v1::JobSpec::TASK_NOT_SET:
-      return BadField("task", "missing: give generate or score");
+      return BadField("task", "missing: give generate, score or train");
   }
   out.max_restarts = in.max_restarts();
   TOROID_ASSIGN_OR_RETURN(out.active_deadline, ReadDuration(in.active_deadline(), "active_deadline",
@@ -150,6 +169,8 @@ v1::Job ToProto(const JobStatus& status) {
     *out.mutable_generate_result() = ToProto(*generated);
   } else if (const auto* scored = std::get_if<ScoreResult>(&status.result)) {
     *out.mutable_score_result() = ToProto(*scored);
+  } else if (const auto* trained = std::get_if<TrainResult>(&status.result)) {
+    *out.mutable_train_result() = ToProto(*trained);
   }
   return out;
 }
@@ -172,6 +193,7 @@ absl::StatusOr<JobStatus> FromProto(const v1::Job& in) {
   if (in.has_exit()) out.exit = FromProto(in.exit());
   if (in.has_generate_result()) out.result = FromProto(in.generate_result());
   if (in.has_score_result()) out.result = FromProto(in.score_result());
+  if (in.has_train_result()) out.result = FromProto(in.train_result());
   return out;
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "rpc/convert.h"
@@ -10,6 +11,7 @@
 namespace toroid {
 namespace {
 
+constexpr char kPreset[] = "preset:";  // how OpenModel calls a shape
 constexpr int64_t kMaxContext = int64_t{1} << 40;
 
 v1::Mesh ToProto(const MeshWish& wish) {
@@ -130,7 +132,12 @@ v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive) {
   v1::Placement out;
   const LoadRequest& load = placement.load;
   v1::Model& model = *out.mutable_model();
-  model.set_path(load.model);
+  if (absl::StartsWith(load.model, kPreset)) {
+    model.mutable_shape()->set_preset(load.model.substr(sizeof(kPreset) - 1));
+  } else {
+    model.set_path(load.model);
+  }
+  model.set_tokenizer(load.tokenizer);
   model.set_layout(ToString(load.layout));
   model.set_context(load.context);
   model.set_page_tokens(load.page_tokens);
@@ -151,6 +158,10 @@ absl::StatusOr<Placement> FromProto(const v1::Placement& in, absl::Duration* kee
   const v1::Model& model = in.model();
   LoadRequest& load = out.load;
   load.model = model.path();
+  if (!model.shape().preset().empty()) {
+    if (!load.model.empty()) return BadField("model.shape", "given with path: give one of them");
+    load.model = absl::StrCat(kPreset, model.shape().preset());
+  }
   if (load.model.empty()) return BadField("model.path", "missing: name a model");
   if (model.page_tokens() < 0 || model.page_tokens() > 1 << 20) {
     return BadField("model.page_tokens", absl::StrCat(model.page_tokens(), " is not 1 to 1048576"));
@@ -171,6 +182,7 @@ absl::StatusOr<Placement> FromProto(const v1::Placement& in, absl::Duration* kee
   }
   load.threads = model.threads();
   load.verify_weights = model.verify_weights();
+  load.tokenizer = model.tokenizer();
   load.seed = model.seed();
   switch (in.compute()) {
     case v1::COMPUTE_UNSPECIFIED:

@@ -4,6 +4,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "rpc/error_info.h"
 
@@ -67,6 +68,10 @@ absl::StatusOr<MeshShape> ResolveMesh(const MeshWish& wish, int64_t slots) {
     }
   }
   return mesh;
+}
+
+std::string OutputDirectory(const JobSpec& spec, const std::string& name) {
+  return absl::StrReplaceAll(spec.output_dir, {{"{name}", name}});
 }
 
 const char* ToString(JobState state) {

@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "parallel/request.h"
+#include "parallel/training_run.h"
 
 namespace toroid {
 
@@ -61,8 +62,23 @@ struct VerifyTask {
   bool full = false;               // all tokens of the text, or the whole context
   VerifyRequest request;           // ids is made from the above
 };
-using Task = std::variant<GenerateTask, ScoreTask>;
-using TaskResult = std::variant<std::monostate, GenerateResult, ScoreResult>;
+struct TrainTask {
+  // Mesh, layout, compute and threads are those of the placement, directory and cache those of
+  // TrainingJob (training_job.h).
+  TrainingPlan plan;
+  double peak_flops = 0;  // of one rank, FLOP/s; 0: not known
+};
+struct TrainResult {
+  TrainingResult run;
+  MeshShape mesh;
+  double seconds = 0;         // in the steps of the last launch
+  double tokens_per_s = 0;    // over them
+  std::optional<double> mfu;  // model FLOPs over peak FLOPs; none if either is not known
+  int64_t peak_bytes = 0;     // accounted, of rank 0
+  std::string directory;      // of the run
+};
+using Task = std::variant<GenerateTask, ScoreTask, TrainTask>;
+using TaskResult = std::variant<std::monostate, GenerateResult, ScoreResult, TrainResult>;
 
 // Where and how a model runs.
 struct Placement {
@@ -74,13 +90,18 @@ struct Placement {
 struct JobSpec {
   std::string name;
   Device device = Device::kAuto;
-  std::string output_dir;  // under a root; the world writes result.json there; empty: nowhere
+  // Under a root, "{name}" is the job's name: the world writes result.json there, or the training
+  // run; empty: nowhere.
+  std::string output_dir;
   Placement placement;
   Task task;
   int64_t max_restarts = 0;
   absl::Duration active_deadline = absl::InfiniteDuration();  // from the first start
   int64_t priority = 0;                                       // higher first
 };
+
+// output_dir with `name` for "{name}": "runs/{name}" is "runs/book".
+std::string OutputDirectory(const JobSpec& spec, const std::string& name);
 
 enum class JobState { kQueued, kStarting, kRunning, kRestarting, kSucceeded, kFailed, kCancelled };
 const char* ToString(JobState state);  // "QUEUED" ...

@@ -1,9 +1,11 @@
-// Job specs as people write them: ParseJobSpec and JobSpecSchema of rpc/client.h.
+// Job specs as people write them: ParseJobSpec, JobSpecText and JobSpecSchema of rpc/client.h.
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -86,8 +88,22 @@ absl::Status MergeText(const std::string& text, v1::JobSpec* spec) {
   return absl::OkStatus();
 }
 
-// "a.b.c=value" as the text "a { b { c: value } }".
-absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec) {
+// Empties the list at `path`, unless that lies in an element of another list.
+void ClearList(const std::vector<std::string>& path, Message& spec) {
+  Message* message = &spec;
+  for (size_t i = 0; i < path.size(); ++i) {
+    const FieldDescriptor* field = message->GetDescriptor()->FindFieldByName(path[i]);
+    const google::protobuf::Reflection& values = *message->GetReflection();
+    if (i + 1 == path.size()) return values.ClearField(message, field);
+    if (field->is_repeated() || !values.HasField(*message, field)) return;
+    message = values.MutableMessage(message, field);
+  }
+}
+
+// "a.b.c=value" as the text "a { b { c: value } }". Of a list the first setting takes the place of
+// what the file says, the others add to it: `begun` has the lists that were set before.
+absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec,
+                          std::set<std::string>& begun) {
   const size_t equals = setting.find('=');
   if (equals == std::string::npos) {
     return BadField("set", absl::StrCat("'", setting, "' has no '=': write a.b.c=value"));
@@ -105,6 +121,9 @@ absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec) {
                       leaf ? "is a message: name one of its fields" : "is no message");
     }
     if (leaf) {
+      if (field->is_repeated() && begun.insert(setting.substr(0, equals)).second) {
+        ClearList(path, *spec);
+      }
       if (field->type() == FieldDescriptor::TYPE_STRING && (value.empty() || value[0] != '"')) {
         value = absl::StrCat("\"", absl::CEscape(value), "\"");
       }
@@ -138,9 +157,40 @@ v1::JobSpec Filled(const char* task) {
 // Fields that have no default.
 bool HasToBeSaid(const FieldDescriptor& field) {
   const std::string& name = field.full_name();
-  return name == "toroid.v1.Model.path" || field.containing_type()->name() == "TokenIds" ||
+  static const std::set<std::string>& names =
+      *new std::set<std::string>{"toroid.v1.Model.path",
+                                 "toroid.v1.Shape.preset",
+                                 "toroid.v1.TrainTask.steps",
+                                 "toroid.v1.TrainData.path",
+                                 "toroid.v1.TrainData.sequence_length",
+                                 "toroid.v1.TrainData.batch_tokens",
+                                 "toroid.v1.BatchStage.first_step",
+                                 "toroid.v1.BatchStage.batch_tokens",
+                                 "toroid.v1.AdamW.lr",
+                                 "toroid.v1.Adafactor.lr"};
+  return names.count(name) > 0 || field.containing_type()->name() == "TokenIds" ||
          (field.real_containing_oneof() != nullptr &&
           field.real_containing_oneof()->name() == "source");
+}
+
+constexpr char kTrain[] =
+    "output { dir: \"D\" } train { steps: 1 data { path: \"P\" sequence_length: 1 batch_tokens: 1 "
+    "} spike {} optimizer { ";
+
+// A spec has one task, a task one optimizer: of the others the defaults are taken from specs that
+// have them. Null: `field` is none of those.
+const Message* FilledElsewhere(const FieldDescriptor& field) {
+  static const auto& others = *new std::map<std::string, v1::JobSpec>{
+      {"toroid.v1.JobSpec.score", Filled("score { text { text: \"T\" } }")},
+      {"toroid.v1.JobSpec.train", Filled(absl::StrCat(kTrain, "adamw { lr: 1 } } }").c_str())},
+      {"toroid.v1.TrainOptimizer.adafactor",
+       Filled(absl::StrCat(kTrain, "adafactor { lr: 1 } } }").c_str())}};
+  const auto found = others.find(field.full_name());
+  if (found == others.end()) return nullptr;
+  const v1::JobSpec& spec = found->second;
+  if (spec.has_score()) return &spec.score();
+  if (spec.train().optimizer().has_adafactor()) return &spec.train().optimizer().adafactor();
+  return &spec.train();
 }
 
 // The fields of a message, one a line, with their defaults: their values in `filled`.
@@ -156,10 +206,9 @@ void Describe(const Message& filled, int depth, std::string& out) {
     absl::StrAppend(&out, field.name());
     if (field.type() == FieldDescriptor::TYPE_MESSAGE) {
       absl::StrAppend(&out, " {", notes.empty() ? "" : "  # ", absl::StrJoin(notes, ", "), "\n");
-      // A spec has one task: the other is taken from a spec that has that.
-      const v1::JobSpec score = Filled("score { text { text: \"T\" } }");
       const google::protobuf::Reflection& values = *filled.GetReflection();
-      Describe(field.full_name() == "toroid.v1.JobSpec.score" ? score.score()
+      const Message* elsewhere = FilledElsewhere(field);
+      Describe(elsewhere != nullptr ? *elsewhere
                : field.is_repeated()
                    ? *values.GetMessageFactory()->GetPrototype(field.message_type())
                    : values.GetMessage(filled, &field),
@@ -196,10 +245,17 @@ absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
   } else {
     TOROID_RETURN_IF_ERROR(MergeText(text, &spec));
   }
+  std::set<std::string> begun;
   for (const std::string& setting : settings) {
-    TOROID_RETURN_IF_ERROR(ApplySetting(setting, &spec));
+    TOROID_RETURN_IF_ERROR(ApplySetting(setting, &spec, begun));
   }
   return FromProto(spec);
+}
+
+std::string JobSpecText(const JobSpec& spec) {
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(ToProto(spec), &text);
+  return text;
 }
 
 std::string JobSpecSchema() {

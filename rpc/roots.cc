@@ -76,7 +76,7 @@ absl::StatusOr<fs::path> Candidate(const std::string& path, const std::vector<Ro
 }  // namespace
 
 absl::StatusOr<std::string> ResolvePath(const std::string& path, const std::vector<Root>& roots) {
-  if (absl::StartsWith(path, "random:")) return path;
+  if (absl::StartsWith(path, "random:") || absl::StartsWith(path, "preset:")) return path;
   TOROID_ASSIGN_OR_RETURN(const fs::path candidate, Candidate(path, roots));
   std::error_code error;
   const fs::path canonical = fs::canonical(candidate, error);

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "rpc/convert.h"
@@ -18,6 +19,7 @@
 #include "rpc/error_info.h"
 #include "rpc/prompt.h"
 #include "rpc/roots.h"
+#include "rpc/training_job.h"
 #include "rpc/worker_process.h"
 #include "toroid/internal/v1/worker.grpc.pb.h"
 
@@ -29,6 +31,7 @@ using internal::v1::WorldMessage;
 
 constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
+constexpr absl::Duration kLogInterval = absl::Seconds(5);
 constexpr int64_t kMaxPromptFile = int64_t{256} << 20;
 
 // What the controller has not taken yet is told together.
@@ -140,6 +143,15 @@ class Connection final : public WorkerConnection {
     channel.on_verified = [this](uint64_t number, const absl::StatusOr<VerifyResult>& result) {
       Answer(number, result);
     };
+    channel.training = [this](uint64_t number) { return Training(number); };
+    channel.on_trained = [this](uint64_t number, const absl::StatusOr<TrainingResult>& run) {
+      job_->End(run.status());
+      if (!run.ok()) return Tell(number, run.status());
+      TrainResult result = job_->Result(*run);
+      result.directory = NameRoots(result.directory, options_.roots);
+      result.run.checkpoint = NameRoots(result.run.checkpoint, options_.roots);
+      Answer(number, absl::StatusOr<TrainResult>(std::move(result)));
+    };
     return channel;
   }
 
@@ -218,6 +230,10 @@ class Connection final : public WorkerConnection {
       program.kind = ProgramKind::kLoad;
       program.load = load->load;
       TOROID_ASSIGN_OR_RETURN(program.load.model, ResolvePath(load->load.model, options_.roots));
+      if (!load->load.tokenizer.empty()) {
+        TOROID_ASSIGN_OR_RETURN(program.load.tokenizer,
+                                ResolvePath(load->load.tokenizer, options_.roots));
+      }
     } else if (const auto* generate = std::get_if<GenerateTask>(&task.task)) {
       program.kind = ProgramKind::kGenerate;
       GenerateTask filled = *generate;
@@ -229,6 +245,12 @@ class Connection final : public WorkerConnection {
       program.score = score->request;
       PromptSpec text = score->text;
       TOROID_ASSIGN_OR_RETURN(program.score.ids, Ids(text, score->limit));
+    } else if (const auto* train = std::get_if<TrainOrder>(&task.task)) {
+      TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ResolveTraining(train->spec, options_.roots));
+      TOROID_ASSIGN_OR_RETURN(
+          job_, TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(options_.epoch)));
+      program = job_->program();
+      program.number = message.number();
     } else if (const auto* verify = std::get_if<VerifyTask>(&task.task)) {
       program.kind = ProgramKind::kVerify;
       program.verify = verify->request;
@@ -249,6 +271,34 @@ class Connection final : public WorkerConnection {
       program.kind = ProgramKind::kExit;
     }
     return true;
+  }
+
+  // To the controller how far it is, to the job's log how it goes.
+  TrainingEvents Training(uint64_t number) {
+    TrainingEvents events;
+    events.on_tokenised = [this, number](const TokenCacheProgress& progress) {
+      Tell(number, ProgressAnswer{"tokenise", progress.bytes_done, progress.bytes});
+    };
+    events.on_step = [this, number](const StepReport& report) {
+      const int64_t done = report.result.step + 1, steps = job_->steps();
+      Tell(number, ProgressAnswer{"train", done, steps});
+      const absl::Time now = absl::Now();
+      if (now < next_line_ && done < steps && report.result.skipped.empty()) return;
+      next_line_ = now + kLogInterval;
+      Print(StepLine(report, steps, job_->Use(report)));
+    };
+    events.on_checkpoint = [this](const CheckpointOutcome& outcome) {
+      if (outcome.status.ok()) Print(absl::StrCat("checkpoint ", outcome.path));
+    };
+    events.on_note = [this](const std::string& sentence) { Print(sentence); };
+    return job_->Record(std::move(events));
+  }
+
+  // Into the job's log.
+  void Print(const std::string& line) const {
+    const std::string text = absl::StrCat(NameRoots(line, options_.roots), "\n");
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
   }
 
   // What the prompt says, or its file.
@@ -310,8 +360,10 @@ class Connection final : public WorkerConnection {
   std::set<uint64_t> cancelled_;
   bool lost_ = false;
   absl::Status close_status_;
-  LoadedModel model_;       // of the loop's thread
-  std::string output_dir_;  // of the program that runs; of the loop's thread
+  LoadedModel model_;                 // of the loop's thread
+  std::string output_dir_;            // of the program that runs; of the loop's thread
+  std::unique_ptr<TrainingJob> job_;  // of the program that trains; of the loop's thread
+  absl::Time next_line_ = absl::InfinitePast();
   DialledStream<WorkerMessage, WorldMessage> stream_;  // last: its end waits for its reactions
 };
 

@@ -13,6 +13,7 @@
 namespace toroid {
 
 absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed) {
+  if (absl::StartsWith(model, "preset:")) return OpenPreset(std::string(model.substr(7)), seed);
   if (absl::StartsWith(model, "random:")) return OpenRandom(std::string(model.substr(7)), seed);
   const std::string path(model);
   struct stat info;

@@ -59,7 +59,7 @@ def main():
     try:
         for language, text in tour:
             if text.startswith("toroid up "):
-                service, address = start(text, state.name)
+                service, address = start(text.replace("$PWD/build", BUILD), state.name)
                 continue
             text = text.replace("127.0.0.1:7070", address or "127.0.0.1:7070")
             if language == "python":
@@ -67,6 +67,7 @@ def main():
             script += f"set -x\n{text}{{ set +x; }} 2>/dev/null\n"
         # $PWD/build is the build that is tested.
         script = script.replace("$PWD/build:", f"{BUILD}:").replace("build/client", f"{BUILD}/client")
+        script = script.replace("build/run", f"{BUILD}/run")
         done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
         print(done.stdout)

@@ -1,4 +1,4 @@
-"""Jobs as a client sees them: the files of deploy/jobs run, are watched, repeated and cancelled."""
+"""Jobs as a client sees them: the files of deploy/jobs run, are watched, repeated, cancelled, and go on."""
 import glob
 import json
 import os
@@ -12,6 +12,8 @@ from harness import *
 DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", "jobs")
 GENERATE = os.path.join(DIRECTORY, "generate.textproto")
 ENDLESS = ["--set", "generate.max_tokens=30000"]
+TRAIN = os.path.join(DIRECTORY, "train.textproto")
+TEXT = "/usr/share/common-licenses"
 
 
 def good(result):
@@ -27,10 +29,24 @@ def state(up, id):
     return good(up.run("job", "get", id, "-o", "json")).json()["state"]
 
 
+def training_up(runs):
+    """A pod that knows where the text is, and where runs are to be written."""
+    return Up(1, 2, "--root", f"text={TEXT}", "--root", f"runs={runs}")
+
+
+def losses(directory):
+    """(step, loss) of each whole line of metrics.jsonl."""
+    try:
+        with open(os.path.join(directory, "metrics.jsonl")) as file:
+            return [(s["step"], s["loss"]) for s in (json.loads(line) for line in file if line.endswith("\n"))]
+    except FileNotFoundError:
+        return []
+
+
 def test_every_file_runs():
     files = sorted(glob.glob(os.path.join(DIRECTORY, "*.textproto")))
-    check([os.path.basename(f) for f in files] == ["generate.textproto", "score.textproto"], files)
-    with Up(1, 2) as up:
+    check([os.path.basename(f) for f in files] == ["generate.textproto", "score.textproto", "train.textproto"], files)
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
         submitted = {}
         for file in files:
             id = good(up.run("job", "submit", file)).out.strip()
@@ -42,16 +58,22 @@ def test_every_file_runs():
             check([e["sequence"] for e in events] == list(range(1, len(events) + 1)), events)
             check([e["job"]["state"] for e in events][0] == "QUEUED", events)
             job = up.run("job", "get", id, "-o", "json").json()
-            check(job["state"] == "SUCCEEDED" and job["mesh"]["ring"] == 2, job)
+            axis = "data" if file == TRAIN else "ring"
+            check(job["state"] == "SUCCEEDED" and job["mesh"][axis] == 2, job)
             submitted[id] = job
             said = lines(up.run("job", "logs", id, "-o", "jsonl"))
             check(up.run("job", "logs", id, "-o", "json").json()["lines"] == said, said)
             detail = good(up.run("job", "get", id, "-v")).err
-            check("prefill: " in detail and "memory per rank: " in detail, detail)
+            check(file == TRAIN or ("prefill: " in detail and "memory per rank: " in detail), detail)
             check(good(up.run("job", "get", id)).err == "", "detail without -v")
-        generated, scored = submitted.values()
+        generated, scored, trained = submitted.values()
         check(len(generated["result"]["ids"]) == 16, generated)
         check(scored["result"]["tokens"] > 10 and scored["result"]["mean_nll"] > 0, scored)
+        result = trained["result"]
+        check(result["steps"] == 40 and result["loss"] < result["first_loss"], result)
+        check(result["checkpoint"] == "runs/licence/checkpoints/step-00000040", result)
+        check(os.path.isfile(os.path.join(runs, "licence", "checkpoints", "step-00000040", "manifest.json")), result)
+        check([step for step, _ in losses(os.path.join(runs, "licence"))] == list(range(1, 41)), "metrics")
         listed = up.run("job", "list", "-o", "json").json()["jobs"]
         check([job["id"] for job in listed] == list(reversed(submitted)), listed)
         check(up.run("job", "list", "--state", "RUNNING", "-o", "json").json()["jobs"] == [], "list")
@@ -59,12 +81,13 @@ def test_every_file_runs():
 
 
 def test_what_is_commented_out_is_a_spec_too():
-    for name in ("generate", "score"):
+    for name in ("generate", "score", "train"):
         with open(os.path.join(DIRECTORY, f"{name}.textproto")) as file:
             text = file.read()
         shown = re.sub(r"^( *)# (\w+(:| \{) )", r"\1\2", text, flags=re.MULTILINE)
         check(shown != text, name)
-        for twice in ("mesh { ring: -1", "prompt { text: \"Hello\""):
+        for twice in ("mesh { ring: -1", "prompt { text: \"Hello\"", "mesh { data: 1", "model { path: \"models",
+                      "optimizer { adafactor"):
             field = twice.split()[0]
             if twice in shown:  # instead of the line before it
                 shown = re.sub(rf"^ *{field} .*\n( *{field} )", r"\1", shown, flags=re.MULTILINE)
@@ -140,6 +163,39 @@ def test_a_dead_rank_ends_the_job_and_stands_in_its_log():
         check("signal 9" in log, log)
         check(good(up.run("job", "logs", id)).out == log, "the log of an ended job")
         check(up.run("job", "get", id, "-o", "json").json()["exit"]["signal"] == 9, "get")
+    no_orphans()
+
+
+def test_a_training_job_goes_on_after_a_dead_rank():
+    with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as alone, training_up(runs) as up:
+        sets = ["--set", "train.steps=300", "--set", "train.schedule.kind=CONSTANT", "--set", "train.checkpoint.every=10"]
+        id = good(up.run("job", "submit", TRAIN, *sets)).out.strip()
+        run_of_job = os.path.join(runs, "licence")
+        wait_for("steps are made", lambda: len(losses(run_of_job)) >= 25, 60)
+        os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+        watched = lines(up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl", timeout=120))
+        states = [event["job"]["state"] for event in watched]
+        check("RESTARTING" in states and states[-1] == "SUCCEEDED", states)
+        job = watched[-1]["job"]
+        check(job["restarts"] == 1 and job["epoch"] == 2 and job["result"]["steps"] == 300, job)
+        log = good(up.run("job", "logs", id)).out
+        check("resumed from runs/licence/checkpoints/step-" in log and runs not in log, log)
+        check("signal 9" in log and "step 300/300  loss " in log, log)
+        # The same numbers as a run that nobody disturbed.
+        good(launch(2, "train", TRAIN, *sets, "--set", f"output.dir={alone}", "-q"))
+        check(losses(run_of_job) == losses(alone), "another curve")
+    no_orphans()
+
+
+def test_train_through_a_controller():
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
+        result = good(up.run("train", TRAIN, "--set", "train.steps=6", "-o", "json"))
+        check(result.json()["steps"] == 6 and "step 6/6" in result.err and "6 steps, loss" in result.err, result.err)
+        refused(up.run("train", TRAIN, "--set", "train.data.path=/etc/passwd", "--set", "name=other"), 5, "/etc/passwd")
+        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=1000000", "--set", "name=long")).out.strip()
+        wait_for("steps are made", lambda: len(losses(os.path.join(runs, "long"))) >= 3, 60)
+        good(up.run("job", "cancel", id))
+        refused(up.run("job", "watch", id), 5, id, "cancelled")
     no_orphans()
 
 

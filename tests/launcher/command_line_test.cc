@@ -160,9 +160,9 @@ TEST(Verbs, UnknownPlannedAndAliased) {
   EXPECT_THAT(error({"job", "sumbit"}), HasSubstr("did you mean submit?"));
   EXPECT_THAT(error({"job"}), HasSubstr("submit|list|get"));
   EXPECT_EQ(std::string(FindVerb({"jobs"}).value().verb->name), "job list");
-  EXPECT_THAT(error({"train", "x"}), HasSubstr("not in this version: train"));
+  EXPECT_THAT(error({"serve", "x"}), HasSubstr("not in this version: serve"));
   EXPECT_THAT(error({"job", "suspend", "x"}), HasSubstr("not in this version: job suspend"));
-  EXPECT_EQ(ExitCodeOf(FindVerb({"train"}).status()), kExitUsage);
+  EXPECT_EQ(ExitCodeOf(FindVerb({"serve"}).status()), kExitUsage);
   EXPECT_EQ(std::string(FindVerb({"--version"}).value().verb->name), "version");
 }
 

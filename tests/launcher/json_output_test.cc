@@ -6,6 +6,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
+
 namespace toroid {
 namespace {
 
@@ -42,6 +44,26 @@ TEST(JsonOutput, Generate) {
   EXPECT_EQ(GenerateJson("random:tiny", result),
             head + R"("logprobs":[-0.5,-1.0],"prompt_logprobs":[[3,-2.5]],"min_margin":0.125,)" +
                 kReportTail);
+}
+
+TEST(JsonOutput, Train) {
+  TrainResult result;
+  result.run = {40, 512, 5.5, 2.25, 1, 2, StopAsked::kNo, "r/checkpoints/step-00000040"};
+  result.mesh = {2, 1, 1};
+  result.seconds = 4;
+  result.tokens_per_s = 128;
+  result.peak_bytes = 99;
+  result.directory = "r";
+  const std::string head =
+      R"({"schema":1,"model":"m","mesh":{"pods":1,"data":2,"ring":1,"tensor":1},"steps":40,)"
+      R"("tokens":512,"first_loss":5.5,"loss":2.25,"skipped":1,"rewinds":2,"seconds":4.0,)"
+      R"("tokens_per_s":128.0,"mfu":)";
+  const std::string tail =
+      R"("peak_bytes":99,"directory":"r","checkpoint":"r/checkpoints/step-00000040","stopped":)";
+  EXPECT_EQ(TrainJson("m", result), absl::StrCat(head, "null,", tail, "\"done\"}"));
+  result.mfu = 0.5;
+  result.run.stopped = StopAsked::kRequeue;
+  EXPECT_EQ(TrainJson("m", result), absl::StrCat(head, "0.5,", tail, "\"requeue\"}"));
 }
 
 TEST(JsonOutput, SeveralAnswersSayWhichTheyAre) {

@@ -45,6 +45,17 @@ TEST(Progress, BarShowsShareRateAndTimeLeft) {
   EXPECT_EQ(screen.text, "\r\033[K");
 }
 
+TEST(Progress, ADetailTakesThePlaceOfTheRate) {
+  Screen screen;
+  ProgressMeter meter = screen.Meter(ProgressMode::kBar, 120);
+  meter.Update("train", 20, 40, "steps");  // goes on from a checkpoint
+  screen.now += 10;
+  meter.Update("train", 30, 40, "steps", "loss 2.3146  512 tokens/s");
+  EXPECT_THAT(screen.text, HasSubstr("75%  30/40 steps  loss 2.3146  512 tokens/s  10s left"));
+  meter.Update("save", 1, 2, "bytes");
+  EXPECT_EQ(screen.text.rfind("loss"), screen.text.find("loss"));
+}
+
 TEST(Progress, TheBarGivesWayToTheNumbers) {
   for (const int width : {100, 80, 70, 60}) {
     Screen screen;

@@ -347,6 +347,43 @@ TEST_F(ControllerTest, RestartsBackOffAndBumpTheEpoch) {
   EXPECT_EQ(Get(job.id).state, JobState::kFailed);
 }
 
+TEST_F(ControllerTest, ATrainingJobLoadsForItselfAndGoesOnAfterAFailure) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  TrainTask task;
+  task.plan.steps = 7;
+  task.plan.data.paths = {"text"};
+  task.plan.data.sequence_length = 8;
+  task.plan.data.batch_tokens.stages = {{0, 16}};
+  task.plan.options.optimizer.rate.peak = 1;
+  spec.task = task;
+  spec.placement.mesh.data = MeshWish::kRest;
+  spec.output_dir = "runs/{name}";
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  auto world = Attach(*agent);
+  ASSERT_TRUE(world->Runs<TrainOrder>());  // no LoadTask before
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  const JobSpec& ordered = std::get<TrainOrder>(world->programs.back().task).spec;
+  EXPECT_EQ(ordered.placement.load.mesh, (MeshShape{2, 1, 1}));
+  EXPECT_EQ(std::get<TrainTask>(ordered.task).plan.steps, 7);
+  EXPECT_EQ(world->programs.back().output_dir, "runs/book");
+  Tell(*world, ProgressAnswer{"train", 3, 7});
+  EndWorld(*agent, world->id, {137, 9, 1, "h", "died"});
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  Advance(absl::Milliseconds(1100));
+  world = Attach(*agent);
+  ASSERT_TRUE(world->Runs<TrainOrder>());
+  EXPECT_EQ(world->id.epoch, 2u);
+  TrainResult result;
+  result.run.steps = 7;
+  Tell(*world, result);
+  const JobStatus ended = Get(job.id);
+  EXPECT_EQ(ended.state, JobState::kSucceeded);
+  EXPECT_EQ(std::get<TrainResult>(ended.result).run.steps, 7);
+  EXPECT_TRUE(world->Runs<ExitTask>());
+}
+
 TEST_F(ControllerTest, OnlyThePresentLaunchMayAttach) {
   auto agent = Connect("a");
   auto client = Ask(Request("m"));

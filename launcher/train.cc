@@ -1,0 +1,241 @@
+// toroid train: a training job on the ranks here, or handed to a controller and followed.
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/status_macros.h"
+#include "launcher/client.h"
+#include "launcher/exit_code.h"
+#include "launcher/interrupt.h"
+#include "launcher/job_spec.h"
+#include "launcher/json_output.h"
+#include "launcher/options.h"
+#include "launcher/quantity.h"
+#include "launcher/summary.h"
+#include "launcher/terminal.h"
+#include "launcher/verbs.h"
+#include "launcher/world.h"
+#include "parallel/launcher_environment.h"
+#include "rpc/training_job.h"
+
+namespace toroid {
+namespace {
+
+// The spec with what the flags say on top.
+absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments) {
+  const std::string path = arguments.Text("FILE");
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
+  auto* task = std::get_if<TrainTask>(&spec.task);
+  if (task == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("not a training job: ", path, ": give it train { ... }, or submit it"));
+  }
+  if (arguments.Has("--mesh")) {
+    TOROID_ASSIGN_OR_RETURN(spec.placement.mesh, ParseMeshWish(arguments.Text("--mesh")));
+  }
+  if (arguments.Has("--threads")) {
+    const int64_t threads = arguments.Count("--threads");
+    if (threads > 4096) {
+      return UsageError(absl::StrCat("bad value of --threads: ", threads, ": give 0 to 4096"));
+    }
+    spec.placement.load.threads = static_cast<int>(threads);
+  }
+  if (arguments.Has("--peak-flops")) {
+    task->peak_flops = arguments.Real("--peak-flops");
+    if (task->peak_flops < 0) return UsageError("bad value of --peak-flops: give FLOP/s, or 0");
+  }
+  return spec;
+}
+
+// The wish as ParseMesh reads it, whose errors propose a mesh that fits.
+absl::StatusOr<MeshShape> MeshHere(const MeshWish& wish, int64_t world_size) {
+  std::string text;
+  for (const auto& [axis, size] : {std::pair("data", wish.data), std::pair("ring", wish.ring),
+                                   std::pair("tensor", wish.tensor)}) {
+    if (size == 0) continue;
+    absl::StrAppend(&text, text.empty() ? "" : ",", axis, "=",
+                    size == MeshWish::kRest ? std::string("*") : absl::StrCat(size));
+  }
+  return ParseMesh(text, world_size, "data");
+}
+
+// What rank 0 shows of a run.
+class Screen {
+ public:
+  explicit Screen(const Arguments& arguments)
+      : json_(JsonOption(arguments)),
+        quiet_(arguments.Flag("--quiet")),
+        meter_(ProgressOption(arguments)) {}
+
+  void Begin(const TrainingJob& job) {
+    job_ = &job;
+    if (quiet_) return;
+    const LoadRequest& load = job.spec().placement.load;
+    Talk(absl::StrCat("training ", load.model, " on mesh ", ToString(load.mesh), ", ", job.steps(),
+                      " steps, into ", job.directory()));
+  }
+
+  TrainingEvents Events() {
+    TrainingEvents events;
+    events.on_tokenised = [this](const TokenCacheProgress& progress) {
+      meter_.Update("tokenise", progress.bytes_done, progress.bytes, "bytes",
+                    absl::StrCat(FormatCount(double(progress.tokens)), " tokens"));
+    };
+    events.on_step = [this](const StepReport& report) {
+      std::string detail = absl::StrFormat("loss %.4f  %s tokens/s", report.result.loss,
+                                           FormatCount(report.tokens_per_s));
+      const FlopsUse use = job_->Use(report);
+      if (use.model) absl::StrAppendFormat(&detail, "  mfu %.1f%%", *use.model * 100);
+      meter_.Update("train", report.result.step + 1, job_->steps(), "steps", detail);
+      if (!report.result.skipped.empty()) Note(StepLine(report, job_->steps(), use));
+    };
+    events.on_note = [this](const std::string& sentence) { Note(sentence); };
+    events.stop = [] { return Interrupt::Requeue() ? StopAsked::kRequeue : StopAsked::kNo; };
+    return events;
+  }
+
+  // How the command ends.
+  absl::Status Finish(TrainingJob& job, const absl::StatusOr<TrainingResult>& run) {
+    meter_.Clear();
+    if (!run.ok()) {
+      job.End(run.status());
+      if (absl::IsCancelled(run.status()) && Interrupt::Requeue()) return Requeue("nothing yet");
+      return Interrupt::ReasonOr(run.status());
+    }
+    const TrainResult result = job.Result(*run);
+    job.End(absl::OkStatus());
+    if (json_) {
+      WriteStdout(absl::StrCat(TrainJson(job.spec().placement.load.model, result), "\n"));
+    }
+    if (!quiet_) Talk(TrainSummary(result));
+    return result.run.stopped == StopAsked::kRequeue ? Requeue(result.run.checkpoint)
+                                                     : absl::OkStatus();
+  }
+
+ private:
+  static absl::Status Requeue(absl::string_view checkpoint) {
+    return WithExitCode(
+        absl::CancelledError(absl::StrCat("stopped by SIGUSR1: checkpointed ", checkpoint,
+                                          ": start the same command again to go on")),
+        kExitRequeue);
+  }
+
+  void Note(const std::string& sentence) {
+    if (quiet_) return;
+    meter_.Clear();
+    Talk(sentence);
+  }
+
+  const bool json_, quiet_;
+  ProgressMeter meter_;
+  const TrainingJob* job_ = nullptr;
+};
+
+absl::Status OnRanks(const Arguments& arguments) {
+  Interrupt::CatchRequeue();
+  DirectRun run;
+  run.timeout = arguments.Real("--timeout");
+  run.stall_timeout = arguments.Real("--stall-timeout");
+  std::optional<JobSpec> spec;
+  if (SpeaksForWorld()) {
+    TOROID_ASSIGN_OR_RETURN(spec, TrainingSpec(arguments));
+  }
+  Screen screen(arguments);
+  std::unique_ptr<TrainingJob> job;
+  run.program = [&](int64_t world_size) -> absl::StatusOr<Program> {
+    TOROID_ASSIGN_OR_RETURN(spec->placement.load.mesh, MeshHere(spec->placement.mesh, world_size));
+    const MeshShape& mesh = spec->placement.load.mesh;
+    spec->placement.mesh = {mesh.data, mesh.ring, mesh.tensor};  // as it runs
+    const std::string directory = OutputDirectory(*spec, spec->name.empty() ? "train" : spec->name);
+    TOROID_ASSIGN_OR_RETURN(job, TrainingJob::Open(*spec, directory, /*epoch=*/0));
+    screen.Begin(*job);
+    return job->program();
+  };
+  absl::Status answered = absl::OkStatus();
+  run.channel.training = [&](uint64_t) { return job->Record(screen.Events()); };
+  run.channel.on_trained = [&](uint64_t, const absl::StatusOr<TrainingResult>& result) {
+    answered = screen.Finish(*job, result);
+  };
+  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
+  return answered;
+}
+
+// Follows the job's log until it has ended; the job goes on without us.
+absl::Status ThroughController(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, TrainingSpec(arguments));
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, /*request_id=*/""));
+  const bool talk = !arguments.Flag("--quiet");
+  if (talk) Talk(absl::StrCat("job ", job.id, ": toroid job watch|logs|cancel ", job.id));
+  LogQuery query;
+  query.job = job.id;
+  query.follow = true;
+  const absl::Status followed = client->StreamLogs(query, [&](const LogLine& line) {
+    if (talk) Talk(line.text);
+    return !Interrupt::Cancelled();
+  });
+  if (Interrupt::Cancelled()) {
+    return absl::CancelledError(absl::StrCat("interrupted: job ", job.id,
+                                             " goes on: toroid job cancel ", job.id, " ends it"));
+  }
+  TOROID_RETURN_IF_ERROR(followed);
+  TOROID_RETURN_IF_ERROR(client->WatchJob(job.id, 0, [&](const JobEvent& event) {
+    job = event.status;
+    return !Interrupt::Cancelled();
+  }));
+  TOROID_RETURN_IF_ERROR(Interrupt::Reason());
+  const auto* result = std::get_if<TrainResult>(&job.result);
+  if (result == nullptr) {
+    return WithExitCode(
+        absl::UnknownError(absl::StrCat("the job ended ", ToString(job.state), ": ", job.id, ": ",
+                                        job.message.empty() ? job.reason : job.message)),
+        kExitJobFailed);
+  }
+  if (JsonOption(arguments)) {
+    WriteStdout(absl::StrCat(TrainJson(spec.placement.load.model, *result), "\n"));
+  }
+  if (talk) Talk(TrainSummary(*result));
+  return absl::OkStatus();
+}
+
+absl::Status RunTrain(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
+  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
+}
+
+const OptionTable kTrainOptions = {
+    "the job",
+    {
+        {"--set", ValueKind::kText, "a.b.c=V", "", "a field that beats the file (repeat for more)",
+         false, true},
+        {"--mesh", ValueKind::kText, "M", "",
+         "instead of the job's: data=2,ring=2,tensor=1; * is the rest"},
+        {"--threads", ValueKind::kCount, "N", "0",
+         "per rank; 0: the host's cores split over its ranks"},
+        {"--peak-flops", ValueKind::kReal, "X", "0",
+         "of one rank, FLOP/s, as measured: then mfu and hfu are told"},
+        {"--controller", ValueKind::kText, "HOST:PORT", "",
+         "run there instead of in this process (also TOROID_CONTROLLER)", true},
+    }};
+
+}  // namespace
+
+const Verb kTrainVerb = {
+    .name = "train",
+    .summary = "train a model as a job spec says, here or through a controller",
+    .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
+    .tables = {&kTrainOptions, &kRunOptions, &kOutputOptions},
+    .examples =
+        "toroid train deploy/jobs/train.textproto --set train.steps=20\n"
+        "toroid launch -n 4 train job.textproto --mesh data=2,ring=2\n"
+        "toroid train job.textproto --controller 127.0.0.1:7070\n"
+        "kill -USR1 PID     # of launch or mpirun: checkpoint and exit 75; the same command goes "
+        "on",
+    .run = RunTrain,
+    .details =
+        "Started again with the same output directory, a run goes on from its newest checkpoint, "
+        "also on another\nmesh. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
+        "events, logs/ and checkpoints/.\ntoroid config schema lists all fields of a job.",
+};
+
+}  // namespace toroid

@@ -1,0 +1,288 @@
+#include "rpc/training_job.h"
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "core/status_macros.h"
+#include "core/train/data_source.h"
+#include "rpc/client.h"
+#include "rpc/roots.h"
+
+namespace toroid {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr char kMetrics[] = "metrics.jsonl";
+
+absl::Status CannotWrite(const std::string& path) {
+  return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", std::strerror(errno),
+                                             ": training goes on; check the disk"));
+}
+
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
+// The lines of metrics.jsonl of at most `steps` steps done, whole ones; a launch that was killed
+// may have written half a line, and lines behind the checkpoint that the next one goes on from.
+std::string LinesUpTo(const std::string& path, int64_t steps) {
+  std::ifstream file(path);
+  std::string kept, line;
+  while (std::getline(file, line)) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
+    if (json["step"].get<int64_t>() <= steps) absl::StrAppend(&kept, line, "\n");
+  }
+  return kept;
+}
+
+// In one rename, so that a reader sees the old or the new one.
+absl::Status Replace(const std::string& path, const std::string& text) {
+  const std::string fresh = path + ".new";
+  std::ofstream file(fresh, std::ios::trunc | std::ios::binary);
+  file << text;
+  file.close();
+  if (!file || std::rename(fresh.c_str(), path.c_str()) != 0) return CannotWrite(path);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TrainingJob>> TrainingJob::Open(const JobSpec& spec,
+                                                               const std::string& directory,
+                                                               int64_t epoch) {
+  std::unique_ptr<TrainingJob> job(new TrainingJob(spec, directory, epoch));
+  std::error_code error;
+  fs::create_directories(directory + "/logs", error);
+  if (error) {
+    return absl::PermissionDeniedError(absl::StrCat("output directory cannot be made: ", directory,
+                                                    ": ", error.message(), ": name another"));
+  }
+  job->log_.reset(std::fopen(absl::StrCat(directory, "/logs/rank-0000.log").c_str(), "a"));
+  if (job->log_ == nullptr) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("output directory cannot be written: ", directory, ": ", std::strerror(errno),
+                     ": name another"));
+  }
+  job->Log("begin", absl::StrCat("mesh ", ToString(spec.placement.load.mesh)));
+  return job;
+}
+
+Program TrainingJob::program() const {
+  Program program;
+  program.kind = ProgramKind::kTrain;
+  program.load = spec_.placement.load;
+  program.train = task_.plan;
+  program.train.directory = directory_;
+  program.train.epoch = epoch_;
+  if (program.train.data.cache.empty()) program.train.data.cache = directory_ + "/tokens";
+  return program;
+}
+
+TrainingEvents TrainingJob::Record(TrainingEvents events) {
+  note_ = events.on_note;
+  TrainingEvents recorded = events;
+  recorded.on_step = [this, events](const StepReport& report) {
+    Step(report);
+    events.on_step(report);
+  };
+  recorded.on_checkpoint = [this, events](const CheckpointOutcome& outcome) {
+    Log(outcome.status.ok() ? "checkpoint" : "checkpoint failed",
+        absl::StrCat("step ", outcome.step, " ",
+                     outcome.status.ok() ? outcome.path : std::string(outcome.status.message())));
+    events.on_checkpoint(outcome);
+  };
+  recorded.on_note = [this, events](const std::string& sentence) {
+    Log("note", sentence);
+    events.on_note(sentence);
+  };
+  return recorded;
+}
+
+FlopsUse TrainingJob::Use(const TrainingFlops& flops, double seconds) const {
+  const double peak = seconds * task_.peak_flops * double(spec_.placement.load.mesh.size());
+  if (!(peak > 0)) return {};
+  return {flops.model / peak, flops.hardware / peak};
+}
+
+TrainResult TrainingJob::Result(const TrainingResult& run) {
+  TrainResult result;
+  result.run = run;
+  result.mesh = spec_.placement.load.mesh;
+  result.seconds = seconds_;
+  result.tokens_per_s = seconds_ > 0 ? double(run.tokens) / seconds_ : 0;
+  result.mfu = Use(flops_, seconds_).model;
+  result.peak_bytes = peak_bytes_;
+  result.directory = directory_;
+  return result;
+}
+
+void TrainingJob::End(const absl::Status& status) {
+  Log("end", status.ok() ? "ok" : std::string(status.message()));
+}
+
+// The first step that this launch does shows where it goes on.
+absl::Status TrainingJob::OpenMetrics(int64_t step) {
+  const std::string path = absl::StrCat(directory_, "/", kMetrics);
+  metrics_.reset();
+  TOROID_RETURN_IF_ERROR(Replace(path, LinesUpTo(path, step)));
+  metrics_.reset(std::fopen(path.c_str(), "a"));
+  return metrics_ == nullptr ? CannotWrite(path) : absl::OkStatus();
+}
+
+absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
+  const StepResult& step = report.result;
+  const FlopsUse use = Use(report);
+  Json line = {{"schema", 1},
+               {"step", step.step + 1},
+               {"loss", step.loss},
+               {"grad_norm", step.grad_norm},
+               {"lr", step.rate},
+               {"tokens", step.tokens},
+               {"tokens_per_s", report.tokens_per_s},
+               {"mfu", OrNull(use.model)},
+               {"hfu", OrNull(use.hardware)},
+               {"step_s", report.seconds},
+               {"comm_exposed_s", nullptr},
+               {"peak_bytes", report.peak_bytes}};
+  if (step.noise_scale) line["noise_scale"] = *step.noise_scale;
+  if (!step.skipped.empty()) line["skipped"] = step.skipped;
+  const std::string text = Dump(line);
+  if (std::fwrite(text.data(), 1, text.size(), metrics_.get()) != text.size() ||
+      std::fflush(metrics_.get()) != 0) {
+    return CannotWrite(absl::StrCat(directory_, "/", kMetrics));
+  }
+  std::vector<Scalar> scalars = {
+      {"train/loss", step.loss},        {"train/grad_norm", step.grad_norm},
+      {"train/lr", step.rate},          {"speed/tokens_per_s", report.tokens_per_s},
+      {"speed/step_s", report.seconds}, {"memory/peak_bytes", double(report.peak_bytes)}};
+  if (step.noise_scale) scalars.push_back({"train/noise_scale", *step.noise_scale});
+  if (use.model) scalars.push_back({"speed/mfu", *use.model});
+  if (use.hardware) scalars.push_back({"speed/hfu", *use.hardware});
+  TOROID_RETURN_IF_ERROR(
+      events_->Add(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()), step.step + 1, scalars));
+  return events_->Flush();
+}
+
+void TrainingJob::Step(const StepReport& report) {
+  const int64_t before = report.result.step;  // steps done
+  const auto write = [&]() -> absl::Status {
+    if (!begun_) {
+      TOROID_RETURN_IF_ERROR(
+          Replace(absl::StrCat(directory_, "/config.textproto"), JobSpecText(spec_)));
+    }
+    if (!events_) {
+      TOROID_ASSIGN_OR_RETURN(
+          events_,
+          EventsWriter::Create(directory_, absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())));
+    }
+    if (!begun_ || before != step_) TOROID_RETURN_IF_ERROR(OpenMetrics(before));
+    begun_ = true;
+    step_ = before + 1;
+    return WriteMetrics(report);
+  };
+  const absl::Status written = write();
+  begun_ = begun_ && written.ok();  // else the file may end in half a line
+  Alarm(written);
+  seconds_ += report.seconds;
+  flops_.model += report.flops.model;
+  flops_.hardware += report.flops.hardware;
+  peak_bytes_ = report.peak_bytes;
+}
+
+void TrainingJob::Log(const char* event, const std::string& text) {
+  const absl::Time now = absl::Now();
+  const std::string line =
+      Dump({{"time", absl::FormatTime(absl::RFC3339_full, now, absl::UTCTimeZone())},
+            {"job", spec_.name},
+            {"epoch", epoch_},
+            {"rank", 0},
+            {"step", step_},
+            {"event", event},
+            {"text", text}});
+  if (log_ == nullptr) return;
+  if (std::fwrite(line.data(), 1, line.size(), log_.get()) != line.size() ||
+      std::fflush(log_.get()) != 0) {
+    log_.reset();
+    Alarm(CannotWrite(absl::StrCat(directory_, "/logs/rank-0000.log")));
+  }
+}
+
+void TrainingJob::Alarm(const absl::Status& status) {
+  if (status.ok() || std::exchange(alarmed_, true) || !note_) return;
+  note_(std::string(status.message()));
+}
+
+namespace {
+
+absl::StatusOr<std::vector<std::string>> ResolvePattern(const std::string& pattern,
+                                                        DataFormat format,
+                                                        const std::vector<Root>& roots) {
+  const size_t wild = pattern.find_first_of("*?[");
+  if (wild == std::string::npos) {
+    TOROID_ASSIGN_OR_RETURN(std::string path, ResolvePath(pattern, roots));
+    return std::vector<std::string>{std::move(path)};
+  }
+  const size_t slash = pattern.rfind('/', wild);
+  const std::string rest = slash == std::string::npos ? pattern : pattern.substr(slash + 1);
+  TOROID_ASSIGN_OR_RETURN(
+      const std::string directory,
+      ResolvePath(slash == std::string::npos ? rest : pattern.substr(0, slash), roots));
+  TOROID_ASSIGN_OR_RETURN(const std::vector<SourceFile> files,
+                          FindSources({absl::StrCat(directory, "/", rest)}, format));
+  std::vector<std::string> paths;
+  for (const SourceFile& file : files) {  // a link, or "..", may lead out of the root
+    TOROID_ASSIGN_OR_RETURN(std::string path, ResolvePath(file.path, roots));
+    paths.push_back(std::move(path));
+  }
+  return paths;
+}
+
+}  // namespace
+
+absl::StatusOr<JobSpec> ResolveTraining(JobSpec spec, const std::vector<Root>& roots) {
+  LoadRequest& load = spec.placement.load;
+  TOROID_ASSIGN_OR_RETURN(load.model, ResolvePath(load.model, roots));
+  if (!load.tokenizer.empty()) {
+    TOROID_ASSIGN_OR_RETURN(load.tokenizer, ResolvePath(load.tokenizer, roots));
+  }
+  TrainingData& data = std::get<TrainTask>(spec.task).plan.data;
+  std::vector<std::string> paths;
+  for (const std::string& pattern : data.paths) {
+    TOROID_ASSIGN_OR_RETURN(const std::vector<std::string> found,
+                            ResolvePattern(pattern, data.format, roots));
+    paths.insert(paths.end(), found.begin(), found.end());
+  }
+  data.paths = std::move(paths);
+  if (!data.cache.empty()) {
+    TOROID_ASSIGN_OR_RETURN(data.cache, MakeOutputDirectory(data.cache, roots));
+  }
+  return spec;
+}
+
+std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& use) {
+  const StepResult& step = report.result;
+  std::string line = absl::StrFormat(
+      "step %d/%d  loss %.4f  grad norm %.3f  lr %.3g  %.1f tokens/s", step.step + 1, steps,
+      step.loss, step.grad_norm, step.rate, report.tokens_per_s);
+  if (use.model) absl::StrAppendFormat(&line, "  mfu %.1f%%", *use.model * 100);
+  if (!step.skipped.empty()) {
+    absl::StrAppend(&line, "  no update: the gradient of ", step.skipped, " is not finite");
+  }
+  return line;
+}
+
+}  // namespace toroid

@@ -1,0 +1,95 @@
+// A training job in a world: the program that its ranks run, and the run directory that rank 0
+// writes beside it.
+//
+//   config.textproto         the job as it ran last
+//   metrics.jsonl            one object a step, in order: a launch that goes on from a checkpoint
+//                            takes back what was written of later steps
+//   events.out.tfevents.*    the same numbers for TensorBoard
+//   logs/rank-0000.log       JSON lines: begin, notes, checkpoints, end
+// checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h). "step" counts from 1, so
+// that step k is the one that checkpoints/step-k has in it.
+//
+// An error of the disk stops no training: it is told as a note, once. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/train/events_writer.h"
+#include "parallel/program.h"
+#include "rpc/job.h"
+
+namespace toroid {
+
+// How fast a step, or several, used the machine; empty where a rank's peak is not known.
+struct FlopsUse {
+  std::optional<double> model, hardware;  // of the peak, with recomputation not counted and counted
+};
+
+class TrainingJob {
+ public:
+  // Makes the directory; nothing that is in it changes before the first step. spec: its task
+  // trains, its placement is resolved (load.mesh), its paths can be opened. `epoch` is of this
+  // launch.
+  static absl::StatusOr<std::unique_ptr<TrainingJob>> Open(const JobSpec& spec,
+                                                           const std::string& directory,
+                                                           int64_t epoch);
+
+  // For all ranks; its number is the caller's to set.
+  Program program() const;
+  // `events`, with what goes into the directory on the way; they refer to this.
+  TrainingEvents Record(TrainingEvents events);
+  TrainResult Result(const TrainingResult& run);
+  // The run ended so; the last line of its log.
+  void End(const absl::Status& status);
+
+  // Of what all ranks did in that time.
+  FlopsUse Use(const TrainingFlops& flops, double seconds) const;
+  FlopsUse Use(const StepReport& report) const { return Use(report.flops, report.seconds); }
+  const std::string& directory() const { return directory_; }
+  const JobSpec& spec() const { return spec_; }
+  int64_t steps() const { return task_.plan.steps; }
+
+ private:
+  struct Closes {
+    void operator()(FILE* file) const { std::fclose(file); }
+  };
+  using File = std::unique_ptr<FILE, Closes>;
+
+  TrainingJob(const JobSpec& spec, const std::string& directory, int64_t epoch)
+      : spec_(spec), task_(std::get<TrainTask>(spec.task)), directory_(directory), epoch_(epoch) {}
+  absl::Status OpenMetrics(int64_t step);
+  absl::Status WriteMetrics(const StepReport& report);
+  void Step(const StepReport& report);
+  void Log(const char* event, const std::string& text);
+  void Alarm(const absl::Status& status);
+
+  const JobSpec spec_;
+  const TrainTask task_;
+  const std::string directory_;
+  const int64_t epoch_;
+  std::function<void(const std::string&)> note_;
+  File metrics_, log_;
+  std::optional<EventsWriter> events_;
+  bool begun_ = false;  // a step was written
+  bool alarmed_ = false;
+  int64_t step_ = 0;  // steps done, of the last line
+  int64_t peak_bytes_ = 0;
+  double seconds_ = 0;
+  TrainingFlops flops_;  // of all steps
+};
+
+// The spec with what this host's roots make of its paths: of the model, the data (patterns become
+// the files that they match, each of which must lie under a root) and the cache.
+absl::StatusOr<JobSpec> ResolveTraining(JobSpec spec, const std::vector<Root>& roots);
+
+// "step 120/1000  loss 2.3146  grad norm 0.912  lr 0.0003  5120 tokens/s  mfu 41.2%": for logs.
+std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& use);
+
+}  // namespace toroid

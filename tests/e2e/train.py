@@ -1,0 +1,227 @@
+"""train on ranks: what a run leaves, and that stopping it anywhere changes nothing."""
+import glob
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import tempfile
+
+from harness import *
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+JOB = os.path.join(HERE, "..", "..", "deploy", "jobs", "train.textproto")
+FIELDS = ["schema", "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "hfu", "step_s",
+          "comm_exposed_s", "peak_bytes"]
+
+
+def words(directory, steps=12, *settings):
+    """A small job: the same learning rate however many steps it has."""
+    sets = [f"output.dir={directory}", f"train.steps={steps}", "train.schedule.kind=CONSTANT",
+            "train.data.sequence_length=32", "train.data.batch_tokens=128", "train.checkpoint.every=5", *settings]
+    return ["train", JOB, *(word for setting in sets for word in ("--set", setting))]
+
+
+def lines(directory):
+    """Whole lines of metrics.jsonl."""
+    try:
+        with open(os.path.join(directory, "metrics.jsonl")) as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        return []
+
+
+def losses(directory):
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines(directory)]
+
+
+def weights(directory, step):
+    """The values of every shard of a checkpoint: weights and moments."""
+    top = os.path.join(directory, "checkpoints", f"step-{step:08d}")
+    shards = {}
+    for path in sorted(glob.glob(os.path.join(top, "shard-*"))):
+        with open(path, "rb") as file:  # core/io/checkpoint_shard.h
+            magic, _, _, _, _, size = struct.unpack("<8sQqqqq", file.read(48))
+            check(magic == b"TOROIDSH", path, magic)
+            file.seek(64)
+            shards[os.path.basename(path)] = file.read(size)
+    check(shards, "no shards in", top)
+    return shards
+
+
+def good(result, code=0):
+    check(result.code == code, "exit code", result.code, "instead of", code, ":", result.err)
+    return result
+
+
+def test_what_a_run_leaves():
+    with tempfile.TemporaryDirectory() as top:
+        result = good(launch(2, *words(top), "-o", "json", "--peak-flops", "1e12"))
+        answer = result.json()
+        check(answer["schema"] == 1 and answer["steps"] == 12 and answer["stopped"] == "done", answer)
+        check(answer["mesh"] == {"pods": 1, "data": 2, "ring": 1, "tensor": 1}, answer["mesh"])
+        check(answer["tokens"] == 12 * 128 and answer["tokens_per_s"] > 0, answer)
+        check(answer["loss"] < answer["first_loss"], "nothing was learnt:", answer)
+        check(os.path.isfile(os.path.join(answer["checkpoint"], "manifest.json")), answer["checkpoint"])
+        check("12 steps, loss " in result.err and "checkpoint" in result.err, result.err)
+        written = lines(top)
+        check([line["step"] for line in written] == list(range(1, 13)), written)
+        for field in FIELDS:
+            check(all(field in line for line in written), field, "is missing in", written[0])
+        check(written[0]["loss"] == answer["first_loss"] and written[-1]["loss"] == answer["loss"], written[-1])
+        check(all(line["tokens"] == 128 and line["lr"] > 0 and line["peak_bytes"] > 0 for line in written), written)
+        kept = sorted(os.listdir(os.path.join(top, "checkpoints")))
+        check(kept == ["step-00000010", "step-00000012"], kept)
+        check(glob.glob(os.path.join(top, "events.out.tfevents.*")), os.listdir(top))
+        with open(os.path.join(top, "logs", "rank-0000.log")) as file:
+            events = [json.loads(line)["event"] for line in file]
+        check(events[0] == "begin" and events[-1] == "end" and "checkpoint" in events, events)
+        # config.textproto is what ran: it makes the same run again, elsewhere.
+        with tempfile.TemporaryDirectory() as other:
+            config = os.path.join(top, "config.textproto")
+            good(launch(2, "train", config, "--set", f"output.dir={other}", "-q"))
+            check(losses(other) == losses(top), losses(other), losses(top))
+    no_orphans()
+
+
+def test_meshes_learn_the_same():
+    curves = {}
+    for mesh in ("ring=2", "tensor=2", "data=2"):
+        with tempfile.TemporaryDirectory() as top:
+            good(launch(2, *words(top), "--mesh", mesh, "-q"))
+            curves[mesh] = [line["loss"] for line in lines(top)]
+    with tempfile.TemporaryDirectory() as top:
+        good(run(*words(top), "-q"))
+        alone = [line["loss"] for line in lines(top)]
+        for mesh, curve in curves.items():
+            worst = max(abs(a - b) / a for a, b in zip(alone, curve, strict=True))
+            check(worst < 1e-4, mesh, worst)
+    with tempfile.TemporaryDirectory() as top:  # negative control
+        good(run(*words(top), "--set", "seed=2", "-q"))
+        check(max(abs(a - b["loss"]) / a for a, b in zip(alone, lines(top))) > 1e-4, "another seed")
+
+
+def test_a_run_goes_on_where_it_stopped():
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
+        good(launch(2, *words(whole, 20), "-q"))
+        good(launch(2, *words(parts, 8), "-q"))
+        result = good(launch(2, *words(parts, 20)))
+        check("resumed from" in result.err and "step-00000008" in result.err, result.err)
+        check(losses(parts) == losses(whole), losses(parts), losses(whole))
+        check(weights(parts, 20) == weights(whole, 20), "other weights")
+        again = good(launch(2, *words(parts, 20), "-o", "json")).json()  # nothing is left to do
+        check(again["steps"] == 20 and again["tokens"] == 0, again)
+        check(losses(parts) == losses(whole), "metrics after a launch without steps")
+        good(launch(2, *words(parts, 24), "--mesh", "ring=2", "-q"))  # on another mesh too
+        check([step for step, _, _ in losses(parts)] == list(range(1, 25)), losses(parts))
+        refused(run(*words(parts, 30, "seed=2")), 3, "seed")
+
+
+def test_killed_anywhere_nothing_changes():
+    draw = random.Random(7)
+    steps = 60
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
+        good(launch(2, *words(whole, steps), "-q"))
+        kills = 0
+        for _ in range(4):
+            done = losses(parts)[-1][0] if losses(parts) else 0
+            until = done + draw.randint(1, 12)
+            process = start("launch", "-n", 2, "-q", *words(parts, steps), "-q")
+            wait_for("steps are made", lambda: process.poll() is not None or
+                     (losses(parts) and losses(parts)[-1][0] >= until), 60)
+            kills += process.poll() is None
+            for pid in processes(r"toroid (launch|train)|mpirun"):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            process.communicate()
+            no_orphans()
+        check(kills >= 2, "only", kills, "kills met a run")
+        good(launch(2, *words(parts, steps), "-q"))
+        check(losses(parts) == losses(whole), losses(parts), losses(whole))
+        check(weights(parts, steps) == weights(whole, steps), "other weights")
+
+
+def test_sigusr1_asks_for_a_checkpoint_and_75():
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
+        process = start("launch", "-n", 2, "-q", *words(parts, 100000), "-o", "json")
+        wait_for("steps are made", lambda: len(lines(parts)) >= 7, 60)
+        process.send_signal(signal.SIGUSR1)
+        result = good(finish(process), 75)
+        answer = result.json()
+        check(answer["stopped"] == "requeue", answer)
+        done = answer["steps"]
+        check(answer["checkpoint"].endswith(f"step-{done:08d}"), answer["checkpoint"], done)
+        check(any("SIGUSR1" in line and answer["checkpoint"] in line for line in result.said()), result.err)
+        no_orphans()
+        good(launch(2, *words(parts, done + 6), "-q"))
+        good(launch(2, *words(whole, done + 6), "-q"))
+        check(losses(parts) == losses(whole), "another curve")
+        check(weights(parts, done + 6) == weights(whole, done + 6), "other weights")
+
+
+def test_ctrl_c_ends_a_run():
+    with tempfile.TemporaryDirectory() as top:
+        process = start(*words(top, 100000))
+        wait_for("steps are made", lambda: len(lines(top)) >= 3, 60)
+        process.send_signal(signal.SIGINT)
+        result = good(finish(process), 130)
+        check(len(result.said()) == 1 and "interrupted" in result.said()[0], result.err)
+        no_orphans()
+        good(run(*words(top, len(lines(top)) + 2), "-q"))  # what was written is whole
+
+
+def test_what_cannot_run_is_said_before_the_first_step():
+    generate = os.path.join(HERE, "..", "..", "deploy", "jobs", "generate.textproto")
+    with tempfile.TemporaryDirectory() as top:
+        for wrong in (["--mesh", "data=3"], ["--mesh", "tensor=*,ring=3"]):
+            refused(launch(2, *words(top), *wrong), 3, "3", "2", "mesh")
+        refused(launch(2, *words(top, 12, "train.data.batch_tokens=100")), 3, "batch", "100", "32")
+        refused(launch(2, *words(top, 12, "train.data.path=/nowhere/*.txt")), 3, "/nowhere/*.txt")
+        empty = os.path.join(top, "empty.txt")
+        open(empty, "w").close()
+        refused(launch(2, *words(top, 12, f"train.data.path={empty}")), 3, "empty.txt")
+        refused(run(*words(top, 12, "train.optimizer.adamw.rate=1")), 3, "rate")
+        refused(run(*words("/proc/nowhere")), 3, "/proc/nowhere")
+        refused(run("train", generate), 3, "not a training job")
+        refused(run("train", "/nowhere/job.textproto"), 3, "/nowhere/job.textproto")
+        refused(run("train"), 2, "FILE")
+        refused(run(*words(top, 12, "model.shape.preset=nothing")), 3, "nothing")
+        check(lines(top) == [], "a step was made")
+    no_orphans()
+
+
+def test_progress_says_loss_and_speed():
+    with tempfile.TemporaryDirectory() as top:
+        shown = good(run(*words(top), "--progress", "bar")).err
+        check(re.search(r"train .*%  \d+/12 steps .*loss \d+\.\d+  .*tokens/s", shown), shown)
+        check("tokenise" in shown, shown)
+
+
+def test_tensorboard_reads_the_events():
+    python = os.path.join(os.path.dirname(TOROID), "tensorboard", "bin", "python")
+    if not os.path.exists(python):
+        raise Skipped(f"no {python}: ctest -R Checks.TensorBoard makes it from PyPI")
+    read = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+print(json.dumps({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}))
+"""
+    with tempfile.TemporaryDirectory() as top:
+        good(run(*words(top, 6), "-q"))
+        good(run(*words(top, 9), "-q"))  # two files, one curve
+        shown = json.loads(subprocess.run([python, "-c", read, top], check=True, stdout=subprocess.PIPE,
+                                          stderr=subprocess.DEVNULL, timeout=120).stdout)
+        check({"train/loss", "train/grad_norm", "train/lr", "speed/tokens_per_s"} <= shown.keys(), shown.keys())
+        curve = shown["train/loss"]
+        check([step for step, _ in curve] == list(range(1, 10)), curve)
+        check(all(abs(value - line["loss"]) < 1e-5 * line["loss"] for (_, value), line in zip(curve, lines(top))), curve)
+
+
+if __name__ == "__main__":
+    main()

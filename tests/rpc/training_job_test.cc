@@ -1,0 +1,267 @@
+// Training jobs as text and as messages, and the directory that a run leaves.
+#include "rpc/training_job.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "rpc/client.h"
+#include "rpc/convert.h"
+
+namespace toroid {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr char kShort[] =
+    "seed: 5 output { dir: 'runs/{name}' } model { shape { preset: 'tiny-gqa' } } train { steps: "
+    "40 "
+    "data { path: 'a.txt' sequence_length: 128 batch_tokens: 512 } "
+    "optimizer { adamw { lr: 0.01 } } }";
+
+TrainTask TaskOf(const JobSpec& spec) { return std::get<TrainTask>(spec.task); }
+
+std::string Message(const std::string& text, const std::vector<std::string>& settings) {
+  return std::string(ParseJobSpec(text, settings).status().message());
+}
+
+TEST(TrainText, WhatIsNotSaidHasADefault) {
+  const auto spec = ParseJobSpec(kShort, {});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  const TrainTask task = TaskOf(*spec);
+  EXPECT_EQ(spec->placement.load.model, "preset:tiny-gqa");
+  EXPECT_EQ(spec->placement.load.layout.kind, LayoutRule::Kind::kZigzag);
+  EXPECT_EQ(*ResolveMesh(spec->placement.mesh, 4), (MeshShape{4, 1, 1}));
+  EXPECT_EQ(spec->placement.load.seed, 5u);
+  EXPECT_EQ(task.plan.seed, 5u);
+  EXPECT_EQ(task.plan.options.dropout_seed, 5u);
+  EXPECT_EQ(task.plan.keep, 3);
+  EXPECT_EQ(task.plan.options.max_norm, 1);
+  EXPECT_EQ(task.plan.options.remat, Remat::kAttentionOutput);
+  EXPECT_TRUE(task.plan.data.shuffle);
+  EXPECT_FALSE(task.plan.spike.has_value());
+  EXPECT_EQ(task.plan.options.optimizer.adamw.beta2, 0.95);
+  EXPECT_EQ(OutputDirectory(*spec, "x"), "runs/x");
+}
+
+TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
+  const auto spec = ParseJobSpec(
+      R"(name: "n" output { dir: "r" } mesh { data: 2 ring: -1 } model { path: "m" layout: "striped:4" tokenizer: "t" }
+         compute: BF16 train { seed: 9 steps: 70 peak_flops: 1e11
+         data { path: "a*.txt" path: "b" format: JSONL field: "body" separator: "<s>" cache: "c"
+                sequence_length: 64 batch_tokens: 128 ramp { first_step: 5 batch_tokens: 256 }
+                shuffle: false epochs: 2 join_documents: true skip: "64-128" }
+         optimizer { adafactor { lr: 0.5 beta1: 0.8 epsilon: 1e-20 weight_decay: 0.25 } }
+         schedule { kind: WSD warmup: 3 final_lr: 0.1 decay: 10 }
+         checkpoint { every: 4 keep: 7 }
+         spike { window: 30 least_losses: 10 deviations: 5 least_rise: 0.25 rewind_steps: 6
+                 skip_steps: 8 max_rewinds: 2 }
+         clip: 0 zeta: 0.125 dropout: 0.5 remat: NONE packs_per_rank: 3 token_block: 99
+         prefetch: false skip_limit: 4 noise_scale_every: 6 })",
+      {});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  const v1::JobSpec once = ToProto(*spec);
+  const auto again = FromProto(once);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(ToProto(*again).SerializeAsString(), once.SerializeAsString());
+  const TrainingPlan plan = TaskOf(*again).plan;
+  EXPECT_THAT(plan.data.paths, ElementsAre("a*.txt", "b"));
+  EXPECT_EQ(plan.data.batch_tokens.Tokens(5), 256);
+  EXPECT_EQ(plan.data.skipped.ToString(), "64-128");
+  EXPECT_EQ(plan.options.optimizer.decay.kind, WeightDecay::Kind::kTimesRate);
+  EXPECT_EQ(plan.options.optimizer.rate.steps, 70);
+  EXPECT_EQ(plan.spike->max_rewinds, 2);
+  EXPECT_EQ(plan.options.max_norm, 0);
+  EXPECT_FALSE(plan.options.prefetch);
+  // The program for the ranks loses nothing either.
+  const auto job = TrainingJob::Open(*again, testing::TempDir() + "/trip", 3);
+  ASSERT_TRUE(job.ok());
+  const auto parsed = ParseProgram(SerialiseProgram((*job)->program()));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  JobSpec same = *again;
+  std::get<TrainTask>(same.task).plan = parsed->train;
+  EXPECT_EQ(ToProto(same).SerializeAsString(), once.SerializeAsString());
+  EXPECT_EQ(parsed->train.epoch, 3);
+  EXPECT_EQ(parsed->train.spike->window, 30);
+}
+
+TEST(TrainText, ASettingReplacesAListAndTheNextAddsToIt) {
+  const auto spec =
+      ParseJobSpec(kShort, {"train.data.path=b", "train.data.path=c", "train.steps=7"});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_THAT(TaskOf(*spec).plan.data.paths, ElementsAre("b", "c"));
+  EXPECT_EQ(TaskOf(*spec).plan.steps, 7);
+}
+
+TEST(TrainText, WhatIsWrongIsNamed) {
+  EXPECT_THAT(Message(kShort, {"train.step=7"}), HasSubstr("did you mean steps?"));
+  EXPECT_THAT(Message(kShort, {"train.data.sequence_lenght=7"}),
+              HasSubstr("did you mean sequence_length?"));
+  EXPECT_THAT(Message(kShort, {"train.steps=0"}), HasSubstr("train.steps"));
+  EXPECT_THAT(Message(kShort, {"train.data.batch_tokens=500"}),
+              HasSubstr("train.data.batch_tokens"));
+  EXPECT_THAT(Message(kShort, {"train.optimizer.adamw.lr=-1"}),
+              HasSubstr("train.optimizer.adamw.lr"));
+  EXPECT_THAT(Message(kShort, {"train.optimizer.adamw.beta2=1"}), HasSubstr("beta2"));
+  EXPECT_THAT(Message(kShort, {"train.schedule.kind=COSINE", "train.schedule.warmup=40"}),
+              HasSubstr("train.schedule"));
+  EXPECT_THAT(Message(kShort, {"train.data.skip=9-3"}), HasSubstr("train.data.skip"));
+  EXPECT_THAT(Message(kShort, {"train.spike.window=-1"}), HasSubstr("train.spike"));
+  EXPECT_THAT(Message(kShort, {"model.path=m"}), HasSubstr("model.shape"));
+  const std::string text = kShort;
+  EXPECT_THAT(Message(absl::StrReplaceAll(text, {{"'a.txt'", "''"}}), {}),
+              HasSubstr("train.data.path"));
+  EXPECT_THAT(Message(absl::StrReplaceAll(text, {{"runs/{name}", ""}}), {}),
+              HasSubstr("output.dir"));
+  EXPECT_THAT(Message(absl::StrReplaceAll(text, {{"adamw { lr: 0.01 }", ""}}), {}),
+              HasSubstr("train.optimizer"));
+  EXPECT_TRUE(ParseJobSpec(kShort, {}).ok());  // negative control
+}
+
+TEST(TrainText, TheSchemaHasDefaultsOfBothOptimizers) {
+  const std::string schema = JobSpecSchema();
+  EXPECT_THAT(schema, HasSubstr("    sequence_length: int64\n"));  // has to be said
+  EXPECT_THAT(schema, HasSubstr("beta2: double  # default 0.95\n"));
+  EXPECT_THAT(schema, HasSubstr("epsilon: double  # default 1e-30\n"));
+  EXPECT_THAT(schema, HasSubstr("rewind_steps: int64  # default 100\n"));
+  EXPECT_THAT(schema, HasSubstr("keep: int64  # default 3\n"));
+}
+
+// --- the run directory
+
+std::vector<nlohmann::json> Lines(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<nlohmann::json> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+std::vector<std::pair<int, double>> Losses(const std::string& directory) {
+  std::vector<std::pair<int, double>> losses;
+  for (const auto& line : Lines(directory + "/metrics.jsonl")) {
+    losses.emplace_back(line["step"], line["loss"].is_null() ? -1 : line["loss"].get<double>());
+  }
+  return losses;
+}
+
+StepReport Report(int64_t step, double loss) {
+  StepReport report;
+  report.result.step = step;
+  report.result.loss = loss;
+  report.result.tokens = 512;
+  report.seconds = 0.5;
+  report.tokens_per_s = 1024;
+  report.flops = {1e9, 2e9};
+  return report;
+}
+
+class TrainingJobTest : public testing::Test {
+ protected:
+  TrainingJobTest() { fs::remove_all(directory_); }
+  // A launch that does these steps.
+  TrainResult Launch(const std::vector<StepReport>& steps) {
+    auto job = TrainingJob::Open(*ParseJobSpec(kShort, {"name=n"}), directory_, 2);
+    EXPECT_TRUE(job.ok()) << job.status();
+    TrainingEvents events;
+    events.on_step = [this](const StepReport&) { ++seen_; };
+    events.on_note = [this](const std::string& note) { notes_.push_back(note); };
+    events = (*job)->Record(std::move(events));
+    events.on_note("resumed");
+    for (const StepReport& step : steps) events.on_step(step);
+    TrainingResult run;
+    run.tokens = 512 * static_cast<int64_t>(steps.size());
+    const TrainResult result = (*job)->Result(run);
+    (*job)->End(absl::OkStatus());
+    return result;
+  }
+  const std::string directory_ = testing::TempDir() + "/run_directory";
+  int seen_ = 0;
+  std::vector<std::string> notes_;
+};
+
+TEST_F(TrainingJobTest, WritesWhatAToolReads) {
+  const TrainResult result =
+      Launch({Report(0, 5), Report(1, std::numeric_limits<double>::quiet_NaN())});
+  EXPECT_EQ(seen_, 2);
+  EXPECT_THAT(notes_, ElementsAre("resumed"));
+  EXPECT_EQ(result.seconds, 1);
+  EXPECT_EQ(result.tokens_per_s, 1024);
+  EXPECT_FALSE(result.mfu.has_value());
+  EXPECT_THAT(Losses(directory_), ElementsAre(std::pair(1, 5.0), std::pair(2, -1.0)));
+  const nlohmann::json line = Lines(directory_ + "/metrics.jsonl")[0];
+  for (const char* field : {"schema", "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s",
+                            "mfu", "hfu", "step_s", "comm_exposed_s", "peak_bytes"}) {
+    EXPECT_TRUE(line.contains(field)) << field;
+  }
+  EXPECT_TRUE(line["mfu"].is_null());
+  std::ifstream config(directory_ + "/config.textproto");
+  std::stringstream text;
+  text << config.rdbuf();
+  const auto again = ParseJobSpec(text.str(), {});
+  ASSERT_TRUE(again.ok()) << again.status() << text.str();
+  EXPECT_EQ(TaskOf(*again).plan.steps, 40);
+  std::vector<std::string> events;
+  for (const auto& entry : Lines(directory_ + "/logs/rank-0000.log")) {
+    EXPECT_EQ(entry["epoch"], 2);
+    events.push_back(entry["event"]);
+  }
+  EXPECT_THAT(events, ElementsAre("begin", "note", "end"));
+}
+
+TEST_F(TrainingJobTest, ALaterLaunchTakesBackWhatItDoesAnew) {
+  Launch({Report(0, 5), Report(1, 4), Report(2, 3)});
+  std::ofstream(directory_ + "/metrics.jsonl", std::ios::app) << "{\"step\": 4, \"lo";  // killed
+  Launch({Report(1, 4.5), Report(2, 3.5)});
+  EXPECT_THAT(Losses(directory_),
+              ElementsAre(std::pair(1, 5.0), std::pair(2, 4.5), std::pair(3, 3.5)));
+  // So does a run that goes back after a spike.
+  Launch({Report(3, 9), Report(1, 2)});
+  EXPECT_THAT(Losses(directory_), ElementsAre(std::pair(1, 5.0), std::pair(2, 2.0)));
+  // Nothing changes before the first step.
+  Launch({});
+  EXPECT_EQ(Losses(directory_).size(), 2u);
+}
+
+TEST_F(TrainingJobTest, AFullDiskIsToldOnceAndStopsNothing) {
+  fs::create_directories(directory_ + "/metrics.jsonl.new");  // where a file has to be
+  Launch({Report(0, 5), Report(1, 4)});
+  EXPECT_EQ(seen_, 2);
+  ASSERT_EQ(notes_.size(), 2u);
+  EXPECT_THAT(notes_[1], HasSubstr("training goes on"));
+}
+
+TEST(ResolveTraining, FilesMustLieUnderARoot) {
+  const std::string top = testing::TempDir() + "/roots_of_training";
+  fs::remove_all(top);
+  fs::create_directories(top + "/text");
+  std::ofstream(top + "/text/a.txt") << "a";
+  std::ofstream(top + "/text/b.txt") << "b";
+  std::ofstream(top + "/outside.txt") << "c";
+  const std::vector<Root> roots = {{"text", fs::canonical(top + "/text").string()}};
+  const auto resolve = [&](const std::string& path) {
+    return ResolveTraining(*ParseJobSpec(kShort, {absl::StrCat("train.data.path=", path)}), roots);
+  };
+  auto spec = resolve("text/*.txt");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_THAT(TaskOf(*spec).plan.data.paths,
+              ElementsAre(roots[0].dir + "/a.txt", roots[0].dir + "/b.txt"));
+  EXPECT_TRUE(resolve("text/a.txt").ok());
+  EXPECT_FALSE(resolve("text/../outside.txt").ok());
+  EXPECT_FALSE(resolve("text/*/../../outside.txt").ok());
+  EXPECT_FALSE(resolve("*.txt").ok());
+  EXPECT_FALSE(resolve(top + "/out*.txt").ok());
+  fs::create_symlink("../outside.txt", top + "/text/c.txt");
+  EXPECT_FALSE(resolve("text/*.txt").ok());
+}
+
+}  // namespace
+}  // namespace toroid
