@@ -161,7 +161,7 @@ const OptionTable kStreamOptions = {
 const Verb kGenerateVerb = {
     .name = "generate",
     .summary = "continue a prompt, here or through a controller",
-    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", true, "a model directory, a GGUF file, a checkpoint or random:NAME"}},
     .tables = {&kPromptOptions, &kSamplingOptions, &kStreamOptions, &kModelOptions, &kMeshOptions,
                &kRunOptions, &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =

@@ -1,11 +1,14 @@
 // toroid inspect: what a model's files say of themselves, without loading
-// weights.
+// weights; of a checkpoint also whether it is sound.
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "core/io/checkpoint_directory.h"
 #include "core/io/describe.h"
+#include "core/io/model_checkpoint.h"
 #include "core/status_macros.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
@@ -16,20 +19,24 @@
 namespace toroid {
 namespace {
 
-std::string Json(const ModelDescription& model) {
-  nlohmann::ordered_json json = {{"schema", kJsonSchema},
-                                 {"path", model.path},
-                                 {"format", model.format},
-                                 {"name", model.name},
-                                 {"architecture", model.architecture},
-                                 {"parameters", model.parameters},
-                                 {"tensor_bytes", model.tensor_bytes},
-                                 {"fingerprint", absl::StrFormat("%016x", model.fingerprint)},
-                                 {"tokenizer", model.tokenizer}};
-  json["configuration"] = nlohmann::ordered_json::object();
+using nlohmann::ordered_json;
+
+std::string Hex(uint64_t hash) { return absl::StrFormat("%016x", hash); }
+
+ordered_json Json(const ModelDescription& model) {
+  ordered_json json = {{"schema", kJsonSchema},
+                       {"path", model.path},
+                       {"format", model.format},
+                       {"name", model.name},
+                       {"architecture", model.architecture},
+                       {"parameters", model.parameters},
+                       {"tensor_bytes", model.tensor_bytes},
+                       {"fingerprint", Hex(model.fingerprint)},
+                       {"tokenizer", model.tokenizer}};
+  json["configuration"] = ordered_json::object();
   for (const auto& [name, value] : model.configuration) json["configuration"][name] = value;
   for (const char* list : {"files", "types", "tensors"}) {
-    json[list] = nlohmann::ordered_json::array();
+    json[list] = ordered_json::array();
   }
   for (const auto& file : model.files) {
     json["files"].push_back({{"path", file.path}, {"bytes", file.bytes}});
@@ -46,7 +53,60 @@ std::string Json(const ModelDescription& model) {
                                {"file", tensor.file},
                                {"interleaved", tensor.interleaved}});
   }
-  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return json;
+}
+
+ordered_json Json(const CheckpointDescription& checkpoint) {
+  const CheckpointManifest& manifest = checkpoint.manifest;
+  const TrainingState& state = manifest.state;
+  ordered_json json = {
+      {"path", checkpoint.path},
+      {"step", state.step},
+      {"branch", state.branch},
+      {"epoch", manifest.epoch},
+      {"mesh", {{"data", manifest.data}, {"ring", manifest.ring}, {"tensor", manifest.tensor}}},
+      {"dtype", Info(manifest.dtype).name},
+      {"data_position", state.data_position},
+      {"seed", state.seed},
+      {"skipped", state.skipped.ToString()},
+      {"hash", Hex(checkpoint.hash)},
+      {"bytes", checkpoint.bytes},
+      {"damaged", !checkpoint.status.ok()}};
+  if (!checkpoint.status.ok()) json["problem"] = checkpoint.status.message();
+  json["before"] = checkpoint.before.empty() ? ordered_json() : ordered_json(checkpoint.before);
+  json["shards"] = ordered_json::array();
+  for (const auto& shard : checkpoint.shards) {
+    json["shards"].push_back({{"name", shard.name},
+                              {"bytes", shard.bytes},
+                              {"elements", shard.elements},
+                              {"hash", Hex(shard.hash)},
+                              {"sound", shard.status.ok()}});
+  }
+  return json;
+}
+
+std::string Text(const CheckpointDescription& checkpoint, bool whole) {
+  const CheckpointManifest& manifest = checkpoint.manifest;
+  const TrainingState& state = manifest.state;
+  std::string text = absl::StrFormat(
+      "%s\n  step          %d\n  branch        %d\n  parameters    %d, %s\n"
+      "  written by    data=%d,ring=%d,tensor=%d\n"
+      "  data position %d\n  seed          %d\n  skipped       %s\n"
+      "  bytes         %s\n  hash          %016x\n  state         %s\n  before        %s\n",
+      checkpoint.path, state.step, state.branch, manifest.model.ParameterCount(),
+      Info(manifest.dtype).name, manifest.data, manifest.ring, manifest.tensor, state.data_position,
+      state.seed, state.skipped.ToString().empty() ? "none" : state.skipped.ToString(),
+      FormatBytes(double(checkpoint.bytes)), checkpoint.hash,
+      !checkpoint.status.ok() ? "damaged"
+      : whole                 ? "sound"
+                              : "sound as far as headers say",
+      checkpoint.before.empty() ? "none" : checkpoint.before);
+  std::vector<std::vector<std::string>> rows = {{"shard", "bytes", "elements", "hash", "state"}};
+  for (const auto& shard : checkpoint.shards) {
+    rows.push_back({shard.name, absl::StrCat(shard.bytes), absl::StrCat(shard.elements),
+                    Hex(shard.hash), shard.status.ok() ? "sound" : "damaged"});
+  }
+  return absl::StrCat(text, "\n", Table(rows, ColourStdout()));
 }
 
 std::string Text(const ModelDescription& model, bool tensors) {
@@ -83,20 +143,39 @@ std::string Text(const ModelDescription& model, bool tensors) {
 }
 
 absl::Status RunInspect(const Arguments& arguments) {
-  TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(arguments.Text("MODEL")));
-  const ModelDescription model = Describe(source);
-  if (JsonOption(arguments)) {
-    WriteStdout(absl::StrCat(Json(model), "\n"));
-  } else {
-    WriteStdout(Text(model, arguments.Flag("--tensors")));
+  const std::string path = arguments.Text("MODEL");
+  const bool whole = !arguments.Flag("--headers");
+  TOROID_ASSIGN_OR_RETURN(const std::string directory, FindCheckpoint(PosixFiles(), path));
+  std::optional<CheckpointDescription> checkpoint;
+  if (!directory.empty()) {
+    TOROID_ASSIGN_OR_RETURN(checkpoint, DescribeCheckpoint(directory, whole));
   }
-  return absl::OkStatus();
+  absl::StatusOr<ModelSource> source = OpenModel(path);
+  if (!checkpoint && !source.ok()) return source.status();
+  ordered_json json = {{"schema", kJsonSchema}, {"path", path}, {"format", "checkpoint"}};
+  std::string text;
+  if (checkpoint) text = Text(*checkpoint, whole);
+  if (source.ok()) {
+    const ModelDescription model = Describe(*source);
+    json = Json(model);
+    absl::StrAppend(&text, text.empty() ? "" : "\n", Text(model, arguments.Flag("--tensors")));
+  }
+  if (checkpoint) json["checkpoint"] = Json(*checkpoint);
+  if (JsonOption(arguments)) {
+    text = absl::StrCat(json.dump(-1, ' ', false, ordered_json::error_handler_t::replace), "\n");
+  }
+  WriteStdout(text);
+  if (!checkpoint) return absl::OkStatus();
+  TOROID_RETURN_IF_ERROR(OfferBefore(PosixFiles(), directory, checkpoint->status));
+  return source.status();
 }
 
 const OptionTable kInspectOptions = {
     "extent",
     {
         {"--tensors", ValueKind::kFlag, "", "", "list every tensor (JSON always does)"},
+        {"--headers", ValueKind::kFlag, "", "",
+         "of a checkpoint: only headers and lengths of its shards, not every byte"},
         {"--model", ValueKind::kText, "MODEL", "", "the same as the argument MODEL"},
     }};
 
@@ -105,13 +184,19 @@ const OptionTable kInspectOptions = {
 const Verb kInspectVerb = {
     .name = "inspect",
     .summary = "what a model's files hold, without loading them",
-    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", true,
+                     "a model directory, a GGUF file, a checkpoint, a run's directory or "
+                     "random:NAME"}},
     .tables = {&kInspectOptions, &kOutputOptions},
     .examples =
         "toroid inspect /models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\n"
         "toroid inspect random:tiny-gqa --tensors\n"
+        "toroid inspect runs/book\n"
         "toroid inspect /models/llama -o json | jq .parameters",
     .run = RunInspect,
+    .details =
+        "Of a checkpoint every byte is read and compared with its hash; one that is damaged is "
+        "shown all the same, its shard named, and the exit code is 3.",
 };
 
 }  // namespace toroid

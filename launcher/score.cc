@@ -98,7 +98,7 @@ const OptionTable kScoreOptions = {
 const Verb kScoreVerb = {
     .name = "score",
     .summary = "loss of a text and the logits behind its last token",
-    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", true, "a model directory, a GGUF file, a checkpoint or random:NAME"}},
     .tables = {&kPromptOptions, &kScoreOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
                &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =

@@ -58,7 +58,7 @@ const OptionTable kTokenizeOptions = {
 const Verb kTokenizeVerb = {
     .name = "tokenize",
     .summary = "text to token ids, with a model's tokenizer",
-    .positionals = {{"MODEL", true, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", true, "a model directory, a GGUF file, a checkpoint or random:NAME"}},
     .tables = {&kTokenizeOptions, &kOutputOptions},
     .examples =
         "echo Hello | toroid tokenize /models/smollm2 --pieces\n"

@@ -29,8 +29,8 @@ const std::map<std::string, std::vector<std::string>>& Aliases() {
 
 // Planned, and promised to be refused in one clear line until they are built.
 bool IsPlanned(const std::string& verb) {
-  for (const char* planned : {"serve", "plan", "doctor", "convert", "manifest", "completion", "pki",
-                              "job suspend", "job resume"}) {
+  for (const char* planned :
+       {"serve", "plan", "doctor", "manifest", "completion", "pki", "job suspend", "job resume"}) {
     if (verb == planned) return true;
   }
   return false;
@@ -76,8 +76,8 @@ const std::vector<const Verb*>& Verbs() {
       &kLaunchVerb,     &kUpVerb,           &kControllerVerb, &kAgentVerb,    &kJobSubmitVerb,
       &kJobListVerb,    &kJobGetVerb,       &kJobWatchVerb,   &kJobLogsVerb,  &kJobCancelVerb,
       &kJobDeleteVerb,  &kPodListVerb,      &kPodGetVerb,     &kPodDrainVerb, &kModelsVerb,
-      &kConfigShowVerb, &kConfigSchemaVerb, &kTokenizeVerb,   &kInspectVerb,  &kVersionVerb,
-      &kWorkerVerb,
+      &kConfigShowVerb, &kConfigSchemaVerb, &kTokenizeVerb,   &kConvertVerb,  &kInspectVerb,
+      &kVersionVerb,    &kWorkerVerb,
   };
   return verbs;
 }

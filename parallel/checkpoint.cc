@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/io/checkpoint_directory.h"
+#include "core/io/model_origin.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
 
@@ -86,6 +87,9 @@ CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,
   manifest_.tensor = mesh.tensor;
   manifest_.epoch = options.epoch;
   manifest_.dtype = store.ops().dtype();
+  if (!options.origin.empty()) {
+    manifest_.origin = {int64_t(options.origin.size()), HashOfText(options.origin)};
+  }
   int64_t elements = 0;
   for (const CheckpointPiece& piece : CountedPieces(store.groups(), store.mesh().shard().rank())) {
     elements += piece.count;
@@ -283,14 +287,13 @@ absl::Status CheckpointWriter::WriteManifest(const std::vector<Card>& cards) {
     manifest_.shards[rank].bytes = cards[rank].seal.bytes;
     manifest_.shards[rank].hash = cards[rank].seal.hash;
   }
+  if (!options_.origin.empty()) {
+    TOROID_RETURN_IF_ERROR(
+        WriteWhole(files_, absl::StrCat(partial_, "/", kOriginName), options_.origin));
+  }
   const std::string text = manifest_.ToText();
   outcome_.hash = ManifestHash(text);
-  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<WritableFile> file,
-                          files_.Create(absl::StrCat(partial_, "/", kManifestName)));
-  TOROID_RETURN_IF_ERROR(
-      file->Append({reinterpret_cast<const uint8_t*>(text.data()), text.size()}));
-  TOROID_RETURN_IF_ERROR(file->Sync());
-  TOROID_RETURN_IF_ERROR(file->Close());
+  TOROID_RETURN_IF_ERROR(WriteWhole(files_, absl::StrCat(partial_, "/", kManifestName), text));
   return files_.SyncDirectory(partial_);
 }
 

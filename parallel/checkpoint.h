@@ -6,7 +6,7 @@
 // shared KV head by the rank that counts it. The commit, on rank 0:
 //
 //   shards of all ranks synced, lengths and hashes gathered      DIR/step-00000100.tmp-EPOCH-ID/
-//   manifest.json written and synced, the directory synced
+//   origin.json, then manifest.json written and synced, the directory synced
 //   one rename, DIR synced                                       DIR/step-00000100/
 //   what is superfluous removed (core/io/checkpoint_directory.h)
 //
@@ -46,6 +46,8 @@ struct CheckpointOptions {
   std::string directory;  // made if need be
   int64_t keep = 2;       // checkpoints, at least 1
   int64_t epoch = 0;      // of this launch of the run
+  // OriginText of the model that is trained: with it a checkpoint is a whole model. Empty: none.
+  std::string origin;
 };
 
 // How one Save ended, the same on all ranks.

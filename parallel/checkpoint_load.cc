@@ -21,14 +21,6 @@ constexpr std::pair<SavedKind, ParamStore::Kind> kKinds[] = {
     {SavedKind::kFirstMoments, ParamStore::Kind::kFirstMoments},
     {SavedKind::kSecondMoments, ParamStore::Kind::kSecondMoments}};
 
-// "DIR/step-00000100" in its two parts.
-std::pair<std::string, std::string> SplitPath(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  const size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return {".", path};
-  return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
-}
-
 absl::Status CheckModel(const CheckpointReader& reader, const ModelConfig& config,
                         const ParamStore& store) {
   const CheckpointManifest& manifest = reader.manifest();
@@ -60,16 +52,6 @@ absl::Status CheckModel(const CheckpointReader& reader, const ModelConfig& confi
   }
   if (count == manifest.parameters.size()) return absl::OkStatus();
   return refuse(absl::StrCat("it has ", manifest.parameters.size(), " parameters, here ", count));
-}
-
-// The name under which a checkpoint lies tells its step and branch too.
-absl::Status CheckName(const CheckpointReader& reader) {
-  const TrainingState& state = reader.manifest().state;
-  CheckpointEntry entry;
-  if (!ParseCheckpointName(SplitPath(reader.directory()).second, entry)) return absl::OkStatus();
-  if (entry.step == state.step && entry.branch == state.branch) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat(reader.directory(), "/", kManifestName, ": it is of ",
-                                          CheckpointName(state.step, state.branch)));
 }
 
 absl::Status Fill(CheckpointReader& reader, ParamStore& store) {
@@ -115,7 +97,7 @@ absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelCon
   Communicator& world = store.mesh().world();
   absl::StatusOr<std::unique_ptr<CheckpointReader>> opened = CheckpointReader::Open(files, path);
   absl::Status status = opened.status();
-  if (status.ok()) status = CheckName(**opened);
+  if (status.ok()) status = (*opened)->CheckName();
   TOROID_RETURN_IF_ERROR(ShareStatus(world, status));
   CheckpointReader& reader = **opened;
   TOROID_RETURN_IF_ERROR(CheckSame(world, reader));
@@ -124,26 +106,6 @@ absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelCon
   const CheckpointManifest& manifest = reader.manifest();
   return LoadedCheckpoint{
       manifest.state, path, reader.hash(), {manifest.data, manifest.ring, manifest.tensor}, {}};
-}
-
-// The path of the newest checkpoint older than this one whose manifest is sound; empty: none.
-std::string Before(const std::string& path, FileSystem& files) {
-  const auto [directory, name] = SplitPath(path);
-  absl::StatusOr<std::vector<CheckpointEntry>> entries = ListCheckpoints(files, directory);
-  if (!entries.ok()) return "";
-  CheckpointEntry self;
-  if (!ParseCheckpointName(name, self)) return "";
-  entries->push_back(self);  // it may be the directory itself that is missing
-  bool passed = false;
-  for (const CheckpointEntry& entry : Loadable(*entries)) {
-    const std::string other = absl::StrCat(directory, "/", entry.name);
-    if (entry.name == name) {
-      passed = true;
-    } else if (passed && CheckpointReader::Open(files, other).ok()) {
-      return other;
-    }
-  }
-  return "";
 }
 
 }  // namespace
@@ -155,7 +117,7 @@ absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& path, const M
   absl::Status status = loaded.status();
   Communicator& world = store.mesh().world();
   const std::string before =
-      BroadcastText(world, world.rank() == 0 ? Before(path, files) : std::string());
+      BroadcastText(world, world.rank() == 0 ? CheckpointBefore(files, path) : std::string());
   if (before.empty()) return status;
   return absl::Status(status.code(),
                       absl::StrCat(status.message(), "; the checkpoint before is ", before));

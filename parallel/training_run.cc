@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/io/model_origin.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
 
@@ -82,7 +83,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
                           Trainer::Create(std::move(world), source, plan.options, board));
   TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
   TOROID_RETURN_IF_ERROR(run->MakeBatches());
-  if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume());
+  if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume(*source));
   return run;
 }
 
@@ -166,11 +167,12 @@ absl::Status TrainingRun::MakeBatches() {
 
 // --- checkpoints --------------------------------------------------------------------------------
 
-absl::Status TrainingRun::Resume() {
+absl::Status TrainingRun::Resume(const ModelSource& source) {
   CheckpointOptions options;
   options.directory = Checkpoints();
   options.keep = plan_.keep;
   options.epoch = plan_.epoch;
+  TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
   TOROID_ASSIGN_OR_RETURN(writer_,
                           CheckpointWriter::Create(trainer_->store(), trainer_->config(), options));
   const absl::StatusOr<LoadedCheckpoint> loaded =

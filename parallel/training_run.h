@@ -115,7 +115,7 @@ class TrainingRun {
   absl::Status Tokenise(const std::vector<SourceFile>& files, const ModelSource& source,
                         const Tokenizer* tokenizer);
   absl::Status MakeBatches();
-  absl::Status Resume();
+  absl::Status Resume(const ModelSource& source);
   absl::Status Restore(const TrainingState& state);
   TrainingState State() const;
   absl::Status Save();

@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "core/io/checkpoint_manifest.h"
 #include "core/status_macros.h"
 
 namespace toroid {
@@ -62,6 +63,13 @@ std::string PartialName(int64_t step, int64_t branch, int64_t epoch, uint64_t id
 
 std::string ReplacedName(int64_t step, int64_t branch, int64_t epoch, uint64_t id) {
   return Marked(step, branch, kReplacedMark, epoch, id);
+}
+
+std::pair<std::string, std::string> SplitCheckpointPath(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return {".", path};
+  return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
 }
 
 bool ParseCheckpointName(absl::string_view name, CheckpointEntry& out) {
@@ -127,6 +135,26 @@ absl::StatusOr<std::vector<CheckpointEntry>> ListCheckpoints(FileSystem& files,
     if (ParseCheckpointName(name, entry)) entries.push_back(entry);
   }
   return entries;
+}
+
+absl::StatusOr<std::string> FindCheckpoint(FileSystem& files, const std::string& path) {
+  const absl::StatusOr<std::vector<std::string>> names = files.List(path);
+  if (!names.ok()) return std::string();  // no directory
+  const auto has = [&](absl::string_view name) {
+    return std::find(names->begin(), names->end(), name) != names->end();
+  };
+  CheckpointEntry entry;
+  const std::string own_name = SplitCheckpointPath(path).second;
+  if (has(kManifestName)) return path;
+  if (has("config.json")) return std::string();
+  if (ParseCheckpointName(own_name, entry) && entry.kind != Kind::kPartial) return path;
+  const bool run = has(kCheckpointsName);
+  const std::string directory = run ? absl::StrCat(path, "/", kCheckpointsName) : path;
+  TOROID_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, ListCheckpoints(files, directory));
+  entries = Loadable(std::move(entries));
+  if (!entries.empty()) return absl::StrCat(directory, "/", entries[0].name);
+  if (!run && own_name != kCheckpointsName) return std::string();
+  return absl::NotFoundError(absl::StrCat(directory, ": there is no checkpoint in it yet"));
 }
 
 absl::Status RemoveCheckpoint(FileSystem& files, const std::string& directory,

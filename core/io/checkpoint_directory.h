@@ -9,11 +9,12 @@
 //   step-00000100.old-7-9e..   whole: replaced by one of the same step and branch, or just about
 //                              to be
 //
-// A later branch is newer, then a later step. Pure functions but for the last three.
+// A later branch is newer, then a later step. Pure functions but for the last four.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,6 +22,8 @@
 #include "core/io/file_system.h"
 
 namespace toroid {
+
+inline constexpr char kCheckpointsName[] = "checkpoints";  // the directory's, in a run's
 
 struct CheckpointEntry {
   enum class Kind { kWhole, kReplaced, kPartial };
@@ -35,6 +38,8 @@ std::string CheckpointName(int64_t step, int64_t branch);
 // The same with ".tmp-EPOCH-ID" or ".old-EPOCH-ID".
 std::string PartialName(int64_t step, int64_t branch, int64_t epoch, uint64_t id);
 std::string ReplacedName(int64_t step, int64_t branch, int64_t epoch, uint64_t id);
+// "DIR/step-00000100" in its two parts.
+std::pair<std::string, std::string> SplitCheckpointPath(std::string path);
 // False if it is no entry of ours.
 bool ParseCheckpointName(absl::string_view name, CheckpointEntry& out);
 
@@ -52,6 +57,10 @@ std::vector<CheckpointEntry> Superfluous(const std::vector<CheckpointEntry>& ent
 // Entries of ours in a directory, in the order of their names; none if it does not exist.
 absl::StatusOr<std::vector<CheckpointEntry>> ListCheckpoints(FileSystem& files,
                                                              const std::string& directory);
+// Which checkpoint a path means: the path itself, if it is one by its manifest or its name; of a
+// directory of checkpoints, or of a run, the newest that is whole; empty if it is none of these.
+// NotFound if there is none in a run yet.
+absl::StatusOr<std::string> FindCheckpoint(FileSystem& files, const std::string& path);
 // Its name becomes a partial one first, so that what is only half gone is no checkpoint.
 absl::Status RemoveCheckpoint(FileSystem& files, const std::string& directory,
                               const CheckpointEntry& entry, int64_t epoch, uint64_t id);

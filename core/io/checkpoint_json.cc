@@ -40,12 +40,6 @@ bool ReadHex(absl::string_view text, uint64_t& out) {
   return text.size() == kHexDigits;
 }
 
-uint64_t HashOfText(absl::string_view text) {
-  FingerprintHash hash;
-  hash.Text(text);
-  return hash.value();
-}
-
 // What JSON has no number for is a text.
 json NumberJson(double x) {
   if (std::isfinite(x)) return x;
@@ -269,6 +263,14 @@ absl::Status ReadManifest(const json& object, const std::string& where, Checkpoi
                           std::max({out.data, out.ring, out.tensor}) > int64_t{1} << 20)) {
     reader.Wrong("mesh must be [data, ring, tensor]");
   }
+  if (object.contains("origin")) {
+    if (const json* origin = reader.Find("origin", json::value_t::object)) {
+      Reader fields(*origin, where);
+      fields.Int("bytes", 1, out.origin.bytes);
+      fields.HexNumber("hash", out.origin.hash);
+      TOROID_RETURN_IF_ERROR(fields.Done());
+    }
+  }
   const json* state = reader.Find("state", json::value_t::object);
   const json* model = reader.Find("model", json::value_t::object);
   const json* parameters = reader.Find("parameters", json::value_t::array);
@@ -286,6 +288,12 @@ absl::Status ReadManifest(const json& object, const std::string& where, Checkpoi
 }
 
 }  // namespace
+
+uint64_t HashOfText(absl::string_view text) {
+  FingerprintHash hash;
+  hash.Text(text);
+  return hash.value();
+}
 
 uint64_t ManifestHash(absl::string_view text) {
   uint64_t hash = 0;
@@ -305,15 +313,16 @@ std::string CheckpointManifest::ToText() const {
                      {"hash", Hex(shards[i].hash)},
                      {"pieces", std::move(pieces)}});
   }
-  const json object = {{"schema", kSchema},
-                       {"epoch", epoch},
-                       {"save_id", Hex(save_id)},
-                       {"dtype", Info(dtype).name},
-                       {"mesh", {data, ring, tensor}},
-                       {"state", StateJson(state)},
-                       {"model", ModelConfigJson(model)},
-                       {"parameters", std::move(list)},
-                       {"shards", std::move(files)}};
+  json object = {{"schema", kSchema},
+                 {"epoch", epoch},
+                 {"save_id", Hex(save_id)},
+                 {"dtype", Info(dtype).name},
+                 {"mesh", {data, ring, tensor}},
+                 {"state", StateJson(state)},
+                 {"model", ModelConfigJson(model)},
+                 {"parameters", std::move(list)},
+                 {"shards", std::move(files)}};
+  if (origin.bytes > 0) object["origin"] = {{"bytes", origin.bytes}, {"hash", Hex(origin.hash)}};
   // The object's own opening brace stands before the hash.
   const std::string rest = object.dump(-1, ' ', false, json::error_handler_t::replace).substr(1);
   return absl::StrCat(kBeforeHash, Hex(HashOfText(rest)), kBehindHash, rest);

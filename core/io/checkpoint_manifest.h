@@ -68,6 +68,13 @@ struct CheckpointParameter {
   bool operator==(const CheckpointParameter&) const = default;
 };
 
+// A small file that lies beside the shards.
+struct CheckpointFile {
+  int64_t bytes = 0;  // 0: there is none
+  uint64_t hash = 0;  // of its text
+  bool operator==(const CheckpointFile&) const = default;
+};
+
 struct CheckpointManifest {
   static constexpr int64_t kSchema = 1;
   enum Kind { kWeights, kFirstMoments, kSecondMoments };
@@ -79,6 +86,7 @@ struct CheckpointManifest {
   int64_t epoch = 0;                       // of the run's launches
   uint64_t save_id = 0;                    // the same in all files of one checkpoint
   DType dtype = DType::kF32;               // of the values: kF32 or kF64
+  CheckpointFile origin;                   // origin.json (model_origin.h)
   std::vector<CheckpointParameter> parameters;
   std::vector<CheckpointShard> shards;  // by rank
 
@@ -90,6 +98,9 @@ struct CheckpointManifest {
 
 // The hash in the first line of a manifest's text. REQUIRES: of ToText, or parsed.
 uint64_t ManifestHash(absl::string_view text);
+
+// What CheckpointFile::hash is of.
+uint64_t HashOfText(absl::string_view text);
 
 // "shard-00002-of-00008.bin"
 std::string ShardName(int64_t rank, int64_t ranks);

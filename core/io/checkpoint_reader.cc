@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
+#include "core/io/checkpoint_directory.h"
 #include "core/status_macros.h"
 
 namespace toroid {
@@ -142,17 +143,65 @@ absl::Status CheckpointReader::Read(Kind kind, int64_t parameter, const ParamSli
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::Verify() {
-  std::vector<uint8_t> bytes;
+absl::Status CheckpointReader::CheckName() const {
+  const TrainingState& state = manifest_.state;
+  CheckpointEntry entry;
+  if (!ParseCheckpointName(SplitCheckpointPath(directory_).second, entry)) return absl::OkStatus();
+  if (entry.step == state.step && entry.branch == state.branch) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(directory_, "/", kManifestName, ": it is of ",
+                                          CheckpointName(state.step, state.branch)));
+}
+
+absl::Status CheckpointReader::CheckShards() {
   for (size_t rank = 0; rank < manifest_.shards.size(); ++rank) {
-    TOROID_ASSIGN_OR_RETURN(ShardReader* const shard, Shard(int64_t(rank)));
-    const int64_t size = RowBytes(manifest_.dtype, elements_[rank] * CheckpointManifest::kKinds);
-    for (int64_t begin = 0; begin < size; begin += int64_t(bytes.size())) {
-      bytes.resize(size_t(std::min<int64_t>(1 << 20, size - begin)));
-      TOROID_RETURN_IF_ERROR(shard->Read(begin, absl::MakeSpan(bytes)));
-    }
+    TOROID_RETURN_IF_ERROR(CheckShard(int64_t(rank)));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckpointReader::VerifyShard(int64_t rank) {
+  TOROID_ASSIGN_OR_RETURN(ShardReader* const shard, Shard(rank));
+  const int64_t size = RowBytes(manifest_.dtype, elements_[rank] * CheckpointManifest::kKinds);
+  std::vector<uint8_t> bytes;
+  for (int64_t begin = 0; begin < size; begin += int64_t(bytes.size())) {
+    bytes.resize(size_t(std::min<int64_t>(1 << 20, size - begin)));
+    TOROID_RETURN_IF_ERROR(shard->Read(begin, absl::MakeSpan(bytes)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointReader::Verify() {
+  for (size_t rank = 0; rank < manifest_.shards.size(); ++rank) {
+    TOROID_RETURN_IF_ERROR(VerifyShard(int64_t(rank)));
+  }
+  return absl::OkStatus();
+}
+
+std::string CheckpointBefore(FileSystem& files, const std::string& path) {
+  const auto [directory, name] = SplitCheckpointPath(path);
+  absl::StatusOr<std::vector<CheckpointEntry>> entries = ListCheckpoints(files, directory);
+  if (!entries.ok()) return "";
+  CheckpointEntry self;
+  if (!ParseCheckpointName(name, self)) return "";
+  entries->push_back(self);  // it may be the directory itself that is missing
+  bool passed = false;
+  for (const CheckpointEntry& entry : Loadable(*entries)) {
+    const std::string other = absl::StrCat(directory, "/", entry.name);
+    if (entry.name == name) {
+      passed = true;
+    } else if (passed && CheckpointReader::Open(files, other).ok()) {
+      return other;
+    }
+  }
+  return "";
+}
+
+absl::Status OfferBefore(FileSystem& files, const std::string& path, const absl::Status& status) {
+  if (!absl::IsDataLoss(status) && !absl::IsNotFound(status)) return status;
+  const std::string before = CheckpointBefore(files, path);
+  if (before.empty()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(status.message(), "; the checkpoint before is ", before));
 }
 
 }  // namespace toroid

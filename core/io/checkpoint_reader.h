@@ -36,7 +36,14 @@ class CheckpointReader {
   // naming the shard that is missing or damaged. REQUIRES: within the parameter.
   absl::Status Read(Kind kind, int64_t parameter, const ParamSlice& slice, int64_t begin,
                     int64_t count, void* out);
-  // Reads all shards whole.
+  // DataLoss if the directory's name is that of another step or branch.
+  absl::Status CheckName() const;
+  // DataLoss if the shard is missing, or its length, header or table of hashes is wrong; its values
+  // are not read.
+  absl::Status CheckShard(int64_t rank) { return Shard(rank).status(); }
+  absl::Status CheckShards();
+  // Reads a shard whole; all of them.
+  absl::Status VerifyShard(int64_t rank);
   absl::Status Verify();
 
  private:
@@ -65,5 +72,10 @@ class CheckpointReader {
   std::vector<OpenShard> open_;
   size_t next_open_ = 0;
 };
+
+// The path of the newest checkpoint older than this one whose manifest is sound; empty: none.
+std::string CheckpointBefore(FileSystem& files, const std::string& path);
+// Of DataLoss and NotFound the same with "; the checkpoint before is PATH", if there is one.
+absl::Status OfferBefore(FileSystem& files, const std::string& path, const absl::Status& status);
 
 }  // namespace toroid

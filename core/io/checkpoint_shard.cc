@@ -42,6 +42,13 @@ uint64_t HashOfAll(const FileHeader& header, const std::vector<uint64_t>& hashes
   return hash.value();
 }
 
+FileHeader HeaderOf(const ShardHeader& shard, int64_t data_bytes) {
+  FileHeader header;
+  header.shard = shard;
+  header.data_bytes = data_bytes;
+  return header;
+}
+
 int64_t Blocks(int64_t data_bytes) { return (data_bytes + kBlock - 1) / kBlock; }
 
 absl::Status Refuse(const std::string& path, absl::string_view why) {
@@ -73,23 +80,58 @@ int64_t ShardBytes(int64_t data_bytes) {
   return int64_t(sizeof(FileHeader)) + data_bytes + 8 * Blocks(data_bytes);
 }
 
+absl::StatusOr<std::unique_ptr<ShardWriter>> ShardWriter::Create(FileSystem& files,
+                                                                 const std::string& path,
+                                                                 const ShardHeader& header,
+                                                                 int64_t data_bytes) {
+  std::unique_ptr<ShardWriter> writer(new ShardWriter());
+  writer->header_ = header;
+  writer->data_bytes_ = data_bytes;
+  const FileHeader head = HeaderOf(header, data_bytes);
+  TOROID_ASSIGN_OR_RETURN(writer->file_, files.Create(path));
+  TOROID_RETURN_IF_ERROR(writer->file_->Append(BytesOf(&head, 1)));
+  return writer;
+}
+
+absl::Status ShardWriter::WriteBlock(absl::Span<const uint8_t> block) {
+  hashes_.push_back(HashOf(block));
+  written_ += int64_t(block.size());
+  return file_->Append(block);
+}
+
+// Whole blocks are written from where they lie; what is left of a piece waits for the next.
+absl::Status ShardWriter::Append(absl::Span<const uint8_t> data) {
+  while (!data.empty()) {
+    if (block_.empty() && data.size() >= size_t{kBlock}) {
+      TOROID_RETURN_IF_ERROR(WriteBlock(data.first(kBlock)));
+      data.remove_prefix(kBlock);
+      continue;
+    }
+    const size_t count = std::min(data.size(), size_t{kBlock} - block_.size());
+    block_.insert(block_.end(), data.begin(), data.begin() + ptrdiff_t(count));
+    data.remove_prefix(count);
+    if (block_.size() < size_t{kBlock}) continue;
+    TOROID_RETURN_IF_ERROR(WriteBlock(block_));
+    block_.clear();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ShardSeal> ShardWriter::Finish() {
+  if (!block_.empty()) TOROID_RETURN_IF_ERROR(WriteBlock(block_));
+  TOROID_CHECK_EQ(written_, data_bytes_);
+  TOROID_RETURN_IF_ERROR(file_->Append(BytesOf(hashes_.data(), hashes_.size())));
+  TOROID_RETURN_IF_ERROR(file_->Sync());
+  TOROID_RETURN_IF_ERROR(file_->Close());
+  return ShardSeal{ShardBytes(data_bytes_), HashOfAll(HeaderOf(header_, data_bytes_), hashes_)};
+}
+
 absl::StatusOr<ShardSeal> WriteShard(FileSystem& files, const std::string& path,
                                      const ShardHeader& header, absl::Span<const uint8_t> data) {
-  FileHeader head;
-  head.shard = header;
-  head.data_bytes = int64_t(data.size());
-  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<WritableFile> file, files.Create(path));
-  TOROID_RETURN_IF_ERROR(file->Append(BytesOf(&head, 1)));
-  std::vector<uint64_t> hashes;
-  for (size_t begin = 0; begin < data.size(); begin += kBlock) {
-    const absl::Span<const uint8_t> block = data.subspan(begin, kBlock);
-    hashes.push_back(HashOf(block));
-    TOROID_RETURN_IF_ERROR(file->Append(block));
-  }
-  TOROID_RETURN_IF_ERROR(file->Append(BytesOf(hashes.data(), hashes.size())));
-  TOROID_RETURN_IF_ERROR(file->Sync());
-  TOROID_RETURN_IF_ERROR(file->Close());
-  return ShardSeal{ShardBytes(head.data_bytes), HashOfAll(head, hashes)};
+  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<ShardWriter> writer,
+                          ShardWriter::Create(files, path, header, int64_t(data.size())));
+  TOROID_RETURN_IF_ERROR(writer->Append(data));
+  return writer->Finish();
 }
 
 absl::StatusOr<std::unique_ptr<ShardReader>> ShardReader::Open(FileSystem& files,

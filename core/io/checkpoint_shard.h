@@ -36,7 +36,30 @@ struct ShardSeal {
 // Bytes of a file that holds so many of data.
 int64_t ShardBytes(int64_t data_bytes);
 
-// Creates the file; it is synced when this returns. The error names the path.
+// Writes a file whose data comes in pieces. Holds one block. One thread at a time.
+class ShardWriter {
+ public:
+  // Creates the file. The errors of all functions name the path.
+  static absl::StatusOr<std::unique_ptr<ShardWriter>> Create(FileSystem& files,
+                                                             const std::string& path,
+                                                             const ShardHeader& header,
+                                                             int64_t data_bytes);
+  absl::Status Append(absl::Span<const uint8_t> data);
+  // The file is synced when this returns. REQUIRES: data_bytes were appended.
+  absl::StatusOr<ShardSeal> Finish();
+
+ private:
+  ShardWriter() = default;
+  absl::Status WriteBlock(absl::Span<const uint8_t> block);
+
+  std::unique_ptr<WritableFile> file_;
+  ShardHeader header_;
+  int64_t data_bytes_ = 0, written_ = 0;
+  std::vector<uint8_t> block_;  // begun
+  std::vector<uint64_t> hashes_;
+};
+
+// The same of data that is at hand whole.
 absl::StatusOr<ShardSeal> WriteShard(FileSystem& files, const std::string& path,
                                      const ShardHeader& header, absl::Span<const uint8_t> data);
 

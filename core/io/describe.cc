@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/io/model_checkpoint.h"
 #include "core/model/params.h"
 
 namespace toroid {
@@ -104,6 +105,25 @@ ModelDescription Describe(const ModelSource& source) {
     result.tensors.push_back({name, Info(tensor.dtype).name, tensor.shape,
                               int64_t(tensor.data.size()), tensor.file,
                               tensor.interleaved_heads > 0});
+  }
+  if (source.checkpoint != nullptr) {
+    const CheckpointManifest& manifest = source.checkpoint->manifest();
+    const int64_t ranks = int64_t(manifest.shards.size());
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      result.files.push_back(
+          {absl::StrCat(source.checkpoint->directory(), "/", ShardName(rank, ranks)),
+           manifest.shards[rank].bytes});
+    }
+    for (const CheckpointParameter& p : manifest.parameters) {
+      result.tensors.push_back({p.name,
+                                Info(manifest.dtype).name,
+                                {p.rows, p.cols},
+                                RowBytes(manifest.dtype, p.rows * p.cols),
+                                -1,
+                                false});
+    }
+    std::sort(result.tensors.begin(), result.tensors.end(),
+              [](const auto& a, const auto& b) { return a.name < b.name; });
   }
   if (source.random_seed.has_value()) {
     for (const ParamSpec& spec : ParamTable(source.config)) {

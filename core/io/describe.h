@@ -29,7 +29,8 @@ struct ModelDescription {
     int64_t file = 0;          // index into files
     bool interleaved = false;  // rows are un-permuted at load
   };
-  std::vector<Tensor> tensors;  // by name; a random model's are what would be drawn, file -1
+  // By name. File -1: a random model's, what would be drawn; a checkpoint's, cut over its shards.
+  std::vector<Tensor> tensors;
   struct TypeTotal {
     std::string dtype;
     int64_t tensors = 0, bytes = 0;

@@ -192,6 +192,14 @@ absl::Status RemoveTree(FileSystem& files, const std::string& directory) {
   return absl::IsNotFound(removed) ? absl::OkStatus() : removed;
 }
 
+absl::Status WriteWhole(FileSystem& files, const std::string& path, absl::string_view text) {
+  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<WritableFile> file, files.Create(path));
+  TOROID_RETURN_IF_ERROR(
+      file->Append({reinterpret_cast<const uint8_t*>(text.data()), text.size()}));
+  TOROID_RETURN_IF_ERROR(file->Sync());
+  return file->Close();
+}
+
 absl::StatusOr<std::string> ReadWhole(FileSystem& files, const std::string& path, int64_t limit) {
   TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> file, files.Open(path));
   if (file->size() > limit) {

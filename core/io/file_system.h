@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace toroid {
@@ -65,6 +66,8 @@ absl::Status SystemError(const std::string& path, int error);
 absl::Status CreateDirectories(FileSystem& files, std::string path);
 // A directory of files. What is not there is no error.
 absl::Status RemoveTree(FileSystem& files, const std::string& directory);
+// A new small file; its bytes are durable when this returns.
+absl::Status WriteWhole(FileSystem& files, const std::string& path, absl::string_view text);
 // The whole of a small file. DataLoss if it is larger than `limit` bytes.
 absl::StatusOr<std::string> ReadWhole(FileSystem& files, const std::string& path, int64_t limit);
 

@@ -25,4 +25,10 @@ absl::StatusOr<ModelConfig> HuggingFaceConfig(absl::string_view json, const std:
 absl::StatusOr<GenerationDefaults> HuggingFaceGeneration(absl::string_view json,
                                                          const std::string& where);
 
+// The other way round (hugging_face_config_text.cc). config.json of a model whose tensors are
+// stored as `dtype` (kF32 or kBF16): HuggingFaceConfig reads the same configuration from it.
+// Unimplemented naming the field if none of the four classes computes it.
+absl::StatusOr<std::string> HuggingFaceConfigText(const ModelSource& source, DType dtype);
+std::string HuggingFaceGenerationText(const GenerationDefaults& generation);
+
 }  // namespace toroid

@@ -8,7 +8,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "core/io/checkpoint_directory.h"
 #include "core/io/fingerprint.h"
+#include "core/io/model_checkpoint.h"
+#include "core/status_macros.h"
 
 namespace toroid {
 
@@ -20,9 +23,14 @@ absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed) {
   if (::stat(path.c_str(), &info) != 0) {
     return absl::NotFoundError(
         absl::StrCat(path, ": ", std::strerror(errno),
-                     ": give a Hugging Face directory, a GGUF file or random:NAME"));
+                     ": give a Hugging Face directory, a GGUF file, a checkpoint or random:NAME"));
   }
-  return S_ISDIR(info.st_mode) ? OpenHuggingFace(path) : OpenGguf(path);
+  if (!S_ISDIR(info.st_mode)) return OpenGguf(path);
+  TOROID_ASSIGN_OR_RETURN(const std::string checkpoint, FindCheckpoint(PosixFiles(), path));
+  if (checkpoint.empty()) return OpenHuggingFace(path);
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenCheckpoint(checkpoint));
+  source.path = path;
+  return source;
 }
 
 uint64_t ModelSource::Fingerprint(bool whole) const {
@@ -35,6 +43,7 @@ uint64_t ModelSource::Fingerprint(bool whole) const {
   hash.Number(int64_t(random_seed.value_or(0)));
   if (random_seed.has_value()) hash.Text(path);
   hash.Text(config.architecture);
+  if (checkpoint != nullptr) hash.Number(int64_t(checkpoint->hash()));
   for (const MappedFile& file : files) {
     // The first 64 KiB hold the header's begin; the tensor table follows below.
     hash.Number(int64_t(file.bytes().size()));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@
 
 namespace toroid {
 
+class CheckpointWeights;
+
 // generation_config.json; a field that the model does not set is empty.
 struct GenerationDefaults {
   std::vector<int64_t> eos_ids;
@@ -31,31 +34,34 @@ struct GenerationDefaults {
 
 struct ModelSource {
   std::string path;    // as it was asked for
-  std::string format;  // "hugging face", "gguf", "random", "preset"
+  std::string format;  // "hugging face", "gguf", "checkpoint", "random", "preset"
   ModelConfig config;
   GenerationDefaults generation;
   TokenizerSource tokenizer;
-  std::vector<MappedFile> files;        // empty for a random model
-  TensorIndex tensors;                  // empty for a random model
+  std::vector<MappedFile> files;        // empty for a random model and a checkpoint
+  TensorIndex tensors;                  // empty for a random model and a checkpoint
   std::optional<uint64_t> random_seed;  // set for a random model or a preset alone
   bool initial = false;                 // preset: its weights are those that training begins with
+  std::shared_ptr<const CheckpointWeights> checkpoint;  // set for a checkpoint alone
 
   // 64-bit hash of the configuration and, for each file, its size, its header, its tensor table and
   // the first 64 KiB of each tensor. Equal on two hosts if they hold copies of one model; cheap, no
-  // proof.
+  // proof. Of a checkpoint: its manifest, which proves whatever is read of it.
   // whole: all bytes of each tensor instead.
   uint64_t Fingerprint(bool whole = false) const;
 };
 
 // Opens `model`: a Hugging Face directory (config.json and *.safetensors), a GGUF file (the first
-// of a split one) or `random:NAME`, a shape of core/io/random_model.h with weights drawn from
-// `seed`. NotFound naming the path; InvalidArgument or Unimplemented naming the file and the broken
-// rule.
+// of a split one), a checkpoint (of a run's directory, or its checkpoints/, the newest whole one)
+// or `random:NAME`, a shape of core/io/random_model.h with weights drawn from `seed`. NotFound
+// naming the path; InvalidArgument or Unimplemented naming the file and the broken rule; DataLoss
+// naming the damaged file of a checkpoint and the checkpoint before.
 absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed = 0);
 
-// The three kinds of OpenModel.
+// The four kinds of OpenModel. `directory` of a checkpoint: its own.
 absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& directory);
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path);
+absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& directory);
 absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed);
 
 // A shape of the same table with the weights that training from nothing begins with. Its tokenizer

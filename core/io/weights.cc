@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
+#include "core/io/model_checkpoint.h"
 #include "core/io/random_model.h"
 #include "core/status_macros.h"
 #include "kernels/dequantize.h"
@@ -169,6 +170,9 @@ DType StoredType(const ModelSource& source, const ParamSpec& spec, DType compute
   if (IsVector(spec)) return compute == DType::kF64 ? DType::kF64 : DType::kF32;
   const DType plain = compute == DType::kBF16 ? DType::kBF16 : DType::kF32;
   if (source.random_seed.has_value()) return plain;
+  if (source.checkpoint != nullptr) {
+    return compute == DType::kF64 ? source.checkpoint->manifest().dtype : plain;
+  }
   const DType type = Find(source, spec).dtype;
   return IsKept(type) && CutsWholeBlocks(source.config, spec, type) ? type : plain;
 }
@@ -182,6 +186,9 @@ absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const P
   TOROID_CHECK(slice.row_begin >= 0 && slice.row_begin + slice.row_count <= spec.rows);
   TOROID_CHECK(slice.col_begin >= 0 && slice.col_begin + slice.col_count <= spec.cols);
   if (slice.row_count == 0 || slice.col_count == 0) return absl::OkStatus();
+  if (source.checkpoint != nullptr) {
+    return source.checkpoint->Load(StoredName(spec), slice, stored, out);
+  }
   if (!source.random_seed.has_value()) {
     const StoredTensor& tensor = Find(source, spec);
     if (IsVector(spec)) return LoadVector(source, tensor, spec.name, slice, stored, out);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "core/text/gguf_family.h"
 #include "core/text/tokenizer_parts.h"
 
 namespace toroid {
@@ -22,44 +23,6 @@ enum TokenType {
 };
 
 constexpr size_t kMaxTokenBytes = 1024;
-
-// The split patterns of the families, as their model cards' tokenizers state them.
-constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekken =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
-struct Family {
-  std::string_view name;
-  std::string_view pattern;  // empty: GPT-2's own
-  bool digits = false;       // digits one by one, before the pattern
-  bool nfc = false;
-  bool ignore_merges = false;
-  bool add_bos = false;  // unless the file says otherwise
-};
-
-constexpr Family kFamilies[] = {
-    {"", ""},
-    {"default", ""},
-    {"gpt-2", ""},
-    {"gpt2", ""},
-    {"phi-2", ""},
-    {"mpt", ""},
-    {"olmo", ""},
-    {"smollm", "", true},
-    {"starcoder", "", true},
-    {"refact", "", true},
-    {"command-r", "", true},
-    {"llama3", kLlama3, false, false, true, true},
-    {"llama-v3", kLlama3, false, false, true, true},
-    {"llama-bpe", kLlama3, false, false, true, true},
-    {"qwen2", kQwen2, false, true},
-    {"deepseek-r1-qwen", kQwen2, false, true},
-    {"stablelm2", kQwen2},
-    {"tekken", kTekken, false, false, true, true},
-};
 
 absl::Status Bad(std::string what) {
   return absl::InvalidArgumentError(absl::StrCat("GGUF tokenizer: ", what));
@@ -112,7 +75,7 @@ absl::Status FillTokens(const GgufVocabulary& file, Tokenizer::Parts* parts) {
   return absl::OkStatus();
 }
 
-absl::Status FillByteLevel(const GgufVocabulary& file, const Family& family,
+absl::Status FillByteLevel(const GgufVocabulary& file, const GgufFamily& family,
                            Tokenizer::Parts* parts) {
   if (family.nfc) parts->normalizer.AddForm(NormalForm::kNfc);
   if (family.digits) parts->pre_tokenizer.AddDigits(/*individual=*/true);
@@ -206,9 +169,8 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::FromGguf(const GgufV
   auto parts = std::make_unique<Parts>(file.tokens.size());
   bool add_bos = true;
   if (file.model == "gpt2") {
-    const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
-                                      [&](const Family& f) { return f.name == file.pre; });
-    if (family == std::end(kFamilies)) {
+    const GgufFamily* const family = FindGgufFamily(file.pre);
+    if (family == nullptr) {
       return absl::UnimplementedError(absl::StrCat("GGUF tokenizer: the pre-tokenizer \"", file.pre,
                                                    "\" (tokenizer.ggml.pre) is not implemented"));
     }

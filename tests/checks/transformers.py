@@ -1,0 +1,103 @@
+"""transformers.py TOROID VENV: what `toroid convert` writes, loaded by transformers: equal logits and tokens.
+
+VENV is a Python environment with torch and transformers, made from PyPI if it is not there; exit 77 (skipped)
+if that fails. SmolLM2 is read if it is in ~/.cache/toroid/models (TOROID_MODELS).
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+REQUIREMENTS = ["numpy==2.4.6", "tokenizers==0.23.3", "torch==2.15.0", "transformers==5.23.0"]
+TOLERANCE = 1e-4  # of a logit, and of a log p
+TEXT = "It's 2024: the ring turns, and 1,234 tokens pass.\n\nThey don't   return; naïve café.\n"
+
+
+def oracle_python(venv):
+    """The Python of the environment."""
+    python = venv / "bin" / "python"
+    probe = [python, "-c", "import torch, transformers"]
+    if python.exists() and subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0:
+        return python
+    made = subprocess.run([sys.executable, "-m", "venv", venv]).returncode == 0 and subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
+         *REQUIREMENTS]).returncode == 0
+    if not made:
+        print("SKIPPED: torch and transformers cannot be installed from PyPI: is there a network?")
+        sys.exit(77)
+    return python
+
+
+def toroid(binary, *words, **options):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TOROID_") or k == "TOROID_MODELS"}
+    done = subprocess.run([binary, *map(str, words)], env=env, stdout=subprocess.PIPE, check=True, **options)
+    return done.stdout
+
+
+def differences(binary, model, exported, ids):
+    """The largest differences of logits at the last token and of log p of all, toroid less transformers."""
+    import torch
+    import transformers
+    score = json.loads(toroid(binary, "score", model, "--prompt-ids", ",".join(map(str, ids)), "--top", 64,
+                              "--logprobs", "-o", "json"))
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = oracle(torch.tensor([ids])).logits[0].double()
+    log_p = torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)
+    top = max(abs(float(logits[-1][i]) - x) for i, x in score["last"]["top"])
+    return top, float((log_p - torch.tensor(score["logprobs"], dtype=torch.float64)).abs().max())
+
+
+def check_model(binary, model, directory, tokenizer):
+    import transformers
+    exported = str(pathlib.Path(directory) / "export")
+    toroid(binary, "convert", model, exported, "--shard-size", "50MB")
+    ids = [(i * 7919 + 13) % 256 for i in range(150)]
+    if tokenizer:
+        ids = [int(i) for i in toroid(binary, "tokenize", model, input=TEXT.encode()).decode().split(",")]
+        theirs = transformers.AutoTokenizer.from_pretrained(exported)
+        assert theirs.encode(TEXT, add_special_tokens=False) == ids, "tokens differ"
+        assert theirs.decode(ids) == TEXT, "text differs"
+    worst = differences(binary, model, exported, ids)
+    assert max(worst) < TOLERANCE, f"{model}: logits differ by {worst}"
+    # Control: half-split rows taken for interleaved ones would be seen, so would another layer's weights.
+    import safetensors.torch
+    for name in sorted(os.listdir(exported)):
+        if not name.endswith(".safetensors"):
+            continue
+        path = os.path.join(exported, name)
+        tensors = safetensors.torch.load_file(path)
+        key = next((k for k in tensors if k.endswith("layers.1.self_attn.q_proj.weight")), None)
+        if key is None:
+            continue
+        config = json.loads((pathlib.Path(exported) / "config.json").read_text())
+        heads, half = config["num_attention_heads"], config["head_dim"] // 2
+        rows = tensors[key].view(heads, 2, half, -1).transpose(1, 2).reshape(tensors[key].shape)
+        tensors[key] = rows.contiguous()
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    wrong = differences(binary, model, exported, ids)
+    assert max(wrong) > 10 * TOLERANCE, f"{model}: the control does not show: {wrong}"
+    print(f"{model}: logits within {max(worst):.1e}; the control is off by {max(wrong):.1e}")
+
+
+def main():
+    binary, venv = os.path.abspath(sys.argv[1]), pathlib.Path(sys.argv[2]).absolute()
+    if len(sys.argv) == 3:
+        sys.exit(subprocess.run([oracle_python(venv), __file__, binary, venv, "in-venv"]).returncode)
+    root = pathlib.Path(os.environ.get("TOROID_MODELS", "~/.cache/toroid/models")).expanduser()
+    smollm2 = root / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    models = [("random:tiny-gqa", True), ("random:tiny-mqa", True), ("random:tiny-mistral", True),
+              ("random:tiny-qwen2", True), ("random:tiny-qwen3", True)]
+    if smollm2.exists():
+        models.append((str(smollm2), True))
+    else:
+        print("SKIPPED: SmolLM2 is not here: deploy/quickstart.sh gets it")
+    for model, tokenizer in models:
+        with tempfile.TemporaryDirectory() as directory:
+            check_model(binary, model, directory, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
