@@ -7,8 +7,7 @@
 // for proofs (dtype() says which); weights are any stored type, widened exactly inside the product.
 //
 // Implementations: cpu_backend (f32, f64), cuda_backend (f32; no_cuda_backend in builds without
-// CUDA), counting_backend (memory accounting only: `plan`). A backend that cannot train yet derives
-// from InferenceBackend (inference_backend.h).
+// CUDA), counting_backend (memory accounting only: `plan`).
 #pragma once
 
 #include <atomic>

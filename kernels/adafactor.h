@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/optimizer_step.h"
 #include "kernels/thread_pool.h"
 
@@ -20,5 +21,9 @@ namespace toroid {
 template <typename T>
 void Adafactor(ThreadPool& pool, const AdafactorSpec& spec, const AdafactorStep* step, int64_t n,
                const T* gradient, T* w, T* m, T* v);
+
+// step: device memory.
+void Adafactor(CudaStream s, const AdafactorSpec& spec, const AdafactorStep* step, int64_t n,
+               const float* gradient, float* w, float* m, float* v);
 
 }  // namespace toroid

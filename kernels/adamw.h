@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/optimizer_step.h"
 #include "kernels/thread_pool.h"
 
@@ -17,5 +18,9 @@ namespace toroid {
 template <typename T>
 void AdamW(ThreadPool& pool, const AdamWSpec& spec, const AdamWStep* step, int64_t n,
            const T* gradient, T* w, T* m, T* v);
+
+// step: device memory.
+void AdamW(CudaStream s, const AdamWSpec& spec, const AdamWStep* step, int64_t n,
+           const float* gradient, float* w, float* m, float* v);
 
 }  // namespace toroid

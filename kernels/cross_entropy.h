@@ -43,4 +43,11 @@ void VocabBackward(ThreadPool& pool, const T* logits, int64_t stride, int64_t t,
 void LossBackward(ThreadPool& pool, const int32_t* labels, const double* weights, double zeta,
                   const double* log_z, int64_t t, double* d_log_p, double* d_log_z);
 
+void VocabBackward(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
+                   int64_t vocab_begin, const int32_t* labels, const double* log_z,
+                   const double* d_log_p, const double* d_log_z, float* dlogits,
+                   int64_t dlogits_stride);
+void LossBackward(CudaStream s, const int32_t* labels, const double* weights, double zeta,
+                  const double* log_z, int64_t t, double* d_log_p, double* d_log_z);
+
 }  // namespace toroid

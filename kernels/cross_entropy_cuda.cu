@@ -60,6 +60,38 @@ struct MergeShards {
   }
 };
 
+// log Z = ln sum_j e^logit_j  and  log p = label's logit - log Z
+struct VocabBackwardElement {
+  const float* logits;
+  int64_t stride, vocab_begin;
+  const int32_t* labels;
+  const double* log_z;
+  const double* d_log_p;
+  const double* d_log_z;
+  float* dlogits;
+  int64_t dlogits_stride;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    const float p = expf(float(double(logits[row * stride + col]) - log_z[row]));
+    const double d = d_log_p[row];
+    const float label = vocab_begin + col == labels[row] ? float(d) : 0.0f;
+    dlogits[row * dlogits_stride + col] = label + float(d_log_z[row] - d) * p;
+  }
+};
+
+struct LossBackwardElement {
+  const int32_t* labels;
+  const double* weights;
+  double zeta;
+  const double* log_z;
+  double* d_log_p;
+  double* d_log_z;
+  __device__ void operator()(int64_t i, int64_t) const {
+    const double weight = labels[i] < 0 ? 0.0 : weights[i];
+    d_log_p[i] = -weight;
+    d_log_z[i] = 2 * zeta * weight * log_z[i];
+  }
+};
+
 }  // namespace
 
 void VocabStatistics(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
@@ -71,6 +103,20 @@ void VocabStatistics(CudaStream s, const float* logits, int64_t stride, int64_t 
 void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double* log_p,
                 double* log_z) {
   ForEach(s, t, 1, MergeShards{parts, n, t, log_p, log_z});
+}
+
+void VocabBackward(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
+                   int64_t vocab_begin, const int32_t* labels, const double* log_z,
+                   const double* d_log_p, const double* d_log_z, float* dlogits,
+                   int64_t dlogits_stride) {
+  ForEach(s, t, n,
+          VocabBackwardElement{logits, stride, vocab_begin, labels, log_z, d_log_p, d_log_z,
+                               dlogits, dlogits_stride});
+}
+
+void LossBackward(CudaStream s, const int32_t* labels, const double* weights, double zeta,
+                  const double* log_z, int64_t t, double* d_log_p, double* d_log_z) {
+  ForEach(s, t, 1, LossBackwardElement{labels, weights, zeta, log_z, d_log_p, d_log_z});
 }
 
 }  // namespace toroid

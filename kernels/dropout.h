@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -30,6 +31,11 @@ void Dropout(ThreadPool& pool, const DropoutSpec& spec, int64_t step, const int6
              int64_t rows, int64_t cols);
 void Dropout(ThreadPool& pool, const DropoutSpec& spec, int64_t step, const int64_t* row_ids,
              int64_t col_begin, const double* x, int64_t x_stride, double* out, int64_t out_stride,
+             int64_t rows, int64_t cols);
+
+// step: device memory.
+void Dropout(CudaStream s, const DropoutSpec& spec, const int64_t* step, const int64_t* row_ids,
+             int64_t col_begin, const float* x, int64_t x_stride, float* out, int64_t out_stride,
              int64_t rows, int64_t cols);
 
 }  // namespace toroid

@@ -43,4 +43,9 @@ void SumRows(ThreadPool& pool, const T* dx, int64_t dx_stride, int64_t rows, int
 template <typename T>
 void ScaleRows(ThreadPool& pool, T* x, int64_t x_stride, int64_t rows, int64_t cols, double factor);
 
+void ScaleRows(CudaStream s, float* x, int64_t x_stride, int64_t rows, int64_t cols, double factor);
+// workspace: any size above 4 cols bytes, that no other work uses meanwhile.
+void SumRows(CudaStream s, const float* dx, int64_t dx_stride, int64_t rows, int64_t cols,
+             float* dy, void* workspace, int64_t workspace_bytes);
+
 }  // namespace toroid

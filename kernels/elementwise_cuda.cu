@@ -1,5 +1,5 @@
-#include "kernels/device.cuh"
 #include "kernels/elementwise.h"
+#include "kernels/row_sums.cuh"
 
 namespace toroid {
 
@@ -33,6 +33,24 @@ struct AddElement {
     x[row * x_stride + col] += y[row * y_stride + col];
   }
 };
+
+struct ScaleElement {
+  float* x;
+  int64_t stride;
+  float factor;
+  __device__ void operator()(int64_t row, int64_t col) const { x[row * stride + col] *= factor; }
+};
+
+// A thread per column of a part (blockIdx.y) of the rows.
+__global__ void SumRowsKernel(const float* x, int64_t stride, int64_t rows, int64_t rows_of_part,
+                              int64_t cols, float* partials) {
+  const int64_t col = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (col >= cols) return;
+  const int64_t begin = blockIdx.y * rows_of_part, end = min(begin + rows_of_part, rows);
+  float sum = 0;
+  for (int64_t row = begin; row < end; ++row) sum += x[row * stride + col];
+  partials[blockIdx.y * cols + col] = sum;
+}
 
 // The two plain types of a conversion are known from here on.
 template <typename From>
@@ -99,6 +117,22 @@ void FillRows(CudaStream s, DType type, void* x, int64_t stride, int64_t rows, i
 void AddRows(CudaStream s, float* x, int64_t x_stride, const float* y, int64_t y_stride,
              int64_t rows, int64_t cols) {
   ForEach(s, rows, cols, AddElement{x, x_stride, y, y_stride});
+}
+
+void ScaleRows(CudaStream s, float* x, int64_t x_stride, int64_t rows, int64_t cols,
+               double factor) {
+  ForEach(s, rows, cols, ScaleElement{x, x_stride, float(factor)});
+}
+
+void SumRows(CudaStream s, const float* dx, int64_t dx_stride, int64_t rows, int64_t cols,
+             float* dy, void* workspace, int64_t workspace_bytes) {
+  if (rows == 0 || cols == 0) return;
+  const SumWorkspace sums{static_cast<float*>(workspace), workspace_bytes};
+  const Parts parts = CutRows(rows, cols, 512, sums);
+  constexpr int kThreads = 128;
+  const dim3 grid(unsigned(CeilDiv(cols, kThreads)), unsigned(parts.count));
+  SumRowsKernel<<<grid, kThreads, 0, s>>>(dx, dx_stride, rows, parts.rows, cols, sums.data);
+  AddPartials(s, sums.data, parts.count, cols, cols, dy);
 }
 
 }  // namespace toroid

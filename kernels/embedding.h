@@ -28,4 +28,10 @@ void EmbedBackward(ThreadPool& pool, const int32_t* ids, int64_t t, const T* dou
                    int64_t dout_stride, int64_t v, int64_t dim, int64_t vocab_begin, T* dtable,
                    int64_t dtable_stride);
 
+// workspace: EmbedBackwardWorkspace(t) bytes, 256-byte aligned, that no other work uses meanwhile.
+int64_t EmbedBackwardWorkspace(int64_t t);
+void EmbedBackward(CudaStream s, const int32_t* ids, int64_t t, const float* dout,
+                   int64_t dout_stride, int64_t v, int64_t dim, int64_t vocab_begin, float* dtable,
+                   int64_t dtable_stride, void* workspace, int64_t workspace_bytes);
+
 }  // namespace toroid

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -14,11 +15,17 @@ void Gelu(ThreadPool& pool, const float* x, int64_t x_stride, float* out, int64_
 void Gelu(ThreadPool& pool, const double* x, int64_t x_stride, double* out, int64_t out_stride,
           int64_t rows, int64_t cols);
 
+void Gelu(CudaStream s, const float* x, int64_t x_stride, float* out, int64_t out_stride,
+          int64_t rows, int64_t cols);
+
 // Backward: with s = 1 / (1 + e^-2u), dx = dout s (1 + x (1 - s) 2 du/dx),
 // du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2). dx may be x or dout.
 void GeluBackward(ThreadPool& pool, const float* x, int64_t x_stride, const float* dout,
                   int64_t dout_stride, float* dx, int64_t dx_stride, int64_t rows, int64_t cols);
 void GeluBackward(ThreadPool& pool, const double* x, int64_t x_stride, const double* dout,
                   int64_t dout_stride, double* dx, int64_t dx_stride, int64_t rows, int64_t cols);
+
+void GeluBackward(CudaStream s, const float* x, int64_t x_stride, const float* dout,
+                  int64_t dout_stride, float* dx, int64_t dx_stride, int64_t rows, int64_t cols);
 
 }  // namespace toroid

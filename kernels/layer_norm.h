@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
@@ -15,6 +16,9 @@ template <typename T>
 void LayerNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t rows, int64_t dim,
                DType gain_type, const void* gain, const void* bias, double epsilon, T* out,
                int64_t out_stride);
+void LayerNorm(CudaStream s, const float* x, int64_t x_stride, int64_t rows, int64_t dim,
+               DType gain_type, const void* gain, const void* bias, double epsilon, float* out,
+               int64_t out_stride);
 
 // Backward. With r = 1 / sqrt(variance + epsilon), n = (x - mean) r and dn = gain dout:
 //   dx = r (dn - mean(dn) - n mean(dn n))   written; dx may be dout
@@ -25,5 +29,11 @@ template <typename T>
 void LayerNormBackward(ThreadPool& pool, const T* x, int64_t x_stride, int64_t rows, int64_t dim,
                        DType gain_type, const void* gain, double epsilon, const T* dout,
                        int64_t dout_stride, T* dx, int64_t dx_stride, T* dgain, T* dbias);
+
+// workspace: any size above 8 dim bytes, that no other work uses meanwhile.
+void LayerNormBackward(CudaStream s, const float* x, int64_t x_stride, int64_t rows, int64_t dim,
+                       DType gain_type, const void* gain, double epsilon, const float* dout,
+                       int64_t dout_stride, float* dx, int64_t dx_stride, float* dgain,
+                       float* dbias, void* workspace, int64_t workspace_bytes);
 
 }  // namespace toroid

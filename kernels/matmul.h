@@ -38,34 +38,6 @@ struct MatMulArgs {
 void MatMul(ThreadPool& pool, const MatMulArgs<float>& args);
 void MatMul(ThreadPool& pool, const MatMulArgs<double>& args);
 
-inline constexpr int64_t kMatMulWorkspaceBytes = int64_t{128} << 20;
-
-// The same product on one CUDA device: up to kMatVecRows rows by our own kernels, as on a CPU; more
-// by cuBLASLt, whose chosen algorithms are kept by shape. `product` is the type that matrices are
-// multiplied in, while sums are float32: kF32 (without TF32), or kBF16, which rounds x and wider
-// weights to bf16. One thread at a time.
-class CudaMatMul {
- public:
-  explicit CudaMatMul(DType product);  // the device is current
-  ~CudaMatMul();
-  CudaMatMul(const CudaMatMul&) = delete;
-  CudaMatMul& operator=(const CudaMatMul&) = delete;
-
-  // workspace: kMatMulWorkspaceBytes, 256-byte aligned, that no other work uses meanwhile.
-  void Run(CudaStream s, const MatMulArgs<float>& args, void* workspace);
-  // cuBLASLt's first error, by name; null: none.
-  const char* error() const { return error_; }
-
- private:
-  struct Plans;
-  void Keep(int status);
-  void Product(CudaStream s, const MatMulArgs<float>& args, char* workspace);
-
-  const DType product_;
-  const char* error_ = nullptr;
-  std::unique_ptr<Plans> plans_;
-};
-
 // Backward of out = x w^T + bias:
 //   dx [m, k]  = dout [m, n] w [n, k]      written, or added to with add_dx
 //   dw [n, k] += dout [m, n]^T x [m, k]    added to
@@ -93,4 +65,37 @@ struct MatMulBackwardArgs {
 
 void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<float>& args);
 void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<double>& args);
+
+inline constexpr int64_t kMatMulWorkspaceBytes = int64_t{128} << 20;
+
+// The same product on one CUDA device: up to kMatVecRows rows by our own kernels, as on a CPU; more
+// rows, and the backward, by cuBLASLt, whose chosen algorithms are kept by shape. `product` is the
+// type that matrices are multiplied in, while sums are float32: kF32 (without TF32), or kBF16,
+// which rounds x and wider weights to bf16. One thread at a time.
+class CudaMatMul {
+ public:
+  explicit CudaMatMul(DType product);  // the device is current
+  ~CudaMatMul();
+  CudaMatMul(const CudaMatMul&) = delete;
+  CudaMatMul& operator=(const CudaMatMul&) = delete;
+
+  // workspace: kMatMulWorkspaceBytes, 256-byte aligned, that no other work uses meanwhile.
+  void Run(CudaStream s, const MatMulArgs<float>& args, void* workspace);
+  void RunBackward(CudaStream s, const MatMulBackwardArgs<float>& args, void* workspace);
+  // cuBLASLt's first error, by name; null: none.
+  const char* error() const { return error_; }
+
+ private:
+  struct Plans;
+  void Keep(int status);
+  bool AsItIs(DType type, const void* data, int64_t row_bytes) const;
+  void Forward(CudaStream s, const MatMulArgs<float>& args, char* workspace);
+  void InputGradient(CudaStream s, const MatMulBackwardArgs<float>& args, char* workspace);
+  void WeightGradient(CudaStream s, const MatMulBackwardArgs<float>& args, char* workspace);
+
+  const DType product_;
+  const char* error_ = nullptr;
+  std::unique_ptr<Plans> plans_;
+};
+
 }  // namespace toroid

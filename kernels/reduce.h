@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda_stream.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -11,5 +12,8 @@ namespace toroid {
 // NaN or an infinity in x shows in the sum.
 template <typename T>
 void AddSquaredSum(ThreadPool& pool, const T* x, int64_t n, double* sum);
+
+// workspace: 8 KiB that no other work uses meanwhile.
+void AddSquaredSum(CudaStream s, const float* x, int64_t n, double* sum, void* workspace);
 
 }  // namespace toroid

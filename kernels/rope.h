@@ -25,4 +25,7 @@ template <typename T>
 void RopeBackward(ThreadPool& pool, T* dx, int64_t stride, int64_t t, int64_t heads,
                   int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
 
+void RopeBackward(CudaStream s, float* dx, int64_t stride, int64_t t, int64_t heads,
+                  int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
+
 }  // namespace toroid

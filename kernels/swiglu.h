@@ -29,4 +29,9 @@ void SwiGluBackward(ThreadPool& pool, const double* gate, int64_t gate_stride, c
                     int64_t dgate_stride, double* dup, int64_t dup_stride, int64_t rows,
                     int64_t cols);
 
+void SwiGluBackward(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
+                    int64_t up_stride, const float* dout, int64_t dout_stride, float* dgate,
+                    int64_t dgate_stride, float* dup, int64_t dup_stride, int64_t rows,
+                    int64_t cols);
+
 }  // namespace toroid

@@ -11,6 +11,7 @@
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "parallel/counting_communicator.h"
+#include "parallel/device.h"
 #include "parallel/engine_sequence.h"
 #include "parallel/host_exchange.h"
 #include "parallel/progress_board.h"
@@ -34,37 +35,6 @@ int64_t PeakResidentBytes() {
     }
   }
   return 0;
-}
-
-// The backend that `load` asks for, of one of `ranks` ranks, which all choose alike.
-absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const LoadRequest& load,
-                                                   const ModelConfig& shape, int ranks,
-                                                   std::atomic<int64_t>* ticks) {
-  const bool f64 = load.compute == Compute::kF64;
-  // LayerNorm, GELU and the scale of logits are not among InferenceBackend's ops.
-  const bool on_gpus = shape.norm == NormKind::kRms && shape.activation == Activation::kSwiGlu &&
-                       shape.logit_scale == 1;
-  if (load.device == Device::kCuda && ranks > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--device cuda with ", ranks,
-                     " ranks: GPUs work alone in this version: use one rank, or --device cpu"));
-  }
-  if (load.device == Device::kCuda && !on_gpus) {
-    return absl::UnimplementedError(absl::StrCat("--device cuda: models of architecture ",
-                                                 shape.architecture,
-                                                 " run on CPUs alone: use --device cpu"));
-  }
-  if (load.device == Device::kCuda && f64) {
-    return absl::InvalidArgumentError(
-        "--device cuda with --compute f64: use --device cpu, or --compute f32 or bf16");
-  }
-  if (load.device == Device::kCuda ||
-      (load.device == Device::kAuto && ranks == 1 && !f64 && on_gpus && CudaDevices() > 0)) {
-    CudaOptions options;
-    options.product = load.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
-    return NewCudaBackend(options);
-  }
-  return NewCpuBackend(f64 ? DType::kF64 : DType::kF32, std::max(1, load.threads), ticks);
 }
 
 }  // namespace
@@ -106,7 +76,8 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   if (counting) {
     ops_ = NewCountingBackend(type);
   } else {
-    auto ops = BackendOf(load_, shape, size, board_ != nullptr ? board_->ticks() : nullptr);
+    auto ops = NewBackend(load_.device, load_.compute, load_.threads, size,
+                          board_ != nullptr ? board_->ticks() : nullptr);
     TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
     ops_ = std::move(*ops);
   }

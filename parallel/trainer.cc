@@ -13,6 +13,7 @@
 #include "core/status_macros.h"
 #include "core/train/clip.h"
 #include "parallel/counting_communicator.h"
+#include "parallel/device.h"
 #include "parallel/host_exchange.h"
 #include "parallel/progress_board.h"
 #include "parallel/ring_attention.h"
@@ -151,9 +152,14 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   const ModelConfig& model = config();
   TOROID_RETURN_IF_ERROR(Validate(options_, model, size));
   const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
-  ops_ = counting
-             ? NewCountingBackend(type)
-             : NewCpuBackend(type, options_.threads, board_ != nullptr ? board_->ticks() : nullptr);
+  if (counting) {
+    ops_ = NewCountingBackend(type);
+  } else {
+    auto ops = NewBackend(options_.device, options_.compute, options_.threads, size,
+                          board_ != nullptr ? board_->ticks() : nullptr);
+    TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
+    ops_ = std::move(*ops);
+  }
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
   mesh_ = std::make_unique<Mesh>(std::move(world), options_.mesh);

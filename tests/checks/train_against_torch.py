@@ -25,9 +25,8 @@ def import_oracle():
 
 def save(model, directory):
     """As a model that never was a GGUF file: transformers writes no other."""
-    of_the_file = ("quantization_config", "_model_name_or_path")
     config = type(model.config).from_dict(
-        {key: value for key, value in model.config.to_dict().items() if key not in of_the_file})
+        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"})
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(directory)

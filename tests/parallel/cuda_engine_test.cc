@@ -12,8 +12,9 @@ namespace {
 
 using CudaEngine = OnGpu;
 
-const char* const kModels[] = {"random:tiny-gqa",   "random:tiny-mqa",   "random:tiny-mistral",
-                               "random:tiny-qwen2", "random:tiny-qwen3", "random:tiny-1m"};
+const char* const kModels[] = {"random:tiny-gqa",   "random:tiny-mqa",  "random:tiny-mistral",
+                               "random:palm-tiny",  "random:gpt3-tiny", "random:tiny-qwen2",
+                               "random:tiny-qwen3", "random:tiny-1m"};
 
 ScoreResult ScoreText(const EngineCase& c, int64_t tokens) {
   return ScoreOn(c, {MixedIds(tokens, TestSource(c.model)->config.vocab), 4, true});

@@ -1,0 +1,148 @@
+// Products by cuBLASLt, whose chosen algorithms are kept by shape. Included by matmul's CUDA files
+// alone.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <compare>
+#include <cstdint>
+#include <map>
+
+#include "kernels/dtype.h"
+#include "kernels/matmul.h"
+
+namespace toroid {
+
+// The workspace: cuBLASLt's own part first, then two rooms for converted operands.
+inline constexpr int64_t kLibraryBytes = int64_t{32} << 20;
+inline constexpr int64_t kSmallRoomBytes = int64_t{32} << 20;
+inline constexpr int64_t kLargeRoomBytes = int64_t{64} << 20;
+static_assert(kLibraryBytes + kSmallRoomBytes + kLargeRoomBytes == kMatMulWorkspaceBytes);
+
+// The largest power of two up to 16 that divides the address and the distance of rows.
+inline uint32_t Alignment(const void* data, int64_t stride_bytes) {
+  uint32_t bytes = 16;
+  while ((reinterpret_cast<uintptr_t>(data) | uintptr_t(stride_bytes)) % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
+// A row-major matrix; transposed: the product takes its transpose.
+struct Operand {
+  const void* data;
+  int64_t stride;  // elements between rows
+  bool transposed = false;
+};
+
+// C [rows, cols] = A [rows, depth] B [depth, cols], or += with `add`; A, B of the product's type,
+// C float32.
+struct Product {
+  int64_t rows, cols, depth;
+  Operand a, b;
+  float* c;
+  int64_t c_stride;
+  bool add = false;
+};
+
+// What an algorithm is chosen by.
+struct PlanKey {
+  PlanKey(const Product& p, DType type)
+      : rows(p.rows),
+        cols(p.cols),
+        depth(p.depth),
+        a_stride(p.a.stride),
+        b_stride(p.b.stride),
+        c_stride(p.c_stride),
+        a_align(Alignment(p.a.data, RowBytes(type, p.a.stride))),
+        b_align(Alignment(p.b.data, RowBytes(type, p.b.stride))),
+        c_align(Alignment(p.c, p.c_stride * 4)),
+        a_transposed(p.a.transposed),
+        b_transposed(p.b.transposed) {}
+  auto operator<=>(const PlanKey&) const = default;
+
+  int64_t rows, cols, depth, a_stride, b_stride, c_stride;
+  uint32_t a_align, b_align, c_align;
+  bool a_transposed, b_transposed;
+};
+
+// One shape. cuBLASLt's matrices are column-major: C^T [cols, rows] = B^T A^T, of which row-major
+// memory is the column-major picture.
+class Plan {
+ public:
+  Plan(cublasLtHandle_t handle, cudaDataType_t type, const PlanKey& key) {
+    Try(cublasLtMatmulDescCreate(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    Transpose(CUBLASLT_MATMUL_DESC_TRANSA, key.b_transposed);
+    Transpose(CUBLASLT_MATMUL_DESC_TRANSB, key.a_transposed);
+    Layout(&b_, type, key.depth, key.cols, key.b_transposed, key.b_stride);
+    Layout(&a_, type, key.rows, key.depth, key.a_transposed, key.a_stride);
+    Layout(&c_, CUDA_R_32F, key.rows, key.cols, false, key.c_stride);
+    cublasLtMatmulPreference_t preference = nullptr;
+    Try(cublasLtMatmulPreferenceCreate(&preference));
+    const uint64_t bytes = kLibraryBytes;
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
+      Try(cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof(value)));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.b_align);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.a_align);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.c_align);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.c_align);
+    int found = 0;
+    Try(cublasLtMatmulAlgoGetHeuristic(handle, product_, b_, a_, c_, c_, preference, 1, &chosen_,
+                                       &found));
+    if (found == 0) Try(CUBLAS_STATUS_NOT_SUPPORTED);
+    if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
+  }
+  ~Plan() {
+    if (product_ != nullptr) cublasLtMatmulDescDestroy(product_);
+    for (cublasLtMatrixLayout_t layout : {a_, b_, c_}) {
+      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+    }
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  cublasStatus_t Run(cublasLtHandle_t handle, CudaStream s, const Product& p,
+                     void* workspace) const {
+    if (status_ != CUBLAS_STATUS_SUCCESS) return status_;
+    const float one = 1, kept = p.add ? 1 : 0;
+    return cublasLtMatmul(handle, product_, &one, p.b.data, b_, p.a.data, a_, &kept, p.c, c_, p.c,
+                          c_, &chosen_.algo, workspace, size_t(kLibraryBytes), s);
+  }
+
+ private:
+  void Try(cublasStatus_t status) {
+    if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
+  }
+  void Transpose(cublasLtMatmulDescAttributes_t name, bool transposed) {
+    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    Try(cublasLtMatmulDescSetAttribute(product_, name, &operation, sizeof(operation)));
+  }
+  // Of a matrix that the product takes as [rows, cols].
+  void Layout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int64_t rows, int64_t cols,
+              bool transposed, int64_t stride) {
+    if (transposed) std::swap(rows, cols);
+    Try(cublasLtMatrixLayoutCreate(layout, type, uint64_t(cols), uint64_t(rows), stride));
+  }
+
+  cublasLtMatmulDesc_t product_ = nullptr;
+  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr;
+  cublasLtMatmulHeuristicResult_t chosen_ = {};
+  cublasStatus_t status_ = CUBLAS_STATUS_SUCCESS;
+};
+
+struct CudaMatMul::Plans {
+  cublasLtHandle_t handle = nullptr;
+  std::map<PlanKey, Plan> by_shape;
+
+  cublasStatus_t Run(CudaStream s, DType type, const Product& product, void* workspace) {
+    constexpr size_t kMostPlans = 4096;  // prompts of ever new lengths
+    if (by_shape.size() >= kMostPlans) by_shape.clear();
+    const cudaDataType_t elements = type == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const PlanKey key(product, type);
+    return by_shape.try_emplace(key, handle, elements, key)
+        .first->second.Run(handle, s, product, workspace);
+  }
+};
+
+}  // namespace toroid
