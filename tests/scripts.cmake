@@ -38,7 +38,7 @@ if(TOROID_SERVICES)
   foreach(name command_line generate train cluster jobs two_hosts)
     add_test(NAME EndToEnd.${name} COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py
                                            $<TARGET_FILE:toroid>)
-    set_tests_properties(EndToEnd.${name} PROPERTIES TIMEOUT 300 PROCESSORS 2)
+    set_tests_properties(EndToEnd.${name} PROPERTIES TIMEOUT 900 PROCESSORS 2)
   endforeach()
   # Needs namespaces of its own; 77 says that they are not allowed here.
   set_tests_properties(EndToEnd.two_hosts PROPERTIES SKIP_RETURN_CODE 77)
