@@ -84,7 +84,8 @@ class Arithmetic {
   int64_t Size(int64_t group) const {
     const ParamLayout layout(config_, rank_, c_.mesh.tensor);
     int64_t size = 0;
-    for (const ParamSpec& spec : Groups().at(group)) {
+    const auto groups = Groups();
+    for (const ParamSpec& spec : groups.at(group)) {
       const ParamSlice slice = layout.Slice(spec);
       size += (slice.row_count * slice.col_count + 63) / 64 * 64;
     }
@@ -126,7 +127,8 @@ class Arithmetic {
       shared += holder(g * H / G) != holder((g + 1) * H / G - 1);
     }
     int64_t owed = 0;
-    for (const ParamSpec& spec : Groups().at(group)) {
+    const auto groups = Groups();
+    for (const ParamSpec& spec : groups.at(group)) {
       if (spec.rows == 1) owed += spec.cols;  // these models' vectors are gains alone
       if (spec.split == Split::kKvHeads) owed += shared * config_.head_dim * spec.cols;
     }
