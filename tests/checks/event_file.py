@@ -10,22 +10,9 @@ import subprocess
 import sys
 import tempfile
 
+from environment import python_with
+
 REQUIREMENT = "tensorboard==2.21.0"
-
-
-def reader_python(venv):
-    """The Python of the environment."""
-    python = venv / "bin" / "python"
-    probe = [python, "-c", "import tensorboard"]
-    if python.exists() and subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0:
-        return python
-    made = subprocess.run([sys.executable, "-m", "venv", venv]).returncode == 0 and subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
-         REQUIREMENT]).returncode == 0
-    if not made:
-        print(f"SKIPPED: {REQUIREMENT} cannot be installed from PyPI: is there a network?")
-        sys.exit(77)
-    return python
 
 
 def check(directory):
@@ -55,7 +42,7 @@ def main():
     if sys.argv[1] == "--check":
         check(sys.argv[2])
         return
-    python = reader_python(pathlib.Path(sys.argv[2]))
+    python = python_with(pathlib.Path(sys.argv[2]), ["tensorboard"], [REQUIREMENT])
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.argv[1], "--gtest_filter=EventsWriter.SpellsEventsAsProtocolBuffers"], check=True,
                        stdout=subprocess.DEVNULL, env=os.environ | {"TOROID_EVENTS_DIRECTORY": directory})

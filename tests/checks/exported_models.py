@@ -1,4 +1,4 @@
-"""transformers.py TOROID VENV: what `toroid convert` writes, loaded by transformers: equal logits and tokens.
+"""exported_models.py TOROID VENV: what `toroid convert` writes, loaded by transformers: equal logits and tokens.
 
 VENV is a Python environment with torch and transformers, made from PyPI if it is not there; exit 77 (skipped)
 if that fails. SmolLM2 is read if it is in ~/.cache/toroid/models (TOROID_MODELS).
@@ -10,24 +10,11 @@ import subprocess
 import sys
 import tempfile
 
+from environment import python_with
+
 REQUIREMENTS = ["numpy==2.4.6", "tokenizers==0.23.3", "torch==2.15.0", "transformers==5.23.0"]
 TOLERANCE = 1e-4  # of a logit, and of a log p
 TEXT = "It's 2024: the ring turns, and 1,234 tokens pass.\n\nThey don't   return; naïve café.\n"
-
-
-def oracle_python(venv):
-    """The Python of the environment."""
-    python = venv / "bin" / "python"
-    probe = [python, "-c", "import torch, transformers"]
-    if python.exists() and subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0:
-        return python
-    made = subprocess.run([sys.executable, "-m", "venv", venv]).returncode == 0 and subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
-         *REQUIREMENTS]).returncode == 0
-    if not made:
-        print("SKIPPED: torch and transformers cannot be installed from PyPI: is there a network?")
-        sys.exit(77)
-    return python
 
 
 def toroid(binary, *words, **options):
@@ -85,7 +72,8 @@ def check_model(binary, model, directory, tokenizer):
 def main():
     binary, venv = os.path.abspath(sys.argv[1]), pathlib.Path(sys.argv[2]).absolute()
     if len(sys.argv) == 3:
-        sys.exit(subprocess.run([oracle_python(venv), __file__, binary, venv, "in-venv"]).returncode)
+        python = python_with(venv, ["torch", "transformers"], REQUIREMENTS)
+        sys.exit(subprocess.run([python, __file__, binary, venv, "in-venv"]).returncode)
     root = pathlib.Path(os.environ.get("TOROID_MODELS", "~/.cache/toroid/models")).expanduser()
     smollm2 = root / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     models = [("random:tiny-gqa", True), ("random:tiny-mqa", True), ("random:tiny-mistral", True),
