@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # finetune.sh: SmolLM2 learns the GPL by heart, on four ranks, in about three minutes. Gets the
 # model, starts a controller and a pod here, asks the model to go on with a sentence, submits a
-# training job, watches it, shows its log, asks the same again of the newest checkpoint, and stops
-# all that it started. STEPS (12) says how long it trains; the run stays in RUN (build/finetune).
+# training job, watches it, shows its log, exports what it learnt as a Hugging Face directory, asks
+# that the same again, and stops all that it started. STEPS (12) says how long it trains; the run
+# stays in RUN (build/finetune).
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -50,8 +51,11 @@ logs=$!
 wait "$logs"
 "$TOROID" job get "$job" | tail -n 1
 
-say "after: the newest checkpoint goes on with the same"
-"$TOROID" generate "$run/smollm2" --mesh ring=2 --keep-alive 1s "${ask[@]}" | tee "$work/after.txt"
+say "exporting the newest checkpoint: toroid convert"
+"$TOROID" convert "$run/smollm2" "$run/smollm2/export" --dtype bf16 >&2
+
+say "after: the exported model goes on with the same"
+"$TOROID" generate "$run/smollm2/export" --mesh ring=2 --keep-alive 1s "${ask[@]}" | tee "$work/after.txt"
 ! cmp -s "$work/before.txt" "$work/after.txt" || fail "training changed nothing"
 stop_up
 python3 - "$run/smollm2/metrics.jsonl" "$steps" <<'PYTHON'
@@ -64,4 +68,4 @@ print(f"== loss {lines[0]['loss']:.3f} -> {lines[-1]['loss']:.3f} in {len(lines)
 if lines[-1]["loss"] >= lines[0]["loss"]:
     sys.exit("finetune.sh: nothing was learnt")
 PYTHON
-say "all is stopped; the run is in $run/smollm2; done ($(took))"
+say "all is stopped; the run is in $run/smollm2, its model in export/; done ($(took))"

@@ -30,11 +30,25 @@ absl::StatusOr<ConvertOptions> OptionsOf(const Arguments& arguments, bool checkp
   return options;
 }
 
+// MHA to GQA to MQA, if asked for.
+absl::Status PoolIfAsked(const Arguments& arguments, ModelSource& source) {
+  if (!arguments.Has("--kv-heads")) {
+    if (!arguments.Has("--kv-pool")) return absl::OkStatus();
+    return UsageError("--kv-pool without --kv-heads: say how many are to stay, as in --kv-heads 1");
+  }
+  const std::string name = arguments.Text("--kv-pool");
+  const auto kind = name == "first"    ? KvPooling::Kind::kFirst
+                    : name == "random" ? KvPooling::Kind::kRandom
+                                       : KvPooling::Kind::kMean;
+  return PoolKvHeads(source, arguments.Count("--kv-heads"), kind, arguments.Seed("--seed"));
+}
+
 absl::Status RunConvert(const Arguments& arguments) {
   const std::string in = arguments.Text("IN"), out = arguments.Text("OUT");
   const bool checkpoint = arguments.Text("--to") == "checkpoint";
   TOROID_ASSIGN_OR_RETURN(ConvertOptions options, OptionsOf(arguments, checkpoint));
-  TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(in, arguments.Seed("--seed")));
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenModel(in, arguments.Seed("--seed")));
+  TOROID_RETURN_IF_ERROR(PoolIfAsked(arguments, source));
   ProgressMeter meter(ProgressOption(arguments));
   options.progress = [&](int64_t done, int64_t total) {
     meter.Update("convert", done, total, "bytes");
@@ -72,7 +86,11 @@ const OptionTable kConvertOptions = {
          "a directory for transformers, or a checkpoint of step 0"},
         {"--dtype", ValueKind::kChoice, "f32|bf16", "f32", "of the tensors that are written"},
         {"--shard-size", ValueKind::kBytes, "BYTES", "5GB", "of a safetensors file, at most"},
-        {"--seed", ValueKind::kSeed, "N", "0", "of random:NAME: its weights"},
+        {"--kv-heads", ValueKind::kCount, "N", "",
+         "KV heads of the result: a divisor of the model's"},
+        {"--kv-pool", ValueKind::kChoice, "mean|first|random", "mean",
+         "what a KV head becomes of those that it replaces"},
+        {"--seed", ValueKind::kSeed, "N", "0", "of random:NAME and --kv-pool random: weights"},
     }};
 
 }  // namespace
@@ -88,11 +106,14 @@ const Verb kConvertVerb = {
     .examples =
         "toroid convert runs/book exports/book --dtype bf16\n"
         "toroid convert /models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf smollm2\n"
+        "toroid convert /models/mha /models/gqa --kv-heads 8\n"
         "toroid convert /models/llama runs/book/checkpoints/step-00000000 --to checkpoint",
     .run = RunConvert,
     .details =
         "Tensors pass one after the other, so a model need not fit into memory. The result appears "
-        "under its\nname when all of it is on the disk.",
+        "under its\nname when all of it is on the disk. With --kv-heads the KV heads of a group "
+        "become "
+        "one (MHA to GQA to\nMQA): train it on for a twentieth of its steps.",
 };
 
 }  // namespace toroid

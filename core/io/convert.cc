@@ -200,7 +200,7 @@ absl::StatusOr<ConvertedModel> WriteHuggingFace(const ModelSource& source, const
 
 absl::StatusOr<ConvertedModel> WriteCheckpoint(const ModelSource& source, const std::string& path,
                                                const ConvertOptions& given, FileSystem& files) {
-  if (source.checkpoint != nullptr) {
+  if (source.checkpoint != nullptr && !source.kv_pooling.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat(source.path, " is a checkpoint already: copy its directory"));
   }

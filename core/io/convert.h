@@ -39,7 +39,7 @@ absl::StatusOr<ConvertedModel> WriteHuggingFace(const ModelSource& source,
                                                 FileSystem& files = PosixFiles());
 
 // A checkpoint of step 0 in one shard, its moments zero. InvalidArgument if the source is one
-// already.
+// already and nothing is pooled.
 absl::StatusOr<ConvertedModel> WriteCheckpoint(const ModelSource& source,
                                                const std::string& directory,
                                                const ConvertOptions& options,

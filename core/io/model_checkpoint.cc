@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/io/model_origin.h"
 #include "core/io/model_source.h"
+#include "core/io/plain_values.h"
 #include "core/status_macros.h"
 
 namespace toroid {
@@ -17,25 +18,10 @@ constexpr int64_t kStagingElements = 1 << 20;
 
 // Count values of the checkpoint's type as `stored`; false if one is not finite.
 template <typename T>
-bool Convert(const T* values, int64_t count, DType stored, char* out) {
-  T sum = 0;  // 0 x is 0 for every finite x and NaN for the others
-  for (int64_t i = 0; i < count; ++i) sum += 0 * values[i];
-  if (sum != 0) return false;
-  switch (stored) {
-    case DType::kF32:
-      for (int64_t i = 0; i < count; ++i) reinterpret_cast<float*>(out)[i] = float(values[i]);
-      break;
-    case DType::kF64:
-      for (int64_t i = 0; i < count; ++i) reinterpret_cast<double*>(out)[i] = double(values[i]);
-      break;
-    case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) {
-        reinterpret_cast<uint16_t*>(out)[i] = ToBf16(float(values[i]));
-      }
-      break;
-    default:
-      TOROID_CHECK_MSG(false, Info(stored).name);
-  }
+bool Convert(const void* staged, int64_t count, DType stored, void* out) {
+  const T* const values = static_cast<const T*>(staged);
+  if (!AllFinite(values, count)) return false;
+  StorePlain(values, count, stored, out);
   return true;
 }
 
@@ -118,10 +104,8 @@ absl::Status CheckpointWeights::Load(const std::string& name, const ParamSlice& 
     }
     if (!read.ok()) return OfferBefore(PosixFiles(), directory(), read);
     char* const to = static_cast<char*>(out) + RowBytes(stored, at);
-    const bool finite =
-        type == DType::kF64
-            ? Convert(reinterpret_cast<const double*>(staging.data()), count, stored, to)
-            : Convert(reinterpret_cast<const float*>(staging.data()), count, stored, to);
+    const bool finite = type == DType::kF64 ? Convert<double>(staging.data(), count, stored, to)
+                                            : Convert<float>(staging.data(), count, stored, to);
     if (finite) continue;
     return absl::InvalidArgumentError(
         absl::StrCat(directory(), ": parameter ", name,

@@ -43,6 +43,11 @@ uint64_t ModelSource::Fingerprint(bool whole) const {
   hash.Number(int64_t(random_seed.value_or(0)));
   if (random_seed.has_value()) hash.Text(path);
   hash.Text(config.architecture);
+  if (kv_pooling.has_value()) {
+    hash.Number(config.kv_heads);
+    hash.Number(int64_t(kv_pooling->kind));
+    hash.Number(int64_t(kv_pooling->seed));
+  }
   if (checkpoint != nullptr) hash.Number(int64_t(checkpoint->hash()));
   for (const MappedFile& file : files) {
     // The first 64 KiB hold the header's begin; the tensor table follows below.

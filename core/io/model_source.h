@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "core/io/kv_pooling.h"
 #include "core/io/mapped_file.h"
 #include "core/io/tensor_index.h"
 #include "core/io/tokenizer_source.h"
@@ -43,6 +44,7 @@ struct ModelSource {
   std::optional<uint64_t> random_seed;  // set for a random model or a preset alone
   bool initial = false;                 // preset: its weights are those that training begins with
   std::shared_ptr<const CheckpointWeights> checkpoint;  // set for a checkpoint alone
+  std::optional<KvPooling> kv_pooling;                  // set by PoolKvHeads alone
 
   // 64-bit hash of the configuration and, for each file, its size, its header, its tensor table and
   // the first 64 KiB of each tensor. Equal on two hosts if they hold copies of one model; cheap, no

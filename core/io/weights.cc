@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
 #include "core/io/model_checkpoint.h"
+#include "core/io/plain_values.h"
 #include "core/io/random_model.h"
 #include "core/status_macros.h"
 #include "kernels/dequantize.h"
@@ -50,29 +51,6 @@ int64_t Interleaved(int64_t i, int64_t size, int64_t heads) {
   return i - within + within % half * 2 + within / half;
 }
 
-// Writes floats as `stored`, a plain type.
-void Store(const float* values, int64_t count, DType stored, void* out) {
-  switch (stored) {
-    case DType::kF32:
-      std::memcpy(out, values, size_t(count) * sizeof(float));
-      return;
-    case DType::kF64:
-      for (int64_t i = 0; i < count; ++i) static_cast<double*>(out)[i] = values[i];
-      return;
-    case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(out)[i] = ToBf16(values[i]);
-      return;
-    default:
-      TOROID_CHECK_MSG(false, Info(stored).name);
-  }
-}
-
-bool AllFinite(const float* values, int64_t count) {
-  float sum = 0;  // 0 x is 0 for every finite x and NaN for the others
-  for (int64_t i = 0; i < count; ++i) sum += 0 * values[i];
-  return sum == 0;
-}
-
 // Copies or converts rows of one stored tensor.
 class RowReader {
  public:
@@ -98,7 +76,7 @@ class RowReader {
     if (stored_ == tensor_.dtype) {
       std::memcpy(out, data, size_t(RowBytes(stored_, count_)));
     } else {
-      Store(values_.data() + (slice_.col_begin - first_), slice_.col_count, stored_, out);
+      StorePlain(values_.data() + (slice_.col_begin - first_), slice_.col_count, stored_, out);
     }
     return true;
   }
@@ -159,7 +137,7 @@ absl::Status LoadVector(const ModelSource& source, const StoredTensor& tensor,
         whole[tensor.interleaved_heads > 0 ? Interleaved(element, size, tensor.interleaved_heads)
                                            : element];
   }
-  Store(part.data(), slice.col_count, stored, out);
+  StorePlain(part.data(), slice.col_count, stored, out);
   source.files[tensor.file].Release(tensor.data.data(), int64_t(tensor.data.size()));
   return absl::OkStatus();
 }
@@ -173,6 +151,7 @@ DType StoredType(const ModelSource& source, const ParamSpec& spec, DType compute
   if (source.checkpoint != nullptr) {
     return compute == DType::kF64 ? source.checkpoint->manifest().dtype : plain;
   }
+  if (source.kv_pooling.has_value() && spec.split == Split::kKvHeads) return plain;
   const DType type = Find(source, spec).dtype;
   return IsKept(type) && CutsWholeBlocks(source.config, spec, type) ? type : plain;
 }
@@ -183,6 +162,13 @@ int64_t SliceBytes(const ParamSlice& slice, DType stored) {
 
 absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
                        DType stored, void* out) {
+  const bool pooled = source.kv_pooling.has_value() && spec.split == Split::kKvHeads;
+  return pooled ? LoadPooled(source, spec, slice, stored, out)
+                : LoadStored(source, spec, slice, stored, out);
+}
+
+absl::Status LoadStored(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
+                        DType stored, void* out) {
   TOROID_CHECK(slice.row_begin >= 0 && slice.row_begin + slice.row_count <= spec.rows);
   TOROID_CHECK(slice.col_begin >= 0 && slice.col_begin + slice.col_count <= spec.cols);
   if (slice.row_count == 0 || slice.col_count == 0) return absl::OkStatus();
@@ -209,8 +195,8 @@ absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const P
     } else {
       RandomRow(*source.random_seed, drawn, at, slice.col_begin, slice.col_count, row.data());
     }
-    Store(row.data(), slice.col_count, stored,
-          static_cast<uint8_t*>(out) + i * RowBytes(stored, slice.col_count));
+    StorePlain(row.data(), slice.col_count, stored,
+               static_cast<uint8_t*>(out) + i * RowBytes(stored, slice.col_count));
   }
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@ namespace toroid {
 //   f16, bf16, q8_0, q4_0, q4_1      as stored, if every slice by `tensor` has whole blocks
 //   everything else                  f32 (bf16 in bf16): dequantised at load
 //   of a checkpoint                  f32 (bf16 in bf16; in f64 as the checkpoint holds it)
+//   pooled K and V                   f32 (bf16 in bf16)
 // Matrices keep their type in f64 too: products convert, and stored values are the model's truth.
 DType StoredType(const ModelSource& source, const ParamSpec& spec, DType compute);
 
@@ -28,5 +29,10 @@ int64_t SliceBytes(const ParamSlice& slice, DType stored);
 // quantised `stored` begin and end with a block.
 absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
                        DType stored, void* out);
+
+// The same of what the model's files hold: of K and V of a pooled model (kv_pooling.h), `spec` and
+// `slice` are those of the files.
+absl::Status LoadStored(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
+                        DType stored, void* out);
 
 }  // namespace toroid
