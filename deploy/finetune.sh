@@ -2,14 +2,14 @@
 # finetune.sh: SmolLM2 learns the GPL by heart, on four ranks, in about three minutes. Gets the
 # model, starts a controller and a pod here, asks the model to go on with a sentence, submits a
 # training job, watches it, shows its log, exports what it learnt as a Hugging Face directory, asks
-# that the same again, and stops all that it started. STEPS (12) says how long it trains; the run
+# that the same again, and stops all that it started. STEPS (24) says how long it trains; the run
 # stays in RUN (build/finetune).
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 "$ROOT/deploy/build.sh"
 model=$("$ROOT/deploy/get_model.sh")
-steps=${STEPS:-12}
+steps=${STEPS:-24}
 run=${RUN:-$ROOT/build/finetune}
 work=$(mktemp -d)
 trap 'end_up; rm -rf "$work"' EXIT
@@ -30,7 +30,7 @@ train {
   optimizer { adamw { lr: 1e-4 } }
   schedule { kind: COSINE  warmup: 2  final_lr: 1e-5 }
   steps: $steps
-  checkpoint { every: 6  keep: 1 }
+  checkpoint { every: 12  keep: 2 }
 }
 max_restarts: 2
 JOB
@@ -65,7 +65,7 @@ steps = [line["step"] for line in lines]
 if steps != list(range(1, int(sys.argv[2]) + 1)):
     sys.exit(f"finetune.sh: the steps are {steps}")
 print(f"== loss {lines[0]['loss']:.3f} -> {lines[-1]['loss']:.3f} in {len(lines)} steps", file=sys.stderr)
-if lines[-1]["loss"] >= lines[0]["loss"]:
+if len(lines) >= 12 and lines[-1]["loss"] >= lines[0]["loss"]:  # the text has about nine steps
     sys.exit("finetune.sh: nothing was learnt")
 PYTHON
 say "all is stopped; the run is in $run/smollm2, its model in export/; done ($(took))"
