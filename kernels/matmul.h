@@ -1,9 +1,9 @@
 // out [m, n] = x [m, k] w [n, k]^T + bias [n].
 //
 // w is read as stored: f32, f64, f16, bf16, q8_0, q4_0 or q4_1 (IsStoredWeight), widened exactly;
-// products and sums are in T. Up to kMatVecRows rows go to our own matrix-vector code, which reads
-// every weight once at its stored size; more rows go to OpenBLAS on panels of widened weights,
-// single-threaded inside each worker.
+// products and sums are in T. Up to kMatVecRows rows go to matrix-vector code, which reads every
+// weight once at its stored size; more rows to gemm.h, of float64 to OpenBLAS on panels of widened
+// weights, single-threaded inside each worker.
 //
 // The work is cut by shape alone: any number of threads gives the same bits. A row of the result
 // does not depend on the other rows beyond rounding: the two ways, and in them different m, add the

@@ -9,6 +9,8 @@
 //                backward of the same at 2,048
 //                decode: one query on 4,096 keys, f32 and bf16, cold in memory
 //   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each
+//   train M      one step of AdamW on 1,024 tokens; with two ranks or more also one rank with all
+//                threads, on the same batch
 //   ring [M]     ring prefill of M at 4,000 tokens, or attention alone at 8,192: against one rank
 //                with all threads; per round compute and exposed exchange (2 ranks or more)
 //   collectives  every verb from 1 KiB to 16 MiB (2 ranks or more)
@@ -90,7 +92,7 @@ namespace {
 
 const std::vector<std::string>& Workloads() {
   static const auto& names =
-      *new std::vector<std::string>{"ops", "attention", "model", "ring", "collectives"};
+      *new std::vector<std::string>{"ops", "attention", "model", "train", "ring", "collectives"};
   return names;
 }
 
@@ -105,6 +107,7 @@ absl::StatusOr<std::vector<int64_t>> Lengths(const Arguments& arguments,
   }
   if (!lengths.empty()) return lengths;
   if (workload == "model") return std::vector<int64_t>{512, 4000};
+  if (workload == "train") return std::vector<int64_t>{1024};
   return std::vector<int64_t>{arguments.Has("MODEL") ? 4000 : 8192};
 }
 
@@ -113,13 +116,17 @@ absl::Status CheckWorkload(const Arguments& arguments) {
   bool known = false;
   for (const std::string& name : Workloads()) known = known || name == workload;
   if (!known) {
-    return UsageError(absl::StrCat(
-        "unknown benchmark: ", workload,
-        DidYouMean(workload, Workloads(), "give ops, attention, model, ring or collectives")));
+    return UsageError(
+        absl::StrCat("unknown benchmark: ", workload,
+                     DidYouMean(workload, Workloads(),
+                                "give ops, attention, model, train, ring or collectives")));
   }
-  const bool takes_model = workload == "model" || workload == "ring";
-  if (workload == "model" && !arguments.Has("MODEL")) {
-    return UsageError("no model: bench model: write bench model random:124m, or a model's path");
+  const bool needs_model = workload == "model" || workload == "train";
+  const bool takes_model = needs_model || workload == "ring";
+  if (needs_model && !arguments.Has("MODEL")) {
+    return UsageError(absl::StrCat("no model: bench ", workload, ": write bench ", workload,
+                                   workload == "train" ? " preset:gpt2-124m" : " random:124m",
+                                   ", or a model's path"));
   }
   if (!takes_model && arguments.Has("MODEL")) {
     return UsageError(absl::StrCat("too many arguments: bench ", workload, " takes no model: drop ",
@@ -144,12 +151,21 @@ absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicato
   if (workload == "ops") return BenchOps(run);
   if (workload == "attention") return BenchAttention(run);
   if (workload == "collectives") return BenchCollectives(run, *world);
-  TOROID_ASSIGN_OR_RETURN(LoadRequest load, LoadOptions(arguments, "striped:16"));
+  const bool trains = workload == "train";
+  TOROID_ASSIGN_OR_RETURN(LoadRequest load,
+                          LoadOptions(arguments, trains ? "zigzag" : "striped:16"));
   load.threads = run.threads();
   load.device = Device::kCpu;
   TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
-  TOROID_ASSIGN_OR_RETURN(load.mesh, ParseMesh(mesh, world->size(), "ring"));
+  TOROID_ASSIGN_OR_RETURN(load.mesh, ParseMesh(mesh, world->size(), trains ? "data" : "ring"));
   TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, Lengths(arguments, workload));
+  if (trains) {
+    const std::string remat = arguments.Text("--remat");
+    return BenchTrain(run, std::move(world), load, lengths,
+                      remat == "none"    ? Remat::kNone
+                      : remat == "block" ? Remat::kBlock
+                                         : Remat::kAttentionOutput);
+  }
   if (workload == "model") return BenchModel(run, std::move(world), load, lengths);
   if (load.mesh.ring != world->size()) {
     return UsageError(absl::StrCat("mesh without a ring of all: ", ToString(load.mesh),
@@ -206,21 +222,27 @@ const OptionTable kBenchOptions = {
         {"--clock", ValueKind::kChoice, "wall|cpu", "wall",
          "ops, attention: cpu counts this process's time alone, for busy machines"},
         {"--samples", ValueKind::kCount, "N", "0", "of each median; 0: 7, of a model 3"},
-        {"--tokens", ValueKind::kText, "N", "", "model (repeat for more) and ring: prompt length",
-         false, true},
+        {"--tokens", ValueKind::kText, "N", "",
+         "model, train (repeat for more) and ring: length of the text", false, true},
+        {"--remat", ValueKind::kChoice, "none|attention_output|block", "none",
+         "train: what is computed again in backward"},
     }};
 
 }  // namespace
 
 const Verb kBenchVerb = {
     .name = "bench",
-    .summary = "time ops, attention, a model, the ring or collectives, with the bound beside each",
-    .positionals = {{"WORKLOAD", true, "ops, attention, model, ring or collectives"},
-                    {"MODEL", false, "model, ring: a directory, a GGUF file or random:NAME"}},
+    .summary =
+        "time ops, attention, a model, its training, the ring or collectives beside their bounds",
+    .positionals =
+        {{"WORKLOAD", true, "ops, attention, model, train, ring or collectives"},
+         {"MODEL", false,
+          "model, train, ring: a directory, a GGUF file, random:NAME; train: preset:NAME"}},
     .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid bench ops --only matvec\n"
         "toroid bench model random:124m --threads 2 -o json\n"
+        "toroid bench train preset:gpt2-124m --tokens 4096 --remat block\n"
         "toroid launch -n 2 bench ring random:124m --tokens 4000",
     .run = RunBench,
     .details =

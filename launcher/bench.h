@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "core/communicator.h"
+#include "core/model/block.h"
 #include "launcher/bench_measure.h"
 #include "parallel/request.h"
 
@@ -67,5 +68,9 @@ absl::Status BenchRing(BenchRun& run, std::unique_ptr<Communicator> world, const
 // Collective over `world`. lengths: of the prompts.
 absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
                         const std::vector<int64_t>& lengths);
+// Collective over `world`. lengths: of each data rank's text in a step. A preset or random model
+// with learned positions is given as many as the longest needs.
+absl::Status BenchTrain(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
+                        const std::vector<int64_t>& lengths, Remat remat);
 
 }  // namespace toroid

@@ -1,17 +1,13 @@
 // Ring prefill: what each round computes, what its exchange adds, and the ring against one rank
 // that has all its threads.
 //
-// The same work runs in pairs, one rank with the threads of all and then the ring, so that a
-// neighbour on the machine slows both alike; the other ranks sleep meanwhile. Ranks of other hosts
-// bring their own cores, so the comparison means something on one host. "copies skipped" runs the
-// same schedule over a communicator that moves nothing (its results are not used): what a round
-// takes longer than that is its exposed exchange.
+// The same work runs in pairs (bench_pairs.h). "copies skipped" runs the same schedule over a
+// communicator that moves nothing (its results are not used): what a round takes longer than that
+// is its exposed exchange.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "core/arena.h"
@@ -19,6 +15,7 @@
 #include "core/status_macros.h"
 #include "launcher/bench.h"
 #include "launcher/bench_model.h"
+#include "launcher/bench_pairs.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/host_exchange.h"
 #include "parallel/ring_attention.h"
@@ -29,12 +26,6 @@ namespace {
 // SmolLM2-135M.
 constexpr int64_t kHeads = 9, kKvHeads = 3, kHeadDim = 64;
 constexpr double kUnseen = -std::numeric_limits<double>::infinity();
-
-// Every rank waits here until all have come; those who wait sleep and leave the cores alone.
-void MeetQuietly(Communicator& world, Stream comm_s) {
-  world.Barrier(comm_s);
-  while (!comm_s.cpu->idle()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-}
 
 std::vector<double> Largest(Communicator& world, Stream s, std::vector<double> values) {
   Tensor x(DType::kF64, {int64_t(values.size())}, values.data());
@@ -165,28 +156,6 @@ class RingWork {
   std::vector<double> begins_;
 };
 
-struct Pairs {
-  std::vector<double> one, ring;  // seconds; `one` on rank 0 alone
-};
-
-// A warm-up and then run.samples() pairs.
-absl::Status RunPairs(BenchRun& run, const std::string& name, Communicator& world, Stream comm_s,
-                      const std::function<absl::StatusOr<double>()>& one,
-                      const std::function<absl::StatusOr<double>()>& ring, Pairs& pairs) {
-  for (int i = 0; i <= run.samples(); ++i) {
-    run.Begin(name);
-    absl::StatusOr<double> alone = 0.0;
-    if (world.rank() == 0) alone = one();
-    MeetQuietly(world, comm_s);
-    TOROID_RETURN_IF_ERROR(ShareStatus(world, alone.status()));
-    TOROID_ASSIGN_OR_RETURN(const double together, ring());
-    if (i == 0) continue;
-    pairs.one.push_back(*alone);
-    pairs.ring.push_back(together);
-  }
-  return absl::OkStatus();
-}
-
 absl::Status AttentionPairs(BenchRun& run, std::unique_ptr<Communicator> own_world,
                             const LoadRequest& load, int64_t tokens) {
   const MeshShape shape{.ring = own_world->size()};
@@ -216,7 +185,7 @@ absl::Status AttentionPairs(BenchRun& run, std::unique_ptr<Communicator> own_wor
   world.AllReduce(real.s(), Partial(Tensor(DType::kF64, {1}, &peak)));
   std::vector<std::vector<double>> with(real.Schedule().size()), without(with.size());
   std::vector<double> skipped_seconds, exchange;
-  Pairs pairs;
+  BenchPairs pairs;
   TOROID_RETURN_IF_ERROR(RunPairs(
       run, what, world, real.comm_s(), [&]() -> absl::StatusOr<double> { return one->Attend(); },
       [&]() -> absl::StatusOr<double> {
@@ -233,7 +202,7 @@ absl::Status AttentionPairs(BenchRun& run, std::unique_ptr<Communicator> own_wor
       pairs));
 
   // The slowest rank of each.
-  std::vector<double> medians = {Median(pairs.ring), Median(skipped_seconds),
+  std::vector<double> medians = {Median(pairs.all), Median(skipped_seconds),
                                  exchange.empty() ? kUnseen : Median(exchange), real.block_bytes()};
   for (size_t i = 0; i < with.size(); ++i) {
     std::vector<double> exposed;
@@ -314,7 +283,7 @@ absl::Status ModelPairs(BenchRun& run, std::unique_ptr<Communicator> world, cons
   TOROID_RETURN_IF_ERROR(ShareStatus(all, status));
   request.prompt_logprobs = 0;
 
-  Pairs pairs;
+  BenchPairs pairs;
   TOROID_RETURN_IF_ERROR(RunPairs(
       run, what, all, comm_s, [&] { return prefill(*one, nullptr); },
       [&] { return prefill(*ring, nullptr); }, pairs));
@@ -325,7 +294,7 @@ absl::Status ModelPairs(BenchRun& run, std::unique_ptr<Communicator> world, cons
   run.Add(TokensRow(absl::StrCat(what, ", one rank, ", load.threads * ranks, " threads"),
                     double(tokens), Median(pairs.one), bound));
   run.Add(TokensRow(absl::StrCat(what, ", ring=", ranks, " (bound: one rank)"), double(tokens),
-                    Median(pairs.ring), run.rows().back().rate));
+                    Median(pairs.all), run.rows().back().rate));
   return absl::OkStatus();
 }
 

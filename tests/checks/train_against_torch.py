@@ -24,9 +24,10 @@ def import_oracle():
 
 
 def save(model, directory):
-    """As a model that never was a GGUF file: transformers writes no other."""
+    """As a model that never was a GGUF file: transformers writes no other, and names it in its configuration."""
     config = type(model.config).from_dict(
-        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"})
+        {key: value for key, value in model.config.to_dict().items()
+         if key != "quantization_config" and not key.startswith("_")})
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(directory)

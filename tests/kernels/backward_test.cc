@@ -91,6 +91,7 @@ TEST(MatMulBackward, MatchesReferenceForEveryStoredType) {
       const int64_t k = IsQuantised(type) ? 96 : 77;
       ExpectMatMulBackward<float>(type, 9, 65, k);
       if (isa == Isa::kScalar) ExpectMatMulBackward<double>(type, 9, 65, k);
+      ExpectMatMulBackward<float>(type, 12, 20, 2112);  // k in two turns
     }
   });
   for (int64_t m : kSizes) {

@@ -156,5 +156,41 @@ TEST(BenchWorkloads, RingOfTwoThreads) {
   });
 }
 
+TEST(BenchWorkloads, TrainingOfTwoThreads) {
+  RunOnRanks(2, [](std::unique_ptr<Communicator> world) {
+    const bool first = world->rank() == 0;
+    BenchRun run(1, 1, "");
+    LoadRequest load;
+    load.model = "preset:gpt3-tiny";  // 2,048 learned positions
+    load.mesh = {.data = 2};
+    load.threads = 1;
+    const absl::Status status = BenchTrain(run, std::move(world), load, {40, 33}, Remat::kBlock);
+    EXPECT_TRUE(status.ok()) << status;
+    std::vector<std::string> names;
+    for (const BenchRow& row : run.rows()) names.push_back(row.name);
+    if (!first) {
+      EXPECT_TRUE(names.empty());
+      return;
+    }
+    EXPECT_THAT(names, testing::ElementsAre(
+                           "train 40 remat=block, one rank, 2 threads",
+                           "train 40 remat=block data=2,ring=1,tensor=1 (bound: one rank)",
+                           "train 33 remat=block, one rank, 2 threads",
+                           "train 33 remat=block data=2,ring=1,tensor=1 (bound: one rank)"));
+    EXPECT_EQ(run.rows()[0].size, 80);  // tokens of both data ranks
+  });
+}
+
+TEST(BenchWorkloads, TrainingBeyondTheLearnedPositionsOfAPreset) {
+  BenchRun run(1, 1, "");
+  LoadRequest load;
+  load.model = "preset:gpt3-tiny";
+  load.threads = 1;
+  const absl::Status status =
+      BenchTrain(run, std::make_unique<SelfCommunicator>(), load, {2049}, Remat::kBlock);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(run.rows().size(), 1u);
+}
+
 }  // namespace
 }  // namespace toroid
