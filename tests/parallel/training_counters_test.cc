@@ -302,6 +302,24 @@ TEST(TrainingMemoryTest, BlockScratchDoesNotGrowOverFiveDoublings) {
   }
 }
 
+// Liu et al. 2310.01889: at 1,024 tokens a rank the ring may be of any size. One rank alone has no
+// blocks that travel.
+TEST(TrainingMemoryTest, ALongerRingNeedsNoMoreOfARank) {
+  for (Remat remat : kRemats) {
+    const auto peak = [&](int64_t ring, int64_t tokens) {
+      const Counted counted = CountedOn(
+          {.config = TinyConfig(), .mesh = {1, ring, 1}, .remat = remat, .packs = {{tokens}}}, 0);
+      int64_t saved = 0, most = 0;
+      for (const Step& step : counted.steps) most = std::max(most, saved += step.saved);
+      return double(counted.scratch + most);
+    };
+    const double two = peak(2, 2 * 1024);
+    EXPECT_LE(peak(1, 1024), two);
+    for (int64_t ring : {4, 8}) EXPECT_NEAR(peak(ring, ring * 1024) / two, 1, 0.02) << ring;
+    EXPECT_GT(peak(4, 2 * 4 * 1024) / two, 1.5);  // control: more tokens a rank
+  }
+}
+
 TEST(TrainingMemoryTest, LogitsAreABlockOfAnyVocabulary) {
   GradientCase c{.config = TinyConfig(), .packs = {{4096}}, .type = DType::kF32};
   c.config.vocab = 256000;
