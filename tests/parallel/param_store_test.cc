@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <map>
+#include <thread>
 
 #include "core/io/random_model.h"
 #include "core/io/weights.h"
@@ -137,6 +140,38 @@ TEST(ParamStore, TrafficIsTheFormulaWithPrefetchAndWithout) {
       EXPECT_EQ(mesh.shard().counters().bytes_sent, elements * 3 / 4 * 8);
     });
   }
+}
+
+// True once `flag` is set; gives up after ten seconds.
+bool Await(const std::atomic<bool>& flag) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (!flag && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  return flag;
+}
+
+// Rank 0 computes with a group while rank 1 keeps the next gather waiting, and goes on behind a
+// reduction that rank 1 has not begun.
+TEST(ParamStore, CollectivesTravelBehindTheComputation) {
+  const ModelSource source = *OpenRandom("tiny-gqa", 3);
+  std::atomic<bool> used = false, reduced = false;
+  RunOnMesh({2, 1, 1}, [&](Mesh& mesh) {
+    const bool first = mesh.world().rank() == 0;
+    Side side(mesh, source, /*prefetch=*/true);
+    ParamStore& store = *side.store;
+    const std::string name = store.groups().group(0).members[0].spec.name;
+    const FindParam find = store.Gather(0, first ? 1 : -1);
+    EXPECT_EQ(side.Values(find(name)), side.Truth(store.groups().group(0).members[0]));
+    if (first) used = true;
+    EXPECT_TRUE(first || Await(used));
+    store.Gather(1, -1);
+    side.ops->Synchronize(side.stream);
+    store.Gradients(1);
+    EXPECT_TRUE(first || Await(reduced));
+    store.Reduce();
+    if (first) side.Values(store.Stored(Kind::kWeights, 1));
+    if (first) reduced = true;
+    store.FinishReductions();
+  });
 }
 
 TEST(ParamStore, SquaredSumsCountReplicasOnceOnEveryMesh) {
