@@ -7,9 +7,9 @@ python tests/bench/peers/train_cpu.py --toroid build/toroid [--only CASE] [--pai
            in turns; the ratio is the median of the pairs' ratios
   memory   largest resident set of a process that does such steps of 4,096 tokens, torch with gradient
            checkpointing, toroid with --remat block
-  longest  the longest text, in steps of 64 tokens, that trains one step with a resident set of at most
-           --limit GiB (4). torch: bisection. toroid: a line through two short lengths says which length to
-           try, less until one fits. The shape has as many learned positions as the text, on both sides
+  longest  the longest text that trains one step with a resident set of at most --limit GiB (4): a line through
+           two short lengths says which one to try first, then more or less by 64 tokens (torch) or 512
+           (toroid). The shape has as many learned positions as the text, on both sides
   data     tokens/s of two ranks of one thread, each with a text of 1,024 tokens, beside one rank with two
            threads that has both texts (toroid alone, pairs of toroid bench)
 
@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import peers  # noqa: E402
 
 STEP, SHORT, SPEED, MEMORY = 64, 128, 1024, 4096
-ROUGH = (2048, 4096)  # toroid's resident set at these lengths tells where to look for the longest
+ROUGH = (2048, 4096)  # resident sets at these lengths tell where to look for the longest
 
 
 # ---- torch -------------------------------------------------------------------------------------------
@@ -154,23 +154,24 @@ def memory(both):
     return (f"resident set, {MEMORY:,} tokens, checkpointing", "MiB", "torch", theirs, ours, ours / theirs, "<= 0.6")
 
 
-def longest_that_fits(measure, limit):
-    """A line through two lengths says which one to try first; from there step by step to the last that fits."""
+def longest_that_fits(measure, limit, step):
+    """A line through two lengths says which one to try first; from there in steps to the last that fits."""
     sizes = [measure(tokens) for tokens in ROUGH]
     slope = (sizes[1] - sizes[0]) / (ROUGH[1] - ROUGH[0])
-    tokens = int((limit - sizes[0]) / slope + ROUGH[0]) // STEP * STEP
-    fits = 0
+    tokens = int((limit - sizes[0]) / slope + ROUGH[0]) // step * step
+    if measure(tokens) <= limit:
+        while measure(tokens + step) <= limit:
+            tokens += step
+        return tokens
     while True:
+        tokens -= step
         if measure(tokens) <= limit:
-            fits, tokens = tokens, tokens + STEP
-        else:
-            tokens -= STEP
-        if fits and tokens != fits + STEP or tokens == fits:
-            return fits
+            return tokens
 
 
 def longest(both, gib):
-    theirs, ours = longest_of_torch(both, gib * 2**30), longest_of_toroid(both, gib * 2**30)
+    theirs = longest_that_fits(both.torch_memory, gib * 2**30, STEP)
+    ours = longest_that_fits(both.toroid_memory, gib * 2**30, 8 * STEP)
     return (f"longest text in {gib:g} GiB, checkpointing", "tokens", "torch", theirs, ours, ours / theirs,
             ">= 4, better 8")
 
