@@ -76,6 +76,14 @@ std::vector<CheckpointPiece> CountedPieces(const ParamGroups& groups, int64_t sh
   return pieces;
 }
 
+int64_t CheckpointCopyBytes(const ParamStore& store) {
+  int64_t elements = 0;
+  for (const CheckpointPiece& piece : CountedPieces(store.groups(), store.mesh().shard().rank())) {
+    elements += piece.count;
+  }
+  return RowBytes(store.ops().dtype(), elements * CheckpointManifest::kKinds);
+}
+
 CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,
                                    const CheckpointOptions& options, FileSystem& files)
     : store_(store), files_(files), options_(options), hosts_(HostsOf(store.mesh().world())) {
@@ -90,11 +98,7 @@ CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,
   if (!options.origin.empty()) {
     manifest_.origin = {int64_t(options.origin.size()), HashOfText(options.origin)};
   }
-  int64_t elements = 0;
-  for (const CheckpointPiece& piece : CountedPieces(store.groups(), store.mesh().shard().rank())) {
-    elements += piece.count;
-  }
-  bytes_ = RowBytes(manifest_.dtype, elements * CheckpointManifest::kKinds);
+  bytes_ = CheckpointCopyBytes(store);
   if (store.mesh().rank() != 0) return;
   manifest_.parameters = ParametersOf(store.groups());
   manifest_.shards = ShardsOf(config, store.groups(), mesh);

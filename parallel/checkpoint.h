@@ -42,6 +42,9 @@ namespace toroid {
 // What rank `rank` of a mesh writes: the elements of its ranges that it counts, in order.
 std::vector<CheckpointPiece> CountedPieces(const ParamGroups& groups, int64_t shard_rank);
 
+// Bytes of the copy from which a rank writes its share of a checkpoint.
+int64_t CheckpointCopyBytes(const ParamStore& store);
+
 struct CheckpointOptions {
   std::string directory;  // made if need be
   int64_t keep = 2;       // checkpoints, at least 1

@@ -251,4 +251,26 @@ absl::StatusOr<MemoryUse> Engine::ForeseeScore(const ScoreRequest& request) {
   return shadow_->DryScore(request);
 }
 
+absl::StatusOr<RankMemory> Engine::Foresee(int rank, std::shared_ptr<const ModelSource> source,
+                                           const LoadRequest& request, int64_t prompt_tokens,
+                                           int64_t max_tokens) {
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->load_ = request;
+  engine->source_ = std::move(source);
+  TOROID_RETURN_IF_ERROR(engine->Setup(NewCountingWorld(rank, int(request.mesh.size())),
+                                       /*layers=*/0, /*counting=*/true, {}));
+  GenerateRequest generate;
+  generate.max_tokens = max_tokens;
+  TOROID_ASSIGN_OR_RETURN(
+      const MemoryUse use,
+      engine->DryGenerate(generate, std::vector<int32_t>(size_t(prompt_tokens), 0)));
+  RankMemory memory;
+  memory.weights = use.weights;
+  memory.kv = use.kv;
+  memory.ring_buffers = engine->ring_bytes_;
+  memory.activations = use.scratch - engine->ring_bytes_;
+  memory.communicator = use.communicator;
+  return memory;
+}
+
 }  // namespace toroid

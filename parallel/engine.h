@@ -20,6 +20,7 @@
 #include "core/model/transformer.h"
 #include "core/text/tokenizer.h"
 #include "parallel/mesh.h"
+#include "parallel/rank_memory.h"
 #include "parallel/request.h"
 #include "parallel/ring_attention.h"
 
@@ -73,6 +74,11 @@ class Engine {
   // its first prompt.
   absl::StatusOr<MemoryUse> ForeseeGenerate(const GenerateRequest& request);
   absl::StatusOr<MemoryUse> ForeseeScore(const ScoreRequest& request);
+  // The same for rank `rank` of a world that need not exist: a prompt of so many tokens, and
+  // max_tokens more.
+  static absl::StatusOr<RankMemory> Foresee(int rank, std::shared_ptr<const ModelSource> source,
+                                            const LoadRequest& request, int64_t prompt_tokens,
+                                            int64_t max_tokens);
 
   const LoadRequest& load_request() const { return load_; }
   const ModelConfig& config() const { return model_->config(); }
@@ -158,6 +164,7 @@ class Engine {
   uint64_t shuffle_seed_ = 0;
   int64_t lost_page_ = -1;
   double load_seconds_ = 0;
+  int64_t ring_bytes_ = 0;  // the most of scratch that blocks of the ring have taken
 };
 
 }  // namespace toroid

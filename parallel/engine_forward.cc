@@ -92,6 +92,7 @@ absl::StatusOr<Tensor> Engine::Prefill(Sequence& sequence) {
     TOROID_RETURN_IF_ERROR(StepStatus(sequence.events));
     Report(sequence, double(layer + 1));
   }
+  ring_bytes_ = std::max(ring_bytes_, sequence.ring->buffer_bytes());
   sequence.length = int64_t(sequence.ids.size());
   return x_uD;
 }

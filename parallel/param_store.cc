@@ -96,6 +96,12 @@ absl::Status ParamStore::Allocate() {
   return absl::OkStatus();
 }
 
+int64_t ParamStore::gathered_bytes() const {
+  int64_t bytes = 0;
+  for (int i = 0; i < 2; ++i) bytes += Aligned(gathered_[i].bytes()) + Aligned(vectors_[i].bytes());
+  return bytes;
+}
+
 absl::Status ParamStore::Load(const ModelSource& source) {
   for (int64_t g = 0; g < groups_.count(); ++g) {
     for (const ParamPiece& piece : pieces_[g]) {

@@ -85,6 +85,7 @@ class ParamStore {
   Mesh& mesh() const { return mesh_; }
   int64_t state_bytes() const { return state_bytes_; }    // stored, of one kind
   int64_t buffer_bytes() const { return buffer_bytes_; }  // gathered and gradient buffers
+  int64_t gathered_bytes() const;                         // of these the gathered ones
 
  private:
   ParamStore(Backend& ops, Stream s, Mesh& mesh, ParamGroups groups, const Options& options);

@@ -1,5 +1,6 @@
 #include "parallel/ring_attention.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace toroid {
@@ -36,6 +37,7 @@ void RingAttention::Attend(int64_t layer, const AttentionSpec& spec, Tensor q_th
   Tensor kv_in =
       scratch_.New("incoming KV", kv_2tgK.dtype, {2 * most, g, K}, Arena::Length::kTokens);
   Tensor kv_positions = scratch_.New("KV positions", DType::kI32, {most}, Arena::Length::kTokens);
+  buffer_bytes_ = std::max(buffer_bytes_, kv_in.bytes());
   const auto block = [&](const Tensor& buffer, int64_t tokens) {
     return Tensor(buffer.dtype, {2 * tokens, g, K}, buffer.data);
   };

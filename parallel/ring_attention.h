@@ -52,6 +52,8 @@ class RingAttention {
 
   // The schedule under this mask.
   const std::vector<Round>& Schedule(const AttentionSpec& spec);
+  // The most that blocks which travel have taken of scratch so far.
+  int64_t buffer_bytes() const { return buffer_bytes_; }
 
  private:
   // The block of ring rank `kv_of`, [2 tokens, g, K], as tiles read it; others' positions go to
@@ -65,6 +67,7 @@ class RingAttention {
   const TokenLayout& layout_;
   RoundObserver on_round_;
   RoundsRule rounds_;
+  int64_t buffer_bytes_ = 0;
   std::map<std::pair<bool, int64_t>, std::vector<Round>> schedules_;  // by (causal, window)
 };
 

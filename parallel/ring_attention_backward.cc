@@ -1,4 +1,6 @@
 // The backward of RingAttention::Attend.
+#include <algorithm>
+
 #include "parallel/ring_attention.h"
 
 namespace toroid {
@@ -27,6 +29,7 @@ void RingAttention::Backward(int64_t layer, const AttentionSpec& spec, Tensor q_
   Tensor kv_in = buffer("incoming KV", kv_2tgK.dtype);
   const Tensor dkv_in = buffer("incoming dKV", dkv_2tgK.dtype);
   Tensor dkv_other = buffer("travelling dKV", dkv_2tgK.dtype);
+  buffer_bytes_ = std::max(buffer_bytes_, kv_in.bytes() + dkv_in.bytes() + dkv_other.bytes());
   ops_.AttentionDelta(s_, o_thK, do_thK, delta_th);
 
   Tensor kv = kv_2tgK, dkv = dkv_2tgK;  // of the block held

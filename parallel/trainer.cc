@@ -12,6 +12,7 @@
 #include "core/model/rope.h"
 #include "core/status_macros.h"
 #include "core/train/clip.h"
+#include "parallel/checkpoint.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/device.h"
 #include "parallel/host_exchange.h"
@@ -213,13 +214,49 @@ void Trainer::Restore(int64_t updates, const GradientNoiseScale& noise) {
   store_->Forget();
 }
 
-int64_t Trainer::peak_bytes() {
-  int64_t bytes = 4 * store_->state_bytes() + store_->buffer_bytes();
-  bytes += saved_->peak() + scratch_->peak();
+RankMemory Trainer::memory() {
+  RankMemory memory;
+  memory.weights = store_->state_bytes() + store_->gathered_bytes();
+  memory.optimizer = 2 * store_->state_bytes();
+  memory.gradients = store_->state_bytes() + store_->buffer_bytes() - store_->gathered_bytes();
+  memory.ring_buffers = ring_bytes_;
+  memory.activations = saved_->peak() + scratch_->peak() - ring_bytes_;
   for (Axis axis : {Axis::kData, Axis::kRing, Axis::kTensor, Axis::kShard, Axis::kWorld}) {
-    bytes += mesh_->axis(axis).communicator_bytes();
+    memory.communicator += mesh_->axis(axis).communicator_bytes();
   }
-  return bytes;
+  return memory;
+}
+
+absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const ModelSource> source,
+                                            const TrainOptions& options,
+                                            const std::vector<std::vector<int64_t>>& packs,
+                                            bool checkpoints) {
+  std::unique_ptr<Trainer> trainer(new Trainer());
+  trainer->options_ = options;
+  trainer->options_.optimizer = OptimizerSpec();  // no recipe needs more than another
+  trainer->options_.optimizer.rate.peak = 1;
+  trainer->source_ = std::move(source);
+  Trainer& t = *trainer;
+  TOROID_RETURN_IF_ERROR(
+      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), /*counting=*/true));
+  constexpr int64_t kStep = 1;  // one that does not measure the noise scale
+  for (const Range& range : t.MicroBatchesOf(kStep, int64_t(packs.size()))) {
+    Tokens tokens{TokenLayout::Packed(options.layout,
+                                      {packs.begin() + range.begin, packs.begin() + range.end},
+                                      options.mesh.data, options.mesh.ring)};
+    tokens.positions = tokens.layout.Positions(t.mesh_->data_rank(), t.mesh_->ring_rank());
+    tokens.ids.assign(tokens.positions.size(), 0);
+    tokens.labels = tokens.ids;
+    tokens.numbers.assign(tokens.positions.size(), 0);
+    t.Accumulate(kStep, tokens, 1);
+  }
+  t.store_->FinishReductions();
+  t.store_->SquaredSums(Kind::kGradients);
+  std::vector<double> loss = {0};
+  SumHost(t.mesh_->shard(), loss);
+  RankMemory memory = t.memory();
+  if (checkpoints) memory.checkpoint_copy = CheckpointCopyBytes(*t.store_);
+  return memory;
 }
 
 // --- one micro-batch -----------------------------------------------------------------------------
@@ -276,6 +313,7 @@ double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight) {
   MicroBatchOf micro(*this, step, tokens, weight);
   Forward(micro);
   Backward(micro);
+  ring_bytes_ = std::max(ring_bytes_, micro.ring.buffer_bytes());
   std::vector<double> log_p(micro.t), log_z(micro.t);
   ops_->Download(s_, micro.log_p_t, log_p.data());
   ops_->Download(s_, micro.log_z_t, log_z.data());

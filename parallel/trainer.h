@@ -26,6 +26,7 @@
 #include "parallel/mesh.h"
 #include "parallel/optimizer.h"
 #include "parallel/param_store.h"
+#include "parallel/rank_memory.h"
 #include "parallel/request.h"
 
 namespace toroid {
@@ -105,7 +106,15 @@ class Trainer {
   const GradientNoiseScale& noise() const { return noise_; }
   // Accounted bytes of this rank: parameters with gradients and moments, buffers, both arenas, the
   // communicators.
-  int64_t peak_bytes();
+  int64_t peak_bytes() { return memory().total(); }
+  RankMemory memory();
+
+  // The same of rank `rank` of a world that need not exist, after a step over packs of these
+  // documents; checkpoints: are written. InvalidArgument: Validate's.
+  static absl::StatusOr<RankMemory> Foresee(int rank, std::shared_ptr<const ModelSource> source,
+                                            const TrainOptions& options,
+                                            const std::vector<std::vector<int64_t>>& packs,
+                                            bool checkpoints);
 
  private:
   struct Tokens;        // this rank's part of a micro-batch, on the host
@@ -137,6 +146,7 @@ class Trainer {
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t layers_ = 0, updates_ = 0;
+  int64_t ring_bytes_ = 0;  // the most of scratch that blocks of the ring have taken
   GradientNoiseScale noise_ = {.decay = 0.99};
   // Of the last Gradient, if it was measured: labels of its first micro-batch and of all, and the
   // squared norm of the first's mean gradient.

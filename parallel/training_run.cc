@@ -10,6 +10,7 @@
 #include "core/io/model_origin.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
+#include "parallel/memory_plan.h"
 
 namespace toroid {
 namespace {
@@ -41,6 +42,17 @@ absl::Status CheckSpikeRule(const TrainingPlan& plan) {
       absl::StrCat("spike rule: it goes back ", asked, " steps, but ", plan.keep,
                    " checkpoints, one every ", plan.checkpoint_every, " steps, reach back ", reach,
                    "; keep ", (asked + plan.checkpoint_every - 1) / plan.checkpoint_every + 1));
+}
+
+// The same on every rank: nothing but plan and model decides.
+absl::Status CheckMemory(const TrainingPlan& plan,
+                         const std::shared_ptr<const ModelSource>& source) {
+  if (plan.memory_limit == 0) return absl::OkStatus();
+  PlannedTraining job{plan.options, plan.data.sequence_length, 0, !plan.directory.empty()};
+  for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
+    job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+  }
+  return CheckFits(source, job, plan.memory_limit);
 }
 
 }  // namespace
@@ -77,6 +89,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
     const TrainingEvents& events, ProgressBoard* board) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
+  TOROID_RETURN_IF_ERROR(CheckMemory(plan, source));
   std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events));
   run->skip_list_ = plan.data.skipped;
   TOROID_ASSIGN_OR_RETURN(run->trainer_,
@@ -290,7 +303,7 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_s = double(report.result.tokens) / report.seconds;
-  report.peak_bytes = trainer_->peak_bytes();
+  report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());
   report.flops =
       FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, packs.documents);
   return report;

@@ -49,7 +49,8 @@ struct TrainingPlan {
   int64_t keep = 3;              // checkpoints
   int64_t epoch = 0;             // of this launch
   std::optional<SpikeRule> spike;
-  int64_t skip_limit = 10;  // steps in a row whose gradient is not finite
+  int64_t skip_limit = 10;   // steps in a row whose gradient is not finite
+  int64_t memory_limit = 0;  // bytes of a rank; 0: none
 };
 
 // What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,
@@ -97,7 +98,8 @@ class TrainingRun {
   // Makes the trainer, tokenises what is not yet in the cache (all ranks take their share), opens
   // the data and loads the newest checkpoint of plan.directory, if there is one. Collective; an
   // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
-  // model's, data that ends before plan.steps. FailedPrecondition: a checkpoint of another run.
+  // model's, data that ends before plan.steps. FailedPrecondition: a checkpoint of another run, or
+  // more memory than plan.memory_limit, with the smallest change that fits.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,

@@ -26,7 +26,7 @@ def test_mistakes_are_usage_errors():
 def test_planned_verbs_are_refused_and_not_shown():
     shown = run("--help")
     check(shown.code == 0 and "generate" in shown.out, shown.out)
-    for verb in ["serve", "plan", "doctor", "manifest", "completion", "pki"]:
+    for verb in ["serve", "doctor", "manifest", "completion", "pki"]:
         refused(run(verb, "x"), 2, "not in this version", verb)
         check(f"\n  {verb} " not in shown.out, verb, "is shown")
     check("worker" not in shown.out, "worker is shown")
@@ -62,6 +62,89 @@ def test_inspect():
     check(len(facts["tensors"]) > 10 and facts["parameters"] > 1000, "tensors")
     check(facts["files"] == [], "files")
     refused(run("inspect", "random:nothing"), 3, "nothing", "tiny-gqa")
+
+
+def test_convert_and_inspect_a_checkpoint():
+    with tempfile.TemporaryDirectory() as root:
+        def path(*parts):
+            return os.path.join(root, *parts)
+        run_dir, checkpoints = path("run"), path("run", "checkpoints")
+        first, second = (os.path.join(checkpoints, f"step-{n:08d}") for n in (0, 7))
+        facts = run("convert", MODEL, first, "--to", "checkpoint", "--seed", 0, "-o", "json").json()
+        check(facts["schema"] == 1 and facts["format"] == "checkpoint" and facts["lost"] == [], facts)
+        refused(run("convert", MODEL, first, "--to", "checkpoint"), 3, first, "there is something of this name")
+        refused(run("convert", MODEL, path("x"), "--to", "checkpoint", "--dtype", "bf16"), 2, "--dtype", "checkpoint")
+        refused(run("convert", MODEL, path("x"), "--to", "gguf"), 2, "--to", "hugging-face")
+        refused(run("convert", "random:palm-tiny", path("x")), 3, "palm", "transformers")
+        refused(run("convert", path("nowhere"), path("x")), 3, path("nowhere"))
+
+        shown = run("inspect", run_dir, "-o", "json").json()
+        check(shown["format"] == "checkpoint" and shown["checkpoint"]["step"] == 0, shown["checkpoint"])
+        check(shown["checkpoint"]["damaged"] is False and shown["checkpoint"]["before"] is None, shown["checkpoint"])
+        check(shown["checkpoint"]["mesh"] == {"data": 1, "ring": 1, "tensor": 1}, shown["checkpoint"])
+        check(shown["checkpoint"]["shards"][0]["sound"] is True, shown["checkpoint"])
+        text = run("inspect", run_dir)
+        check(text.code == 0 and "sound" in text.out and "data position" in text.out, text.out)
+
+        words = ["--prompt", "The ring", "--max-tokens", 8, "-o", "json"]
+        ids = run("generate", MODEL, *words).json()["ids"]
+        check(run("generate", run_dir, *words).json()["ids"] == ids, "a checkpoint generates as its model")
+        facts = run("convert", run_dir, path("hf"), "--shard-size", "64k", "-o", "json").json()
+        check("config.json" in facts["files"] and len(facts["files"]) > 6, facts)
+        check(run("generate", path("hf"), *words).json()["ids"] == ids, "an export generates as its model")
+        check(run("generate", "random:tiny-mha", *words).json()["ids"] != ids, "control: another model")
+
+        os.rename(first, path("saved"))
+        refused(run("generate", run_dir, *words), 3, checkpoints, "no checkpoint in it yet")
+        os.rename(path("saved"), first)
+        os.mkdir(second)  # newer, and nothing in it
+        offer = "the checkpoint before is " + first
+        refused(run("generate", run_dir, *words), 3, os.path.join(second, "manifest.json"), "missing", offer)
+        refused(run("inspect", run_dir), 3, "manifest.json", "missing", offer)
+        os.rmdir(second)
+        shard = os.path.join(first, "shard-00000-of-00001.bin")
+        with open(shard, "r+b") as file:
+            file.seek(1000)
+            byte = file.read(1)
+            file.seek(1000)
+            file.write(bytes([byte[0] ^ 1]))
+        refused(run("generate", run_dir, *words), 3, shard, "damaged")
+        shown = run("inspect", run_dir, "-o", "json")
+        check(shown.code == 3 and shard in shown.err, shown.err)
+        check(shown.json()["checkpoint"]["damaged"] is True, shown.out)
+        check(shown.json()["checkpoint"]["shards"][0]["sound"] is False, shown.out)
+        check(run("inspect", run_dir, "--headers").code == 0, "headers alone do not tell")
+        os.remove(shard)
+        refused(run("inspect", run_dir, "-q"), 3, shard, "missing")
+
+
+def test_plan():
+    words = ["plan", MODEL, "--mesh", "data=2,ring=3,tensor=2"]
+    facts = run(*words, "--context", 4096, "-o", "json").json()
+    check(facts["schema"] == 1 and facts["fits"] is True and facts["advice"] == [], facts["advice"])
+    check([rank["rank"] for rank in facts["ranks"]] == list(range(12)), facts["ranks"])
+    for rank in facts["ranks"]:
+        parts = ["weights", "optimizer", "gradients", "activations", "kv", "ring_buffers", "communicator", "checkpoint_copy"]
+        check(sum(rank[part] for part in parts) == rank["total"] and rank["limit"] is None, rank)
+    check(facts["ranks"][0]["kv"] > 0 and facts["ranks"][0]["optimizer"] == 0, facts["ranks"][0])
+    train = run(*words, "--sequence-length", 1024, "--flops", "1e9", "-o", "json").json()
+    check(train["task"] == "train" and train["ranks"][0]["optimizer"] > 0, train["ranks"][0])
+    check(train["seconds"]["step"] > 0, train["seconds"])
+    most = max(rank["total"] for rank in train["ranks"])
+    small = run(*words, "--sequence-length", 1024, "--memory", most - 1, "-o", "json")
+    check(small.code == 1 and small.json()["fits"] is False, small.err)
+    check(small.json()["advice"] and small.json()["advice"][0] in small.err, small.err)
+    check(run(*words, "--sequence-length", 1024, "--memory", most).code == 0, "it fits exactly")
+    text = run("plan", "random:palm-540b", "--mesh", "data=64,ring=8,tensor=12", "--sequence-length", 2048)
+    check(text.code == 0 and "activations" in text.out, text.err)
+    job = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", "jobs", "train.textproto")
+    refused(run("plan", job), 2, "--mesh")
+    facts = run("plan", job, "--mesh", "data=2", "--set", "train.remat=BLOCK", "-o", "json").json()
+    check(facts["task"] == "train" and len(facts["ranks"]) == 2, facts)
+    refused(run("plan", job, "--mesh", "data=2", "--remat", "none"), 2, "--remat", "--set")
+    refused(run("plan", MODEL, "--mesh", "ring=*"), 2, "ring", "*")
+    refused(run("plan", MODEL, "--mesh", "tensor=10"), 3, "tensor", "10")
+    refused(run("plan", MODEL, "--sequence-length", 64, "--batch-tokens", 63), 3, "63")
 
 
 def test_launch_prints_the_line():

@@ -1,0 +1,334 @@
+// toroid plan: bytes per rank of a job before there is any rank, and the smallest change that fits.
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "core/status_macros.h"
+#include "core/train/flops.h"
+#include "launcher/exit_code.h"
+#include "launcher/job_spec.h"
+#include "launcher/json_output.h"
+#include "launcher/options.h"
+#include "launcher/quantity.h"
+#include "launcher/terminal.h"
+#include "launcher/verbs.h"
+#include "parallel/memory_plan.h"
+
+namespace toroid {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Answer {
+  MemoryPlan plan;
+  std::vector<std::string> advice;  // empty if it fits
+  int64_t limit = 0;                // bytes of a rank, 0: none
+  ordered_json seconds = ordered_json::object();
+  bool fits() const { return limit == 0 || plan.most() <= limit; }
+};
+
+// At `rate` operations a second on each rank, nothing waited for; core/train/flops.h counts them.
+ordered_json SecondsOf(const ModelConfig& config, const PlannedTraining& job, double rate) {
+  const std::vector<std::vector<int64_t>> packs(size_t(job.batch_tokens / job.sequence_length),
+                                                {job.sequence_length});
+  const TrainingFlops flops = FlopsOf(config, config.layers, job.options.remat, packs);
+  return {{"step", flops.hardware / (rate * double(job.options.mesh.size()))}};
+}
+
+// A forward is a third of a step without anything computed again.
+ordered_json SecondsOf(const ModelConfig& config, const PlannedInference& job, double rate) {
+  const int64_t context = job.load.context > 0 ? job.load.context : config.context;
+  const int64_t prompt = std::max<int64_t>(1, context - job.max_tokens);
+  const double flops = FlopsOf(config, config.layers, Remat::kNone, {{prompt}}).model / 3;
+  return {{"prefill", flops / (rate * double(job.load.mesh.size()))}};
+}
+
+// What PlanMemory and Advise say of either kind of job.
+template <typename Job>
+absl::StatusOr<Answer> AnswerFor(const std::shared_ptr<const ModelSource>& source, const Job& job,
+                                 int64_t limit, double rate) {
+  Answer answer;
+  answer.limit = limit;
+  TOROID_ASSIGN_OR_RETURN(answer.plan, PlanMemory(source, job));
+  if (rate > 0) answer.seconds = SecondsOf(source->config, job, rate);
+  if (!answer.fits()) answer.advice = Advise(source, job, limit);
+  return answer;
+}
+
+absl::StatusOr<PlannedTraining> TrainingOf(const Arguments& arguments, const MeshShape& mesh,
+                                           const ModelConfig& config) {
+  TOROID_ASSIGN_OR_RETURN(const LoadRequest load, LoadOptions(arguments, "zigzag"));
+  PlannedTraining job;
+  job.options.mesh = mesh;
+  job.options.layout = load.layout;
+  job.options.compute = load.compute;
+  job.options.packs_per_rank = arguments.Count("--packs-per-rank");
+  job.options.token_block = arguments.Count("--token-block");
+  const std::string remat = arguments.Text("--remat");
+  job.options.remat = remat == "none"    ? Remat::kNone
+                      : remat == "block" ? Remat::kBlock
+                                         : Remat::kAttentionOutput;
+  for (const char* name : {"--packs-per-rank", "--token-block"}) {
+    if (arguments.Count(name) < 1) return UsageError(absl::StrCat(name, " 0: use 1 or more"));
+  }
+  job.sequence_length =
+      arguments.Has("--sequence-length") ? arguments.Count("--sequence-length") : config.context;
+  const int64_t each = mesh.data * job.options.packs_per_rank * job.sequence_length;
+  job.batch_tokens = arguments.Has("--batch-tokens") ? arguments.Count("--batch-tokens") : each;
+  return job;
+}
+
+ordered_json Json(const Answer& answer, const std::string& model, const char* task) {
+  const MeshShape& mesh = answer.plan.mesh;
+  ordered_json ranks = ordered_json::array();
+  for (int64_t rank = 0; rank < mesh.size(); ++rank) ranks.push_back(nullptr);
+  for (const MemoryPlan::Group& group : answer.plan.groups) {
+    const RankMemory& m = group.memory;
+    for (const int rank : group.ranks) {
+      ranks[size_t(rank)] = {{"rank", rank},
+                             {"weights", m.weights},
+                             {"optimizer", m.optimizer},
+                             {"gradients", m.gradients},
+                             {"activations", m.activations},
+                             {"kv", m.kv},
+                             {"ring_buffers", m.ring_buffers},
+                             {"communicator", m.communicator},
+                             {"checkpoint_copy", m.checkpoint_copy},
+                             {"total", m.total()},
+                             {"limit", answer.limit > 0 ? ordered_json(answer.limit) : nullptr}};
+    }
+  }
+  return {{"schema", kJsonSchema},
+          {"model", model},
+          {"task", task},
+          {"mesh", {{"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}}},
+          {"fits", answer.fits()},
+          {"ranks", std::move(ranks)},
+          {"seconds", answer.seconds},
+          {"advice", answer.advice}};
+}
+
+// "0, 2, 4 .. 62 (32)"
+std::string RanksText(const std::vector<int>& ranks) {
+  std::string text;
+  const size_t shown = ranks.size() > 4 ? 3 : ranks.size();
+  for (size_t i = 0; i < shown; ++i) absl::StrAppend(&text, i == 0 ? "" : " ", ranks[i]);
+  if (shown == ranks.size()) return text;
+  return absl::StrCat(text, " .. ", ranks.back(), " (", ranks.size(), ")");
+}
+
+std::string Text(const Answer& answer) {
+  const auto bytes = [](int64_t n) { return FormatBytes(double(n)); };
+  std::vector<std::vector<std::string>> rows = {{"ranks", "weights", "optimizer", "gradients",
+                                                 "activations", "kv", "ring", "communicator",
+                                                 "checkpoint", "total"}};
+  for (const MemoryPlan::Group& group : answer.plan.groups) {
+    const RankMemory& m = group.memory;
+    rows.push_back({RanksText(group.ranks), bytes(m.weights), bytes(m.optimizer),
+                    bytes(m.gradients), bytes(m.activations), bytes(m.kv), bytes(m.ring_buffers),
+                    bytes(m.communicator), bytes(m.checkpoint_copy), bytes(m.total())});
+  }
+  std::string text = Table(rows, ColourStdout());
+  for (const auto& [what, seconds] : answer.seconds.items()) {
+    absl::StrAppend(&text, "\n", what, ": ", FormatSeconds(seconds.get<double>()), " at least\n");
+  }
+  if (answer.limit == 0) return text;
+  absl::StrAppend(&text, "\n", answer.fits() ? "fits into " : "does not fit into ",
+                  bytes(answer.limit), " a rank\n");
+  for (const std::string& line : answer.advice) absl::StrAppend(&text, "  fits with ", line, "\n");
+  return text;
+}
+
+// The mesh of a world that is as large as the mesh says.
+absl::StatusOr<MeshShape> WholeMesh(const std::string& text) {
+  if (absl::StrContains(text, "*")) {
+    return UsageError(absl::StrCat("--mesh ", text,
+                                   ": there is no world yet that * could be the rest of: give "
+                                   "each axis a number, or leave it out"));
+  }
+  int64_t ranks = 1;
+  for (const absl::string_view axis : absl::StrSplit(text, ',')) {
+    int64_t number = 0;
+    const size_t sign = axis.find('=');
+    const bool read =
+        sign != absl::string_view::npos && absl::SimpleAtoi(axis.substr(sign + 1), &number);
+    if (read && number >= 1 && number <= int64_t{1} << 20) ranks *= number;
+    if (ranks > int64_t{1} << 40) break;  // ParseMesh says what is wrong
+  }
+  return ParseMesh(text, ranks, "ring");
+}
+
+// What is planned, whether it was said by flags or by a job's file.
+struct Question {
+  std::string model;  // as it is shown
+  MeshShape mesh;
+  std::shared_ptr<const ModelSource> source;
+  std::variant<PlannedTraining, PlannedInference> job;
+};
+
+bool IsJobFile(const std::string& path) {
+  for (const char* end : {".textproto", ".json", ".yaml", ".yml"}) {
+    if (absl::EndsWith(path, end)) return true;
+  }
+  return false;
+}
+
+absl::Status Open(const std::string& model, uint64_t seed, Question& question) {
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenModel(model, seed));
+  question.model = model;
+  question.source = std::make_shared<const ModelSource>(std::move(source));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Question> QuestionOfFlags(const Arguments& arguments, const std::string& mesh) {
+  Question question;
+  TOROID_RETURN_IF_ERROR(Open(arguments.Text("MODEL"), arguments.Seed("--seed"), question));
+  TOROID_ASSIGN_OR_RETURN(question.mesh, WholeMesh(mesh));
+  if (arguments.Has("--set")) {
+    return UsageError("--set without a job's file: it sets a field of a job");
+  }
+  const std::string task = arguments.Text("--task");
+  const bool train =
+      task == "train" ||
+      (task == "auto" && (arguments.Has("--sequence-length") || arguments.Has("--batch-tokens")));
+  if (train) {
+    TOROID_ASSIGN_OR_RETURN(question.job,
+                            TrainingOf(arguments, question.mesh, question.source->config));
+    return question;
+  }
+  PlannedInference job;
+  TOROID_ASSIGN_OR_RETURN(job.load, LoadOptions(arguments, "striped:16"));
+  job.load.mesh = question.mesh;
+  job.max_tokens = arguments.Count("--max-tokens");
+  question.job = job;
+  return question;
+}
+
+// Its mesh, if it says all of one.
+absl::StatusOr<MeshShape> MeshOf(const MeshWish& wish, const std::string& path) {
+  MeshShape mesh;
+  for (const auto& [asked, axis] :
+       {std::pair(wish.data, &mesh.data), std::pair(wish.ring, &mesh.ring),
+        std::pair(wish.tensor, &mesh.tensor)}) {
+    if (asked == MeshWish::kRest) {
+      return UsageError(absl::StrCat(
+          path, ": its mesh takes as many ranks as there are: say how many by --mesh"));
+    }
+    if (asked > 0) *axis = asked;
+  }
+  return mesh;
+}
+
+absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::string& path,
+                                       const std::string& mesh) {
+  for (const char* name : {"--task", "--sequence-length", "--batch-tokens", "--packs-per-rank",
+                           "--remat", "--token-block", "--max-tokens", "--context", "--compute"}) {
+    if (arguments.OriginOf(name) == Origin::kFlag) {
+      return UsageError(absl::StrCat(name, " with a job's file: use --set"));
+    }
+  }
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
+  const LoadRequest& load = spec.placement.load;
+  Question question;
+  TOROID_RETURN_IF_ERROR(Open(load.model, load.seed, question));
+  if (mesh.empty()) {
+    TOROID_ASSIGN_OR_RETURN(question.mesh, MeshOf(spec.placement.mesh, path));
+  } else {
+    TOROID_ASSIGN_OR_RETURN(question.mesh, WholeMesh(mesh));
+  }
+  if (const auto* train = std::get_if<TrainTask>(&spec.task)) {
+    PlannedTraining job{train->plan.options, train->plan.data.sequence_length};
+    job.options.mesh = question.mesh;
+    job.options.layout = load.layout;
+    job.options.compute = load.compute;
+    for (const BatchRamp::Stage& stage : train->plan.data.batch_tokens.stages) {
+      job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+    }
+    question.job = job;
+  } else if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
+    PlannedInference job{load, generate->request.max_tokens};
+    job.load.mesh = question.mesh;
+    question.job = job;
+  } else {
+    return absl::UnimplementedError(
+        absl::StrCat(path, ": of jobs that score nothing is planned: plan a generate job"));
+  }
+  return question;
+}
+
+absl::Status RunPlan(const Arguments& arguments) {
+  const std::string what = arguments.Text("MODEL");
+  TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
+  TOROID_ASSIGN_OR_RETURN(const Question question, IsJobFile(what)
+                                                       ? QuestionOfJob(arguments, what, mesh)
+                                                       : QuestionOfFlags(arguments, mesh));
+  const int64_t limit = arguments.Count("--memory");
+  const double rate = arguments.Real("--flops");
+  const bool train = std::holds_alternative<PlannedTraining>(question.job);
+  TOROID_ASSIGN_OR_RETURN(
+      const Answer answer,
+      std::visit([&](const auto& job) { return AnswerFor(question.source, job, limit, rate); },
+                 question.job));
+  if (JsonOption(arguments)) {
+    const ordered_json json = Json(answer, question.model, train ? "train" : "generate");
+    WriteStdout(
+        absl::StrCat(json.dump(-1, ' ', false, ordered_json::error_handler_t::replace), "\n"));
+  } else {
+    WriteStdout(Text(answer));
+  }
+  if (answer.fits()) return absl::OkStatus();
+  return WithExitCode(absl::FailedPreconditionError(absl::StrCat(
+                          "the job does not fit: ", what, " on ", ToString(question.mesh), ": ",
+                          answer.advice.empty() ? "no change was found that fits"
+                                                : absl::StrCat("it fits with ", answer.advice[0]))),
+                      kExitFailure);
+}
+
+const OptionTable kPlanOptions = {
+    "job",
+    {
+        {"--set", ValueKind::kText, "A.B=V", "", "of a job's file: sets a field (repeat for more)",
+         false, true},
+        {"--task", ValueKind::kChoice, "auto|train|generate", "auto",
+         "auto: train if a sequence length or a batch is given"},
+        {"--memory", ValueKind::kBytes, "BYTES", "", "what a rank may take; default: no limit"},
+        {"--flops", ValueKind::kReal, "RATE", "0",
+         "operations a second of a rank, as 5e10: the seconds of a step or a prefill are told"},
+        {"--max-tokens", ValueKind::kCount, "N", "256", "generate: of the context, made"},
+        {"--sequence-length", ValueKind::kCount, "N", "", "train: default the model's context"},
+        {"--batch-tokens", ValueKind::kCount, "N", "",
+         "train: of all ranks, a step; default one micro-batch"},
+        {"--packs-per-rank", ValueKind::kCount, "N", "1",
+         "train: of a micro-batch, on each data rank"},
+        {"--remat", ValueKind::kChoice, "none|attention_output|block", "attention_output",
+         "train: what a layer keeps for its backward"},
+        {"--token-block", ValueKind::kCount, "N", "512", "train: rows of a feed-forward block"},
+    }};
+
+}  // namespace
+
+const Verb kPlanVerb = {
+    .name = "plan",
+    .summary = "bytes of each rank before launch, and the smallest change that fits",
+    .positionals = {{"MODEL", true,
+                     "a model directory, a GGUF file, a checkpoint, random:NAME, or a job's file"}},
+    .tables = {&kPlanOptions, &kMeshOptions, &kModelOptions, &kOutputOptions},
+    .examples =
+        "toroid plan /models/llama --mesh ring=4,tensor=2 --context 128k --memory 16GiB\n"
+        "toroid plan deploy/jobs/train.textproto --mesh data=4 --memory 2GiB\n"
+        "toroid plan random:palm-540b --mesh data=64,ring=8,tensor=12 --sequence-length 2048 "
+        "--batch-tokens 1M\n"
+        "toroid plan random:llama3-8b --mesh ring=8 --sequence-length 128k --remat block -o json",
+    .run = RunPlan,
+    .details =
+        "The job's own code runs on memory that only counts, so weights are not read and the ranks "
+        "need not exist.\nExit code 1: some rank needs more than --memory.",
+};
+
+}  // namespace toroid

@@ -1,0 +1,24 @@
+// Bytes of one rank by what they are for: foreseen by the counting backend, or measured.
+#pragma once
+
+#include <cstdint>
+
+namespace toroid {
+
+struct RankMemory {
+  int64_t weights = 0;       // stored, and in training the buffers that gather them
+  int64_t optimizer = 0;     // both moments
+  int64_t gradients = 0;     // stored, and the buffers that reduce them
+  int64_t activations = 0;   // both arenas, but for ring_buffers
+  int64_t kv = 0;            // cache of generate
+  int64_t ring_buffers = 0;  // of both arenas: blocks of K, V and their gradients that travel
+  int64_t communicator = 0;
+  int64_t checkpoint_copy = 0;  // what a checkpoint is written from while steps go on
+  int64_t total() const {
+    return weights + optimizer + gradients + activations + kv + ring_buffers + communicator +
+           checkpoint_copy;
+  }
+  bool operator==(const RankMemory&) const = default;
+};
+
+}  // namespace toroid

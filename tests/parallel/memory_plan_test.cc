@@ -1,0 +1,231 @@
+// plan's bytes against what the arenas of a real run measure.
+#include "parallel/memory_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <mutex>
+
+#include "absl/strings/str_cat.h"
+#include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
+
+namespace toroid {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+PlannedTraining SmallJob(MeshShape mesh, Remat remat = Remat::kAttentionOutput) {
+  PlannedTraining job;
+  job.options.mesh = mesh;
+  job.options.optimizer.rate.peak = 1e-3;
+  job.options.remat = remat;
+  job.options.token_block = 16;
+  job.sequence_length = 96;
+  job.batch_tokens = 4 * 96;
+  job.checkpoints = false;  // Trainer writes none
+  return job;
+}
+
+// Accounted bytes of each rank after two real steps.
+std::vector<RankMemory> Measure(const std::string& model, const PlannedTraining& job) {
+  std::vector<RankMemory> measured(size_t(job.options.mesh.size()));
+  RunOnRanks(int(job.options.mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    const int rank = world->rank();
+    auto trainer = Trainer::Create(std::move(world), TestSource(model), job.options, nullptr);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    TrainBatch batch;
+    const int64_t packs = job.batch_tokens / job.sequence_length;
+    batch.documents.assign(size_t(packs), {job.sequence_length});
+    batch.read = [&](int64_t i) -> absl::StatusOr<Pack> {
+      Pack pack;
+      pack.ids = MixedIds(job.sequence_length, 256);
+      pack.ids[0] = int32_t(i);
+      pack.labels.assign(pack.ids.begin() + 1, pack.ids.end());
+      pack.labels.push_back(-1);
+      pack.document_lengths = {job.sequence_length};
+      return pack;
+    };
+    for (int64_t step = 0; step < 2; ++step) {
+      const auto result = (*trainer)->Step(step, batch);
+      ASSERT_TRUE(result.ok()) << result.status();
+    }
+    measured[size_t(rank)] = (*trainer)->memory();
+    EXPECT_EQ((*trainer)->memory().total(), (*trainer)->peak_bytes());
+  });
+  return measured;
+}
+
+int64_t WithoutCommunicator(const RankMemory& m) { return m.total() - m.communicator; }
+
+TEST(MemoryPlan, ForeseesTrainingToTheByte) {
+  struct Case {
+    const char* model;
+    MeshShape mesh;
+    Remat remat;
+    Compute compute = Compute::kF32;
+    int64_t packs_per_rank = 1;
+  };
+  const Case cases[] = {
+      {"random:tiny-gqa", {1, 1, 1}, Remat::kNone},
+      {"random:tiny-gqa", {1, 1, 1}, Remat::kBlock, Compute::kF64, 2},
+      {"random:tiny-gqa", {2, 1, 2}, Remat::kAttentionOutput},
+      {"random:tiny-gqa", {1, 3, 1}, Remat::kBlock},
+      {"random:tiny-mqa", {1, 2, 3}, Remat::kNone, Compute::kBF16},
+      {"random:tiny-qwen3", {3, 1, 1}, Remat::kAttentionOutput},  // a ragged last micro-batch
+      {"random:palm-tiny", {1, 2, 2}, Remat::kBlock},
+      {"random:gpt3-tiny", {2, 2, 1}, Remat::kNone},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(absl::StrCat(c.model, " ", ToString(c.mesh), " remat ", int(c.remat)));
+    PlannedTraining job = SmallJob(c.mesh, c.remat);
+    job.options.compute = c.compute;
+    job.options.packs_per_rank = c.packs_per_rank;
+    const auto plan = PlanMemory(TestSource(c.model), job);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const std::vector<RankMemory> measured = Measure(c.model, job);
+    size_t seen = 0;
+    for (const MemoryPlan::Group& group : plan->groups) {
+      for (const int rank : group.ranks) {
+        const RankMemory& real = measured[size_t(rank)];
+        EXPECT_EQ(group.memory.weights, real.weights) << rank;
+        EXPECT_EQ(group.memory.optimizer, real.optimizer) << rank;
+        EXPECT_EQ(group.memory.gradients, real.gradients) << rank;
+        EXPECT_EQ(group.memory.activations, real.activations) << rank;
+        EXPECT_EQ(group.memory.ring_buffers, real.ring_buffers) << rank;
+        // The communicator is MPI's there, threads' here.
+        EXPECT_NEAR(double(group.memory.total()), double(real.total()), 0.05 * real.total())
+            << rank;
+        ++seen;
+      }
+    }
+    EXPECT_EQ(seen, measured.size());
+    // Control: a job twice as long is not foreseen so.
+    job.sequence_length *= 2;
+    EXPECT_GT(WithoutCommunicator(PlanMemory(TestSource(c.model), job)->groups[0].memory),
+              WithoutCommunicator(measured[0]));
+  }
+}
+
+TEST(MemoryPlan, ForeseesGenerateToTheByte) {
+  for (const MeshShape mesh :
+       {MeshShape{1, 1, 1}, MeshShape{1, 3, 1}, MeshShape{1, 2, 2}, MeshShape{2, 1, 1}}) {
+    SCOPED_TRACE(ToString(mesh));
+    PlannedInference job;
+    job.load.model = "random:tiny-gqa";
+    job.load.mesh = mesh;
+    job.load.context = 150;
+    job.max_tokens = 20;
+    const auto plan = PlanMemory(TestSource(job.load.model), job);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EngineCase c;
+    c.mesh = mesh;
+    c.compute = Compute::kF32;
+    c.context = 150;
+    GenerateRequest request;
+    request.prompt_ids = MixedIds(130, 256);
+    request.max_tokens = 20;
+    request.ignore_eos = true;
+    const GenerateResult result = GenerateOn(c, request);
+    for (const MemoryPlan::Group& group : plan->groups) {
+      for (const int rank : group.ranks) {
+        EXPECT_NEAR(double(group.memory.total()), double(result.report.memory.predicted[rank]),
+                    0.001 * result.report.memory.predicted[rank]);
+        EXPECT_EQ(group.memory.activations + group.memory.ring_buffers,
+                  result.report.memory.scratch[rank]);
+        EXPECT_EQ(group.memory.weights, result.report.memory.weights[rank]);
+      }
+    }
+  }
+}
+
+TEST(MemoryPlan, CountsTheCopyThatCheckpointsAreWrittenFrom) {
+  PlannedTraining job = SmallJob({1, 1, 3});
+  const auto source = TestSource("random:tiny-gqa");
+  const MemoryPlan without = *PlanMemory(source, job);
+  job.checkpoints = true;
+  const MemoryPlan with = *PlanMemory(source, job);
+  int64_t copies = 0;
+  for (size_t i = 0; i < with.groups.size(); ++i) {
+    copies += with.groups[i].memory.checkpoint_copy * int64_t(with.groups[i].ranks.size());
+    EXPECT_EQ(with.groups[i].memory.total() - with.groups[i].memory.checkpoint_copy,
+              without.groups[i].memory.total());
+  }
+  EXPECT_EQ(copies, 12 * source->config.ParameterCount());  // weights and moments, each once
+}
+
+TEST(MemoryPlan, LargeMeshesOfLargeModelsTakeSeconds) {
+  const auto begin = std::chrono::steady_clock::now();
+  PlannedTraining job;
+  job.options.mesh = {64, 8, 12};
+  job.sequence_length = 2048;
+  job.batch_tokens = 1 << 20;
+  const auto source = TestSource("random:palm-540b");
+  const auto plan = PlanMemory(source, job);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  size_t ranks = 0;
+  for (const MemoryPlan::Group& group : plan->groups) ranks += group.ranks.size();
+  EXPECT_EQ(ranks, 64u * 8 * 12);
+  // Float32 state of 540 billion parameters over all ranks: weights and two moments.
+  const RankMemory& m = plan->groups[0].memory;
+  EXPECT_NEAR(double(m.optimizer), 8.0 * double(source->config.ParameterCount()) / (64 * 8 * 12),
+              0.02 * double(m.optimizer));
+  EXPECT_GT(m.ring_buffers, 0);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  EXPECT_LT(seconds.count(), 20);
+}
+
+TEST(MemoryPlan, AdviceFitsAndLessDoesNot) {
+  const auto source = TestSource("random:tiny-gqa");
+  PlannedTraining job = SmallJob({1, 1, 1}, Remat::kNone);
+  job.sequence_length = 2048;
+  job.batch_tokens = 2 * 2048;
+  const int64_t need = PlanMemory(source, job)->most();
+  EXPECT_TRUE(CheckFits(source, job, need).ok());
+  const absl::Status refused = CheckFits(source, job, need - 1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("--remat attention_output"));
+  PlannedTraining changed = job;
+  changed.options.remat = Remat::kAttentionOutput;
+  EXPECT_LE(PlanMemory(source, changed)->most(), need - 1);
+
+  changed.options.remat = Remat::kBlock;
+  const int64_t least = PlanMemory(source, changed)->most();
+  const std::vector<std::string> advice = Advise(source, job, least - 1);  // remat is not enough
+  ASSERT_GE(advice.size(), 2u);
+  EXPECT_THAT(advice[0], HasSubstr("--mesh"));
+  EXPECT_THAT(advice[1], HasSubstr("--sequence-length 1024"));
+  EXPECT_THAT(Advise(source, job, 1000), IsEmpty());
+  EXPECT_THAT(std::string(CheckFits(source, job, 1000).message()), HasSubstr("no change"));
+
+  PlannedInference generate;
+  generate.load.context = 4096;
+  const int64_t bytes = PlanMemory(source, generate)->most();
+  const std::vector<std::string> how = Advise(source, generate, bytes - 1);
+  ASSERT_FALSE(how.empty());
+  EXPECT_THAT(how[0], HasSubstr("--compute bf16"));
+  EXPECT_THAT(how.back(), HasSubstr("--context 2048"));
+}
+
+TEST(MemoryPlan, RefusesWhatIsNoJob) {
+  const auto source = TestSource("random:tiny-gqa");
+  const auto refusal = [&](const PlannedTraining& job) {
+    const absl::Status status = PlanMemory(source, job).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal(SmallJob({1, 1, 10})), HasSubstr("10"));  // more than 9 query heads
+  EXPECT_THAT(refusal(SmallJob({0, 1, 1})), HasSubstr("data=0"));
+  EXPECT_THAT(refusal(SmallJob({1 << 20, 1, 1})), HasSubstr("65536"));
+  PlannedTraining job = SmallJob({1, 1, 1});
+  job.batch_tokens = 95;
+  EXPECT_THAT(refusal(job), HasSubstr("95"));
+  job.sequence_length = 0;
+  EXPECT_THAT(refusal(job), HasSubstr("sequence length"));
+}
+
+}  // namespace
+}  // namespace toroid
