@@ -7,12 +7,12 @@
 #include "launcher/client.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
-#include "launcher/job_spec.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
 #include "launcher/quantity.h"
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
+#include "launcher/training_spec.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
 #include "parallel/launcher_environment.h"
@@ -21,43 +21,14 @@
 namespace toroid {
 namespace {
 
-// The spec with what the flags say on top.
-absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments) {
-  const std::string path = arguments.Text("FILE");
-  TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
-  auto* task = std::get_if<TrainTask>(&spec.task);
-  if (task == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("not a training job: ", path, ": give it train { ... }, or submit it"));
-  }
-  if (arguments.Has("--mesh")) {
-    TOROID_ASSIGN_OR_RETURN(spec.placement.mesh, ParseMeshWish(arguments.Text("--mesh")));
-  }
-  if (arguments.Has("--threads")) {
-    const int64_t threads = arguments.Count("--threads");
-    if (threads > 4096) {
-      return UsageError(absl::StrCat("bad value of --threads: ", threads, ": give 0 to 4096"));
-    }
-    spec.placement.load.threads = static_cast<int>(threads);
-  }
+absl::StatusOr<JobSpec> JobOf(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, TrainingSpec(arguments, arguments.Text("FILE")));
   if (arguments.Has("--peak-flops")) {
-    task->peak_flops = arguments.Real("--peak-flops");
-    if (task->peak_flops < 0) return UsageError("bad value of --peak-flops: give FLOP/s, or 0");
+    double& peak = std::get<TrainTask>(spec.task).peak_flops;
+    peak = arguments.Real("--peak-flops");
+    if (peak < 0) return UsageError("bad value of --peak-flops: give FLOP/s, or 0");
   }
-  spec.placement.load.device = spec.device;
   return spec;
-}
-
-// The wish as ParseMesh reads it, whose errors propose a mesh that fits.
-absl::StatusOr<MeshShape> MeshHere(const MeshWish& wish, int64_t world_size) {
-  std::string text;
-  for (const auto& [axis, size] : {std::pair("data", wish.data), std::pair("ring", wish.ring),
-                                   std::pair("tensor", wish.tensor)}) {
-    if (size == 0) continue;
-    absl::StrAppend(&text, text.empty() ? "" : ",", axis, "=",
-                    size == MeshWish::kRest ? std::string("*") : absl::StrCat(size));
-  }
-  return ParseMesh(text, world_size, "data");
 }
 
 // What rank 0 shows of a run.
@@ -139,7 +110,7 @@ absl::Status OnRanks(const Arguments& arguments) {
   run.stall_timeout = arguments.Real("--stall-timeout");
   std::optional<JobSpec> spec;
   if (SpeaksForWorld()) {
-    TOROID_ASSIGN_OR_RETURN(spec, TrainingSpec(arguments));
+    TOROID_ASSIGN_OR_RETURN(spec, JobOf(arguments));
   }
   Screen screen(arguments);
   std::unique_ptr<TrainingJob> job;
@@ -163,7 +134,7 @@ absl::Status OnRanks(const Arguments& arguments) {
 
 // Follows the job's log until it has ended; the job goes on without us.
 absl::Status ThroughController(const Arguments& arguments) {
-  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, TrainingSpec(arguments));
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, JobOf(arguments));
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, /*request_id=*/""));
   const bool talk = !arguments.Flag("--quiet");

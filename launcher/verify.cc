@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/status_macros.h"
@@ -12,6 +13,7 @@
 #include "launcher/options.h"
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
+#include "launcher/training_spec.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
 #include "parallel/verify_self_test.h"
@@ -20,6 +22,7 @@
 namespace toroid {
 namespace {
 
+constexpr int64_t kLayersOfJob = 2;       // compared by default
 constexpr char kLayout[] = "striped:16";  // that of generate
 
 // How near to its bound, or beyond.
@@ -123,6 +126,62 @@ absl::Status ThroughController(const Arguments& arguments) {
   return Print(arguments, result);
 }
 
+// --- a training job
+
+bool IsJob(const std::string& path) {
+  for (const char* ending : {".textproto", ".txtpb", ".json", ".yaml", ".yml"}) {
+    if (absl::EndsWith(path, ending)) return true;
+  }
+  return false;
+}
+
+// Its first step, of the tokens that it would train on; nothing of the run is written but these.
+absl::Status JobOnRanks(const Arguments& arguments) {
+  if (HasText(arguments)) {
+    return UsageError("a text with a job: its data are the job's own: drop the text, or the job");
+  }
+  for (const char* flag : {"--compute", "--layout", "--seed", "--context", "--device"}) {
+    if (arguments.OriginOf(flag) == Origin::kFlag) {
+      return UsageError(absl::StrCat(flag, " with a job: its spec says that: use --set"));
+    }
+  }
+  DirectRun run;
+  run.timeout = arguments.Real("--timeout");
+  run.stall_timeout = arguments.Real("--stall-timeout");
+  JobSpec spec;
+  if (SpeaksForWorld()) {
+    TOROID_ASSIGN_OR_RETURN(spec, TrainingSpec(arguments, arguments.Text("MODEL")));
+  }
+  run.program = [&](int64_t world_size) -> absl::StatusOr<Program> {
+    Program program;
+    program.kind = ProgramKind::kVerifyTraining;
+    program.load = spec.placement.load;
+    TOROID_ASSIGN_OR_RETURN(program.load.mesh, MeshHere(spec.placement.mesh, world_size));
+    program.train = std::get<TrainTask>(spec.task).plan;
+    if (program.train.data.cache.empty()) {
+      const std::string name = spec.name.empty() ? "train" : spec.name;
+      program.train.data.cache = OutputDirectory(spec, name) + "/tokens";
+    }
+    if (!arguments.Flag("--full")) {
+      program.verify.layers =
+          arguments.Has("--layers") ? arguments.Count("--layers") : kLayersOfJob;
+      program.verify.tokens = std::max<int64_t>(arguments.Count("--tokens"), 1);
+    }
+    return program;
+  };
+  ProgressMeter meter(ProgressOption(arguments));
+  absl::Status answered = absl::OkStatus();
+  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
+  run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
+    meter.Clear();
+    answered = Print(arguments, result);
+  };
+  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
+  return answered;
+}
+
+// --- planted bugs
+
 std::string BugTable(const SelfTestResult& result) {
   std::vector<std::vector<std::string>> rows = {{"bug", "tensor named", "error", "found"}};
   const auto add = [&](const std::string& bug, const TensorError& tensor, const char* found) {
@@ -162,15 +221,27 @@ absl::Status RunVerify(const Arguments& arguments) {
     return UsageError("missing argument: MODEL: toroid verify needs one, or --self-test");
   }
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
+  if (IsJob(arguments.Text("MODEL"))) {
+    if (controller.empty()) return JobOnRanks(arguments);
+    return UsageError(
+        "a job with --controller: its training is verified on ranks of the command: run toroid "
+        "launch -n N verify, without --controller");
+  }
+  if (arguments.Has("--set")) {
+    return UsageError("--set without a job: a model has no such fields: drop the flag");
+  }
   return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
 }
 
 const OptionTable kVerifyOptions = {
     "extent",
     {
-        {"--layers", ValueKind::kCount, "N", "0", "the first N layers only; 0: all"},
+        {"--layers", ValueKind::kCount, "N", "0",
+         "the first N layers only; 0: all (of a job: 2 if not given)"},
         {"--tokens", ValueKind::kCount, "N", "256", "the first N tokens"},
         {"--full", ValueKind::kFlag, "", "", "all tokens of the text, or the whole context"},
+        {"--set", ValueKind::kText, "a.b.c=V", "", "a field that beats the job's file (repeat)",
+         false, true},
         {"--self-test", ValueKind::kFlag, "", "",
          "plant known bugs in training; each must be found"},
     }};
@@ -180,13 +251,16 @@ const OptionTable kVerifyOptions = {
 const Verb kVerifyVerb = {
     .name = "verify",
     .summary = "compare a mesh with one rank in float64, tensor by tensor",
-    .positionals = {{"MODEL", false, "a model directory, a GGUF file or random:NAME"}},
+    .positionals = {{"MODEL", false,
+                     "a model directory, a GGUF file or random:NAME; a training job: *.textproto, "
+                     ".json or .yaml"}},
     .tables = {&kVerifyOptions, &kPromptOptions, &kModelOptions, &kMeshOptions, &kRunOptions,
                &kControllerOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid launch -n 4 verify /models/smollm2 --mesh ring=2,tensor=2\n"
         "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json\n"
         "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2\n"
+        "toroid launch -n 4 verify job.textproto --mesh ring=2,tensor=2     # the first step\n"
         "toroid verify --self-test",
     .run = RunVerify,
     .details =

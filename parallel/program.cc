@@ -13,6 +13,7 @@
 #include "parallel/launcher_environment.h"
 #include "parallel/progress_board.h"
 #include "parallel/verify.h"
+#include "parallel/verify_training.h"
 
 namespace toroid {
 namespace {
@@ -111,7 +112,7 @@ void Fields(Stream&& field, P& p) {
   field(p.generate.stop), field(p.generate.stop_ids), field(p.generate.ignore_eos);
   field(p.generate.logprobs), field(p.generate.prompt_logprobs);
   field(p.score.ids), field(p.score.top), field(p.score.logprobs);
-  field(p.verify.ids), field(p.verify.layers);
+  field(p.verify.ids), field(p.verify.layers), field(p.verify.tokens);
   TrainFields(field, p.train);
 }
 
@@ -186,6 +187,11 @@ class Runner {
         if (speaks) channel_.on_trained(number, result);
         break;
       }
+      case ProgramKind::kVerifyTraining: {
+        const auto result = VerifyStep(program);
+        if (speaks) channel_.on_verified(number, result);
+        break;
+      }
       case ProgramKind::kExit:
         break;
     }
@@ -251,21 +257,34 @@ class Runner {
     return std::make_shared<const ModelSource>(*std::move(source));
   }
 
-  absl::StatusOr<TrainingResult> Train(const Program& program) {
+  // What a program trains, and how.
+  struct Training {
+    std::shared_ptr<const ModelSource> source;
+    std::shared_ptr<const Tokenizer> tokenizer;  // null if the model has none
+    TrainingPlan plan;
+  };
+  absl::StatusOr<Training> Prepare(const Program& program) {
     engine_.reset();
     LoadRequest load = program.load;
-    TOROID_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelSource> source, Open(load));
-    TrainingPlan plan = program.train;
-    plan.options.mesh = load.mesh;
-    plan.options.layout = load.layout;
-    plan.options.compute = load.compute;
-    plan.options.device = load.device;
-    plan.options.threads = load.threads;
+    Training training;
+    TOROID_ASSIGN_OR_RETURN(training.source, Open(load));
+    training.plan = program.train;
+    training.plan.options.mesh = load.mesh;
+    training.plan.options.layout = load.layout;
+    training.plan.options.compute = load.compute;
+    training.plan.options.device = load.device;
+    training.plan.options.threads = load.threads;
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
-    if (source->tokenizer.kind != TokenizerSource::Kind::kNone) {
-      tokenizer = Tokenizer::FromSource(source->tokenizer);
+    if (training.source->tokenizer.kind != TokenizerSource::Kind::kNone) {
+      tokenizer = Tokenizer::FromSource(training.source->tokenizer);
     }
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, tokenizer.status()));
+    training.tokenizer = *std::move(tokenizer);
+    return training;
+  }
+
+  absl::StatusOr<TrainingResult> Train(const Program& program) {
+    TOROID_ASSIGN_OR_RETURN(const Training training, Prepare(program));
     TrainingEvents events;
     if (world_.rank() == 0) {
       events = channel_.training(program.number);
@@ -273,10 +292,32 @@ class Runner {
         return channel_.cancelled(number) ? StopAsked::kCancel : stop();
       };
     }
-    auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), source, *tokenizer, plan,
-                                   events, board_);
+    auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
+                                   training.tokenizer, training.plan, events, board_);
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, run.status()));
     return (*run)->Run();
+  }
+
+  // The first step of what kTrain would do, whatever its directory holds.
+  absl::StatusOr<VerifyResult> VerifyStep(const Program& program) {
+    TOROID_ASSIGN_OR_RETURN(Training training, Prepare(program));
+    TrainingPlan& plan = training.plan;
+    TOROID_RETURN_IF_ERROR(Validate(plan, training.source->config, world_.size()));
+    const EngineEvents events = Events(program.number);
+    TOROID_ASSIGN_OR_RETURN(
+        const TrainingTokens tokens,
+        OpenTokens(world_, *training.source, training.tokenizer.get(), plan.data,
+                   [&](const TokenCacheProgress&) { return !events.cancelled(); }));
+    TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<const Batches> batches,
+                            BatchesOf(tokens, plan.data, plan.seed, plan.data.skipped));
+    TOROID_ASSIGN_OR_RETURN(TrainBatch batch, BatchOfStep(*batches, 0));
+    if (program.verify.tokens > 0) {  // a whole micro-batch and one that is not
+      const int64_t packs = plan.options.mesh.data * plan.options.packs_per_rank + 1;
+      batch = FirstTokens(batch, packs, program.verify.tokens);
+    }
+    plan.options.layers = program.verify.layers;
+    return VerifyTraining(world_.Split([](int) { return 0; }), training.source, plan.options, batch,
+                          board_, events.on_progress);
   }
 
   absl::Status LoadAnew(const Program& program) {

@@ -22,7 +22,15 @@ namespace toroid {
 class ProgressBoard;
 class Tokenizer;
 
-enum class ProgramKind : uint8_t { kLoad, kGenerate, kScore, kVerify, kTrain, kExit };
+enum class ProgramKind : uint8_t {
+  kLoad,
+  kGenerate,
+  kScore,
+  kVerify,
+  kTrain,
+  kVerifyTraining,
+  kExit
+};
 
 struct Program {
   uint64_t number = 0;
@@ -31,8 +39,9 @@ struct Program {
   GenerateRequest generate;
   ScoreRequest score;
   VerifyRequest verify;
-  // kTrain: of a model that it loads for itself, placed by `load`; the one that was loaded before
-  // is no more. Mesh, layout, compute and threads are those of `load`.
+  // kTrain, and kVerifyTraining, which verifies its first step: of a model that it loads for
+  // itself, placed by `load`; the one that was loaded before is no more. Mesh, layout, compute and
+  // threads are those of `load`.
   TrainingPlan train;
 };
 
@@ -73,6 +82,7 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<GenerateResult>&) {};
   std::function<void(uint64_t number, const absl::StatusOr<ScoreResult>&)> on_scored =
       [](uint64_t, const absl::StatusOr<ScoreResult>&) {};
+  // Of kVerify and kVerifyTraining.
   std::function<void(uint64_t number, const absl::StatusOr<VerifyResult>&)> on_verified =
       [](uint64_t, const absl::StatusOr<VerifyResult>&) {};
   std::function<void(uint64_t number, const absl::StatusOr<TrainingResult>&)> on_trained =

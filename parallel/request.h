@@ -62,6 +62,7 @@ struct ScoreRequest {
 struct VerifyRequest {
   std::vector<int32_t> ids;
   int64_t layers = 0;  // the first so many; 0: all
+  int64_t tokens = 0;  // of the first batch, where a training step is verified; 0: all
 };
 
 // A token as it is made. `text` is what the tokenizer can show so far: whole UTF-8 characters only,

@@ -102,75 +102,18 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
 
 // --- data ---------------------------------------------------------------------------------------
 
-// Each error is shared where it may arise: all ranks make the same collective calls.
 absl::Status TrainingRun::OpenData(const ModelSource& source, const Tokenizer* tokenizer) {
-  const TrainingData& data = plan_.data;
-  Communicator& world = trainer_->mesh().world();
-  const auto found = FindSources(data.paths, data.format);
-  TOROID_RETURN_IF_ERROR(ShareStatus(world, found.status()));
-  const std::vector<SourceFile>& files = *found;
-  std::vector<std::string> list;
-  for (const SourceFile& file : files) list.push_back(absl::StrCat(file.path, " ", file.bytes));
-  const std::string text = absl::StrJoin(list, "\n");
-  absl::Status same;
-  if (BroadcastText(world, text) != text) {
-    same = absl::FailedPreconditionError(absl::StrCat(
-        "rank ", world.rank(), " sees other files than rank 0 as ", absl::StrJoin(data.paths, " "),
-        ": the data must be on storage that all hosts share"));
-  }
-  TOROID_RETURN_IF_ERROR(ShareStatus(world, same));
-  if (files[0].format != DataFormat::kTokens) {
-    TOROID_RETURN_IF_ERROR(Tokenise(files, source, tokenizer));
-  } else {
-    std::vector<std::string> paths;
-    for (const SourceFile& file : files) paths.push_back(file.path);
-    absl::StatusOr<TokenDataset> set = TokenDataset::Open(paths);
-    TOROID_RETURN_IF_ERROR(ShareStatus(world, set.status()));
-    dataset_ = std::make_shared<const TokenDataset>(std::move(*set));
-  }
-  if (dataset_->vocab_size() > source.config.vocab) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the data's tokens are of a vocabulary of ", dataset_->vocab_size(),
-                     ", the model's has ", source.config.vocab, ": they do not belong together"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status TrainingRun::Tokenise(const std::vector<SourceFile>& files, const ModelSource& source,
-                                   const Tokenizer* tokenizer) {
-  if (tokenizer == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        source.path, " has no tokenizer: train it on token shards, or name a model that has one"));
-  }
-  TokenCacheOptions options;
-  options.directory = plan_.data.cache;
-  options.documents = plan_.data.documents;
-  Mesh& mesh = trainer_->mesh();
-  const auto cache = TokenCache::Create(files, TokenizerFingerprint(source.tokenizer), options);
-  absl::Status made = cache.status();
-  if (made.ok()) {
-    made = cache->Make(*tokenizer, mesh.rank(), mesh.world().size(), [&](const auto& progress) {
-      if (!speaks()) return true;
-      events_.on_tokenised(progress);
-      return events_.stop() == StopAsked::kNo;
-    });
-  }
-  TOROID_RETURN_IF_ERROR(ShareStatus(mesh.world(), made));
-  absl::StatusOr<TokenDataset> set = cache->Open();
-  TOROID_RETURN_IF_ERROR(ShareStatus(mesh.world(), set.status()));
-  dataset_ = std::make_shared<const TokenDataset>(std::move(*set));
-  end_of_text_ = int32_t(tokenizer->eos_id());
+  const auto progress = [&](const TokenCacheProgress& done) {
+    events_.on_tokenised(done);
+    return events_.stop() == StopAsked::kNo;
+  };
+  TOROID_ASSIGN_OR_RETURN(
+      tokens_, OpenTokens(trainer_->mesh().world(), source, tokenizer, plan_.data, progress));
   return absl::OkStatus();
 }
 
 absl::Status TrainingRun::MakeBatches() {
-  BatchOptions options;
-  options.list = {plan_.seed, plan_.data.shuffle, end_of_text_, plan_.data.epochs};
-  options.sequence_length = plan_.data.sequence_length;
-  options.batch_tokens = plan_.data.batch_tokens;
-  options.join_documents = plan_.data.join_documents;
-  options.skipped = skip_list_;
-  TOROID_ASSIGN_OR_RETURN(batches_, Batches::Create(dataset_, std::move(options)));
+  TOROID_ASSIGN_OR_RETURN(batches_, BatchesOf(tokens_, plan_.data, plan_.seed, skip_list_));
   const std::optional<int64_t> lasts = batches_->steps();
   if (!lasts || *lasts >= plan_.steps) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("the data ends after ", *lasts, " of ",
@@ -293,12 +236,7 @@ void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
 
 absl::StatusOr<StepReport> TrainingRun::Step() {
   const auto start = std::chrono::steady_clock::now();
-  TOROID_ASSIGN_OR_RETURN(const Batch batch, batches_->At(step_));
-  TrainBatch packs;
-  for (int64_t i = 0; i < batch.packs; ++i) {
-    packs.documents.push_back(batches_->DocumentLengths(batch.first_pack + i));
-  }
-  packs.read = [&](int64_t i) { return batches_->Read(batch.first_pack + i); };
+  TOROID_ASSIGN_OR_RETURN(const TrainBatch packs, BatchOfStep(*batches_, step_));
   StepReport report;
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -16,28 +16,14 @@
 
 #include "absl/status/statusor.h"
 #include "core/io/checkpoint_directory.h"
-#include "core/train/batches.h"
 #include "core/train/clip.h"
 #include "core/train/flops.h"
 #include "core/train/spike.h"
-#include "core/train/token_cache.h"
 #include "parallel/checkpoint.h"
 #include "parallel/trainer.h"
+#include "parallel/training_data.h"
 
 namespace toroid {
-
-struct TrainingData {
-  std::vector<std::string> paths;  // patterns, as FindSources takes them
-  DataFormat format = DataFormat::kByName;
-  DocumentRule documents;
-  std::string cache;            // where tokens are kept
-  int64_t sequence_length = 0;  // tokens of a pack
-  BatchRamp batch_tokens;
-  bool shuffle = true;
-  int64_t epochs = 0;           // 0: no end
-  bool join_documents = false;  // documents of a pack see each other
-  SkipList skipped;             // tokens left out from the start: whole packs
-};
 
 struct TrainingPlan {
   TrainOptions options;
@@ -114,8 +100,6 @@ class TrainingRun {
   explicit TrainingRun(const TrainingPlan& plan, const TrainingEvents& events)
       : plan_(plan), events_(events) {}
   absl::Status OpenData(const ModelSource& source, const Tokenizer* tokenizer);
-  absl::Status Tokenise(const std::vector<SourceFile>& files, const ModelSource& source,
-                        const Tokenizer* tokenizer);
   absl::Status MakeBatches();
   absl::Status Resume(const ModelSource& source);
   absl::Status Restore(const TrainingState& state);
@@ -138,10 +122,9 @@ class TrainingRun {
   const TrainingPlan plan_;
   const TrainingEvents events_;
   std::unique_ptr<Trainer> trainer_;
-  std::shared_ptr<const TokenDataset> dataset_;
+  TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
   std::unique_ptr<CheckpointWriter> writer_;  // null: nothing is written
-  int32_t end_of_text_ = -1;
 
   // What a checkpoint holds besides the store.
   int64_t step_ = 0, branch_ = 0;

@@ -138,6 +138,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Alone(const std::shared_ptr<const Model
   options.mesh = {};
   options.layout = {LayoutRule::Kind::kContiguous, 1};
   options.compute = compute;
+  if (compute == Compute::kF64) options.device = Device::kCpu;  // the only one that has it
   options.noise_scale_every = 0;
   return Trainer::Create(std::make_unique<SelfCommunicator>(), source, options, board);
 }

@@ -194,6 +194,33 @@ def test_what_cannot_run_is_said_before_the_first_step():
     no_orphans()
 
 
+def test_verify_a_job():
+    """The first step of the job on meshes against one rank in float64; nothing of a run is left."""
+    with tempfile.TemporaryDirectory() as top:
+        run_words = words(top)
+        verify = ["verify", *run_words[1:], "-o", "json", "--tokens", 96]
+        for mesh, compute in [("ring=2", "FP64"), ("tensor=2", "FP64"), ("ring=2", "FP32"), ("data=2", "BF16")]:
+            result = launch(2, *verify, "--mesh", mesh, "--set", f"compute={compute}")
+            good(result)
+            answer = result.json()
+            check(answer["pass"] and 0 < answer["worst"]["error"] <= answer["worst"]["bound"], answer["worst"])
+            check(answer["mesh"][mesh[:-2]] == 2, answer["mesh"])
+            names = [tensor["tensor"] for tensor in answer["tensors"]]
+            for name in ("loss", "gradient norm", "gradient of model.layers.1.self_attn.k_proj.weight",
+                         "updated model.layers.1.mlp.down_proj.weight"):
+                check(name in names, name, "is missing in", names)
+            if compute == "FP64":
+                check(all(tensor["bound"] == 1e-9 for tensor in answer["tensors"]), answer["tensors"])
+        cut = good(run(*verify, "--layers", 1)).json()
+        check(not any(".layers.1." in tensor["tensor"] for tensor in cut["tensors"]), "--layers 1")
+        full = good(run(*verify, "--full")).json()
+        check(any(".layers.1." in tensor["tensor"] for tensor in full["tensors"]), "--full")
+        check(os.listdir(top) == ["tokens"], os.listdir(top))
+        refused(run(*verify, "--prompt", "x"), 2, "text with a job")
+        refused(run(*verify, "--compute", "f64"), 2, "--compute", "--set")
+        refused(run("verify", MODEL, "--set", "seed=1"), 2, "--set")
+
+
 def test_progress_says_loss_and_speed():
     with tempfile.TemporaryDirectory() as top:
         shown = good(run(*words(top), "--progress", "bar")).err

@@ -1,0 +1,44 @@
+#include "launcher/training_spec.h"
+
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "launcher/exit_code.h"
+#include "launcher/job_spec.h"
+
+namespace toroid {
+
+absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::string& path) {
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
+  if (!std::holds_alternative<TrainTask>(spec.task)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("not a training job: ", path, ": give it train { ... }, or submit it"));
+  }
+  if (arguments.Has("--mesh")) {
+    TOROID_ASSIGN_OR_RETURN(spec.placement.mesh, ParseMeshWish(arguments.Text("--mesh")));
+  }
+  if (arguments.Has("--threads")) {
+    const int64_t threads = arguments.Count("--threads");
+    if (threads > 4096) {
+      return UsageError(absl::StrCat("bad value of --threads: ", threads, ": give 0 to 4096"));
+    }
+    spec.placement.load.threads = static_cast<int>(threads);
+  }
+  spec.placement.load.device = spec.device;
+  return spec;
+}
+
+absl::StatusOr<MeshShape> MeshHere(const MeshWish& wish, int64_t world_size) {
+  std::string text;
+  for (const auto& [axis, size] : {std::pair("data", wish.data), std::pair("ring", wish.ring),
+                                   std::pair("tensor", wish.tensor)}) {
+    if (size == 0) continue;
+    absl::StrAppend(&text, text.empty() ? "" : ",", axis, "=",
+                    size == MeshWish::kRest ? std::string("*") : absl::StrCat(size));
+  }
+  return ParseMesh(text, world_size, "data");
+}
+
+}  // namespace toroid
