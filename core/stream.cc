@@ -37,10 +37,13 @@ bool CpuStream::Drive() {
 }
 
 void CpuStream::Wait() {
-  const auto spin_until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
-  while (!Drive()) {
-    if (std::chrono::steady_clock::now() > spin_until) std::this_thread::yield();
-  }
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  if (Drive()) return;
+  do {
+    if (Clock::now() > begin + std::chrono::microseconds(20)) std::this_thread::yield();
+  } while (!Drive());
+  waited_ns_ += std::chrono::nanoseconds(Clock::now() - begin).count();
 }
 
 bool CpuStream::idle() const {

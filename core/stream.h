@@ -5,6 +5,7 @@
 // (CpuStream, below) runs behind it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -38,6 +39,8 @@ class CpuStream {
   bool Drive();
   // Drives until the queue is empty: spins for 20 us, then yields between attempts.
   void Wait();
+  // Of all Waits that found something not yet done: what communication did not hide.
+  double waited_seconds() const { return double(waited_ns_.load()) * 1e-9; }
   bool idle() const;
   bool is_inline() const { return inline_; }
   // Steps ever given, and done. What was given before some moment is done once done() has reached
@@ -52,6 +55,7 @@ class CpuStream {
   mutable std::mutex mutex_;
   std::deque<std::function<bool()>> steps_;  // guarded by mutex_; the front outlives push_back
   int64_t given_ = 0;                        // guarded by mutex_
+  std::atomic<int64_t> waited_ns_{0};
 };
 
 // out = x, `bytes` of memory of the device that s.native is a stream of, in the stream's order.

@@ -6,6 +6,11 @@
 
 namespace toroid {
 
+bool OnGpu(Device device, Compute compute, int ranks) {
+  return device == Device::kCuda ||
+         (device == Device::kAuto && ranks == 1 && compute != Compute::kF64 && CudaDevices() > 0);
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> NewBackend(Device device, Compute compute, int threads,
                                                     int ranks, std::atomic<int64_t>* ticks) {
   const bool f64 = compute == Compute::kF64;
@@ -18,8 +23,7 @@ absl::StatusOr<std::unique_ptr<Backend>> NewBackend(Device device, Compute compu
     return absl::InvalidArgumentError(
         "--device cuda with --compute f64: use --device cpu, or --compute f32 or bf16");
   }
-  if (device == Device::kCuda ||
-      (device == Device::kAuto && ranks == 1 && !f64 && CudaDevices() > 0)) {
+  if (OnGpu(device, compute, ranks)) {
     CudaOptions options;
     options.product = compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
     return NewCudaBackend(options);

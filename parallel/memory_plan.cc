@@ -118,9 +118,14 @@ bool FirstFit(const Source& source, const std::vector<std::pair<std::string, Job
   return false;
 }
 
-constexpr std::pair<Remat, const char*> kRemats[] = {{Remat::kNone, "none"},
-                                                     {Remat::kAttentionOutput, "attention_output"},
-                                                     {Remat::kBlock, "block"}};
+struct RematName {
+  Remat remat;
+  const char *flag, *field;
+};
+constexpr RematName kRemats[] = {
+    {Remat::kNone, "--remat none", "--set train.remat=NONE"},
+    {Remat::kAttentionOutput, "--remat attention_output", "--set train.remat=ATTENTION_OUTPUT"},
+    {Remat::kBlock, "--remat block", "--set train.remat=BLOCK"}};
 
 // Training with less kept and more computed again; each change beside those before it.
 std::vector<std::pair<std::string, PlannedTraining>> Slower(const PlannedTraining& job) {
@@ -133,14 +138,14 @@ std::vector<std::pair<std::string, PlannedTraining>> Slower(const PlannedTrainin
   };
   if (job.options.packs_per_rank > 1) {
     changed.options.packs_per_rank = 1;
-    add("--packs-per-rank 1");
+    add(job.of_spec ? "--set train.packs_per_rank=1" : "--packs-per-rank 1");
   }
   const std::string before = text;
-  for (const auto& [remat, name] : kRemats) {
-    if (int(remat) <= int(job.options.remat)) continue;
+  for (const RematName& name : kRemats) {
+    if (int(name.remat) <= int(job.options.remat)) continue;
     text = before;
-    changed.options.remat = remat;
-    add(absl::StrCat("--remat ", name));
+    changed.options.remat = name.remat;
+    add(job.of_spec ? name.field : name.flag);
   }
   return jobs;
 }
@@ -224,7 +229,10 @@ std::vector<std::string> Advise(Source source, const PlannedTraining& job, int64
   for (int64_t length = job.sequence_length / 2; length >= 1; length /= 2) {
     PlannedTraining changed = job;
     changed.sequence_length = length;
-    shorter.emplace_back(absl::StrCat("--sequence-length ", length), changed);
+    shorter.emplace_back(
+        absl::StrCat(job.of_spec ? "--set train.data.sequence_length=" : "--sequence-length ",
+                     length),
+        changed);
   }
   FirstFit(source, shorter, limit, advice);
   return advice;

@@ -22,6 +22,8 @@ struct PlannedTraining {
   int64_t sequence_length = 0;
   int64_t batch_tokens = 0;  // of all ranks, one step
   bool checkpoints = true;   // are written
+  // Advice names fields of a job's spec, "--set train.remat=BLOCK", not plan's flags.
+  bool of_spec = false;
 };
 
 // A prompt and its output that fill the context.

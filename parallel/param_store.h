@@ -82,6 +82,7 @@ class ParamStore {
 
   Backend& ops() const { return ops_; }
   Stream stream() const { return s_; }
+  Stream traffic() const { return weights_s_; }  // carries gathers and reductions
   Mesh& mesh() const { return mesh_; }
   int64_t state_bytes() const { return state_bytes_; }    // stored, of one kind
   int64_t buffer_bytes() const { return buffer_bytes_; }  // gathered and gradient buffers
@@ -101,7 +102,7 @@ class ParamStore {
   FindParam Finder(int64_t group, Tensor flat, Tensor vectors) const;
 
   Backend& ops_;
-  Stream s_, weights_s_;  // weights_s_ carries gathers and reductions
+  Stream s_, weights_s_;
   Mesh& mesh_;
   const ParamGroups groups_;
   const Options options_;

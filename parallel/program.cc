@@ -9,6 +9,7 @@
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "parallel/engine.h"
+#include "parallel/evidence.h"
 #include "parallel/host_exchange.h"
 #include "parallel/launcher_environment.h"
 #include "parallel/progress_board.h"
@@ -99,6 +100,7 @@ void TrainFields(Stream&& field, P& p) {
   field(p.data.skipped);
   field(p.steps), field(p.seed), field(p.directory), field(p.checkpoint_every), field(p.keep);
   field(p.epoch), field(p.spike), field(p.skip_limit);
+  field(p.param_hash_every), field(p.memory_limit);
 }
 template <typename Stream, typename P>
 void Fields(Stream&& field, P& p) {
@@ -184,6 +186,7 @@ class Runner {
       }
       case ProgramKind::kTrain: {
         const auto result = Train(program);
+        if (board_ != nullptr) board_->Idle();  // rank 0 may export now, for as long as it takes
         if (speaks) channel_.on_trained(number, result);
         break;
       }
@@ -295,7 +298,13 @@ class Runner {
     auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
                                    training.tokenizer, training.plan, events, board_);
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, run.status()));
-    return (*run)->Run();
+    const std::string& directory = training.plan.directory;
+    const KeepEvidence evidence(board_, directory.empty() ? "" : directory + "/evidence");
+    absl::StatusOr<TrainingResult> result = (*run)->Run();
+    if (!result.ok() && !absl::IsCancelled(result.status())) {
+      evidence.Write(result.status().message());
+    }
+    return result;
   }
 
   // The first step of what kTrain would do, whatever its directory holds.

@@ -6,7 +6,10 @@
 // and `ticks` decide whether a rank moves.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 
@@ -30,7 +33,12 @@ class ProgressBoard {
     layer_.store(layer, std::memory_order_relaxed);
     round_.store(round, std::memory_order_relaxed);
     busy_.store(true, std::memory_order_relaxed);
-    sequence_.fetch_add(1, std::memory_order_relaxed);
+    const int64_t passed = sequence_.fetch_add(1, std::memory_order_relaxed);
+    Passed& place = places_[size_t(passed) % kPlaces];
+    place.op.store(op, std::memory_order_relaxed);
+    place.layer.store(layer, std::memory_order_relaxed);
+    place.round.store(round, std::memory_order_relaxed);
+    place.nanoseconds.store(Clock(), std::memory_order_relaxed);
   }
   // A life sign from inside a long op, from any of its threads: a block of attention or of a
   // product is done. An op that may take longer than --stall-timeout must give them.
@@ -53,7 +61,35 @@ class ProgressBoard {
     return now;
   }
 
+  // The places that were passed last, the newest first, into room for kPlaces; how many there are.
+  // Takes no lock and no memory: a signal handler may ask.
+  struct Place {
+    const char* op = "";
+    int64_t layer = -1, round = -1, sequence = 0, nanoseconds = 0;  // by Clock
+  };
+  static constexpr int64_t kPlaces = 64;
+  int64_t LastPlaces(Place* places) const {
+    const int64_t passed = sequence_.load(std::memory_order_relaxed);
+    const int64_t count = std::min(passed, kPlaces);
+    for (int64_t i = 0; i < count; ++i) {
+      const Passed& place = places_[size_t(passed - 1 - i) % kPlaces];
+      places[i] = {place.op.load(std::memory_order_relaxed),
+                   place.layer.load(std::memory_order_relaxed),
+                   place.round.load(std::memory_order_relaxed), passed - i,
+                   place.nanoseconds.load(std::memory_order_relaxed)};
+    }
+    return count;
+  }
+  static int64_t Clock() {
+    return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
  private:
+  struct Passed {
+    std::atomic<const char*> op{""};
+    std::atomic<int64_t> layer{-1}, round{-1}, nanoseconds{0};
+  };
+  std::array<Passed, size_t(kPlaces)> places_;
   std::atomic<const char*> op_{"start"};
   std::atomic<int64_t> layer_{-1}, round_{-1}, sequence_{0}, ticks_{0};
   std::atomic<bool> busy_{false};

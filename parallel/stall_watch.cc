@@ -3,6 +3,8 @@
 #include <optional>
 #include <utility>
 
+#include "parallel/evidence.h"
+
 namespace toroid {
 namespace {
 
@@ -57,6 +59,7 @@ void StallWatch::Run() {
       last_good = now;
     } else if (verdict->speaker == channel_.rank || now - last_good > kPatience) {
       lock.unlock();
+      if (!verdict->lines.empty()) WriteStallEvidence(verdict->lines.back());
       channel_.end_world(verdict->lines);
       return;
     }

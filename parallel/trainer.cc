@@ -235,6 +235,7 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   trainer->options_ = options;
   trainer->options_.optimizer = OptimizerSpec();  // no recipe needs more than another
   trainer->options_.optimizer.rate.peak = 1;
+  trainer->rounds_ = Rounds;
   trainer->source_ = std::move(source);
   Trainer& t = *trainer;
   TOROID_RETURN_IF_ERROR(
@@ -257,6 +258,15 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   RankMemory memory = t.memory();
   if (checkpoints) memory.checkpoint_copy = CheckpointCopyBytes(*t.store_);
   return memory;
+}
+
+std::optional<double> Trainer::exposed_seconds() const {
+  double seconds = 0;
+  for (const Stream& s : {s_, comm_s_, store_->traffic()}) {
+    if (s.cpu == nullptr) return std::nullopt;
+    seconds += s.cpu->waited_seconds();
+  }
+  return seconds;
 }
 
 // --- one micro-batch -----------------------------------------------------------------------------
@@ -379,10 +389,6 @@ absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(int64_t step,
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), status));
   SumHost(mesh_->shard(), labels);
-  if (std::accumulate(labels.begin(), labels.end(), 0.0) == 0) {
-    return absl::InvalidArgumentError(
-        "no token of the batch has a successor to predict: give documents of two tokens or more");
-  }
   return all;
 }
 
@@ -407,10 +413,22 @@ absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
 }
 
 absl::StatusOr<double> Trainer::Gradient(int64_t step, const TrainBatch& batch) {
+  StepResult result;
+  result.step = step;
+  TOROID_RETURN_IF_ERROR(GradientOf(batch, result));
+  if (result.labels > 0) return result.loss;
+  return absl::InvalidArgumentError(
+      "no token of the batch has a successor to predict: give documents of two tokens or more");
+}
+
+absl::Status Trainer::GradientOf(const TrainBatch& batch, StepResult& result) {
+  const int64_t step = result.step;
   std::vector<double> labels;  // of each micro-batch
   TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(step, batch, labels));
-  TOROID_RETURN_IF_ERROR(Reserve(tokens));
   const double all = std::accumulate(labels.begin(), labels.end(), 0.0);
+  result.labels = int64_t(all);
+  if (result.labels == 0) return mesh_->Health();
+  TOROID_RETURN_IF_ERROR(Reserve(tokens));
   const int64_t every = options_.noise_scale_every;
   const bool measured = every > 0 && step % every == 0 && labels[0] > 0 && labels[0] < all;
   part_.reset();
@@ -426,23 +444,23 @@ absl::StatusOr<double> Trainer::Gradient(int64_t step, const TrainBatch& batch) 
   }
   store_->FinishReductions();
   SumHost(mesh_->shard(), loss);
-  TOROID_RETURN_IF_ERROR(mesh_->Health());
-  return loss[0];
+  result.loss = loss[0];
+  return mesh_->Health();
 }
 
 absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) {
   StepResult result;
   result.step = step;
+  result.rate = LearningRate(options_.optimizer.rate, step);
   for (const std::vector<int64_t>& pack : batch.documents) {
     for (int64_t length : pack) result.tokens += length;
   }
-  TOROID_ASSIGN_OR_RETURN(result.loss, Gradient(step, batch));
-  TOROID_RETURN_IF_ERROR(Update(result));
+  TOROID_RETURN_IF_ERROR(GradientOf(batch, result));
+  if (result.labels > 0) TOROID_RETURN_IF_ERROR(Update(result));
   return result;
 }
 
 absl::Status Trainer::Update(StepResult& result) {
-  result.rate = LearningRate(options_.optimizer.rate, result.step);
   At("norm", -1);
   const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
   double sum = 0;

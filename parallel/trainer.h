@@ -66,9 +66,10 @@ struct TrainBatch {
 
 struct StepResult {
   int64_t step = 0;
-  double loss = 0;       // mean of -log p + zeta (log Z)^2 over the tokens that have a label
+  int64_t labels = 0;    // tokens that have one; 0: there is no loss, and no update is made
+  double loss = 0;       // mean of -log p + zeta (log Z)^2 over them
   double grad_norm = 0;  // before the clip, of the mean's gradient
-  double rate = 0;       // learning rate
+  double rate = 0;       // learning rate; Step's
   int64_t tokens = 0;    // of the batch
   std::string skipped;   // the parameter whose gradient is not finite: no update was made
   std::optional<double> noise_scale;  // in labels, over about the last hundred measurements
@@ -85,13 +86,13 @@ class Trainer {
                                                          RoundsRule rounds = Rounds);
   ~Trainer();
 
-  // One step with the batch of `step`. InvalidArgument if no token has a label; other errors are
-  // those of `read` and of lost peers.
+  // One step with the batch of `step`. Errors are those of `read` and of lost peers.
   absl::StatusOr<StepResult> Step(int64_t step, const TrainBatch& batch);
   // The gradient of a step alone, left in store(): its loss, sums over the world paid, no update.
+  // InvalidArgument if no token has a label.
   absl::StatusOr<double> Gradient(int64_t step, const TrainBatch& batch);
   // The rest of a step: norm, clip and update by the gradient that is in store(). Reads
-  // result.step, fills grad_norm, rate, skipped and noise_scale.
+  // result.step, fills grad_norm, skipped and noise_scale.
   absl::Status Update(StepResult& result);
   // The store was loaded from a checkpoint that `updates` updates had made, with this noise().
   void Restore(int64_t updates, const GradientNoiseScale& noise);
@@ -108,6 +109,8 @@ class Trainer {
   // communicators.
   int64_t peak_bytes() { return memory().total(); }
   RankMemory memory();
+  // For how long this rank has waited for messages so far, computing nothing; none on a GPU.
+  std::optional<double> exposed_seconds() const;
 
   // The same of rank `rank` of a world that need not exist, after a step over packs of these
   // documents; checkpoints: are written. InvalidArgument: Validate's.
@@ -125,6 +128,8 @@ class Trainer {
   absl::StatusOr<std::vector<Tokens>> ReadBatch(int64_t step, const TrainBatch& batch,
                                                 std::vector<double>& labels);
   absl::Status Reserve(const std::vector<Tokens>& batch);
+  // Gradient, into result.loss and result.labels; of a batch without labels nothing is done.
+  absl::Status GradientOf(const TrainBatch& batch, StepResult& result);
   // This rank's part of the loss.
   double Accumulate(int64_t step, const Tokens& tokens, double weight);
   void Forward(MicroBatchOf& micro);

@@ -76,9 +76,29 @@ absl::StatusOr<TrainingTokens> OpenTokens(
   return tokens;
 }
 
+namespace {
+
+// A document of two tokens is enough: the first has a successor to predict, if need be in the next
+// pack.
+bool HasLabels(const TrainingTokens& tokens, const TrainingData& data) {
+  const int64_t end = tokens.end_of_text >= 0;
+  if (data.join_documents && tokens.set->tokens() + end * tokens.set->documents() >= 2) return true;
+  for (int64_t d = 0; d < tokens.set->documents(); ++d) {
+    if (tokens.set->Length(d) + end >= 2) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<const Batches>> BatchesOf(const TrainingTokens& tokens,
                                                          const TrainingData& data, uint64_t seed,
                                                          const SkipList& skipped) {
+  if (!HasLabels(tokens, data)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the data has nothing to predict: no token of ", absl::StrJoin(data.paths, " "),
+        " has a successor in its document: give documents of two tokens or more"));
+  }
   BatchOptions options;
   options.list = {seed, data.shuffle, tokens.end_of_text, data.epochs};
   options.sequence_length = data.sequence_length;

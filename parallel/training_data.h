@@ -47,7 +47,8 @@ absl::StatusOr<TrainingTokens> OpenTokens(
     const TrainingData& data, const std::function<bool(const TokenCacheProgress&)>& progress);
 
 // seed: of the order of documents; skipped: instead of data.skipped, in a run that went back.
-// Errors are those of Batches::Create.
+// Errors are those of Batches::Create; InvalidArgument if no token at all has a successor to
+// predict.
 absl::StatusOr<std::unique_ptr<const Batches>> BatchesOf(const TrainingTokens& tokens,
                                                          const TrainingData& data, uint64_t seed,
                                                          const SkipList& skipped);

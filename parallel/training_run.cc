@@ -9,8 +9,12 @@
 #include "absl/strings/str_split.h"
 #include "core/io/model_origin.h"
 #include "core/status_macros.h"
+#include "parallel/device.h"
 #include "parallel/host_exchange.h"
+#include "parallel/host_memory.h"
+#include "parallel/launcher_environment.h"
 #include "parallel/memory_plan.h"
+#include "parallel/param_hash.h"
 
 namespace toroid {
 namespace {
@@ -18,7 +22,7 @@ namespace {
 // Names of what a checkpoint keeps for a run, in TrainingState::numbers and texts.
 constexpr char kUpdates[] = "updates", kSkippedSteps[] = "skipped steps";
 constexpr char kSpikeLosses[] = "spike losses", kRewinds[] = "rewinds", kForks[] = "forks";
-constexpr char kNoise[] = "noise scale", kList[] = "token list";
+constexpr char kNoise[] = "noise scale", kList[] = "token list", kDropout[] = "dropout";
 
 constexpr int64_t kMostBranches = int64_t{1} << 20;
 
@@ -44,15 +48,32 @@ absl::Status CheckSpikeRule(const TrainingPlan& plan) {
                    "; keep ", (asked + plan.checkpoint_every - 1) / plan.checkpoint_every + 1));
 }
 
-// The same on every rank: nothing but plan and model decides.
-absl::Status CheckMemory(const TrainingPlan& plan,
+// Collective; the same answer on every rank, since ranks may have hosts of different size.
+absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
                          const std::shared_ptr<const ModelSource>& source) {
-  if (plan.memory_limit == 0) return absl::OkStatus();
-  PlannedTraining job{plan.options, plan.data.sequence_length, 0, !plan.directory.empty()};
-  for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
-    job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+  int64_t limit = plan.memory_limit;
+  if (limit == 0) {
+    if (OnGpu(plan.options.device, plan.options.compute, world.size())) return absl::OkStatus();
+    const int64_t own = FreeMemory().value_or(INT64_MAX) / HostsOf(world).local_size;
+    const std::vector<int64_t> shares = GatherHost(world, own);
+    limit = *std::min_element(shares.begin(), shares.end());
   }
-  return CheckFits(source, job, plan.memory_limit);
+  absl::Status fits;
+  if (world.rank() == 0) {
+    PlannedTraining job{plan.options, plan.data.sequence_length, 0, !plan.directory.empty()};
+    for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
+      job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+    }
+    job.of_spec = true;
+    fits = CheckFits(source, job, limit);
+  }
+  return ShareStatus(world, fits);
+}
+
+// What dropout draws: a run that goes on with other draws, or another rate, is another run.
+std::string DropoutText(const TrainOptions& options) {
+  if (options.dropout == 0) return "none";
+  return absl::StrCat("rate ", options.dropout, ", seed ", options.dropout_seed);
 }
 
 }  // namespace
@@ -81,6 +102,11 @@ absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_
         absl::StrCat("steps between checkpoints: ", plan.checkpoint_every,
                      ", skipped in a row: ", plan.skip_limit, "; neither can be negative"));
   }
+  if (plan.param_hash_every < 0 || plan.memory_limit < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("steps between hashes of the weights: ", plan.param_hash_every,
+                     ", bytes of a rank: ", plan.memory_limit, "; neither can be negative"));
+  }
   return plan.spike ? CheckSpikeRule(plan) : absl::OkStatus();
 }
 
@@ -89,7 +115,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
     const TrainingEvents& events, ProgressBoard* board) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
-  TOROID_RETURN_IF_ERROR(CheckMemory(plan, source));
+  TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));
   std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events));
   run->skip_list_ = plan.data.skipped;
   TOROID_ASSIGN_OR_RETURN(run->trainer_,
@@ -186,6 +212,13 @@ absl::Status TrainingRun::Restore(const TrainingState& state) {
         " was trained on other data, or with another seed: give those again, or another output "
         "directory"));
   }
+  const auto dropout = state.texts.find(kDropout);
+  const std::string drawn = dropout == state.texts.end() ? "none" : dropout->second;
+  if (drawn != DropoutText(plan_.options)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the checkpoint of step ", state.step, " was trained with dropout ", drawn, ", not ",
+        DropoutText(plan_.options), ": give that again, or another output directory"));
+  }
   return batches_->CheckPosition(state.step, state.data_position);
 }
 
@@ -205,6 +238,7 @@ TrainingState TrainingRun::State() const {
   const GradientNoiseScale& noise = trainer_->noise();
   state.numbers[kNoise] = {noise.gradient, noise.trace, noise.weight};
   state.texts[kList] = absl::StrCat(batches_->list_fingerprint());
+  state.texts[kDropout] = DropoutText(plan_.options);
   return state;
 }
 
@@ -238,18 +272,24 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   const auto start = std::chrono::steady_clock::now();
   TOROID_ASSIGN_OR_RETURN(const TrainBatch packs, BatchOfStep(*batches_, step_));
   StepReport report;
+  const std::optional<double> waited = trainer_->exposed_seconds();
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
+  if (waited) report.exposed_seconds = *trainer_->exposed_seconds() - *waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_s = double(report.result.tokens) / report.seconds;
   report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());
   report.flops =
       FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, packs.documents);
+  const int64_t hash_every = plan_.param_hash_every;
+  if (hash_every > 0 && (step_ + 1) % hash_every == 0) {
+    report.param_hash = ParamHash(trainer_->store());
+  }
   return report;
 }
 
 // The loss after a step: a spike takes the run back, before what it did to the weights lasts.
 absl::Status TrainingRun::JudgeLoss(const StepReport& report) {
-  if (!plan_.spike) return absl::OkStatus();
+  if (!plan_.spike || report.result.labels == 0) return absl::OkStatus();
   const SpikeVerdict verdict = Observe(*plan_.spike, report.result.loss, spike_);
   if (!verdict.spike) return absl::OkStatus();
   Take(writer_->Wait());
@@ -344,9 +384,11 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     if (speaks()) events_.on_step(report);
     TOROID_RETURN_IF_ERROR(skipped_.Count(step_, {step.grad_norm, 1, step.skipped.empty()},
                                           step.skipped, plan_.skip_limit));
-    if (first) result_.first_loss = step.loss;
-    first = false;
-    result_.last_loss = step.loss;
+    if (step.labels > 0) {
+      if (first) result_.first_loss = step.loss;
+      first = false;
+      result_.last_loss = step.loss;
+    }
     result_.tokens += step.tokens;
     ++step_;
     const int64_t done = step_;

@@ -35,8 +35,9 @@ struct TrainingPlan {
   int64_t keep = 3;              // checkpoints
   int64_t epoch = 0;             // of this launch
   std::optional<SpikeRule> spike;
-  int64_t skip_limit = 10;   // steps in a row whose gradient is not finite
-  int64_t memory_limit = 0;  // bytes of a rank; 0: none
+  int64_t skip_limit = 10;       // steps in a row whose gradient is not finite
+  int64_t param_hash_every = 0;  // steps from one hash of all weights to the next; 0: never
+  int64_t memory_limit = 0;      // bytes of a rank; 0: its share of what its host has free
 };
 
 // What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,
@@ -49,6 +50,9 @@ struct StepReport {
   double seconds = 0;
   double tokens_per_s = 0;
   int64_t peak_bytes = 0;  // accounted, of this rank
+  // In which this rank waited for messages, computing nothing; none on a GPU.
+  std::optional<double> exposed_seconds;
+  std::optional<uint64_t> param_hash;  // of the weights after the step, if it was asked for
   // Of the step, on all ranks: divided by seconds x ranks x the peak rate of one, MFU and HFU.
   TrainingFlops flops;
 };
@@ -72,7 +76,7 @@ struct TrainingEvents {
 struct TrainingResult {
   int64_t steps = 0;                     // done, those before this launch counted
   int64_t tokens = 0;                    // of this launch
-  double first_loss = 0, last_loss = 0;  // of this launch
+  double first_loss = 0, last_loss = 0;  // of this launch, of steps that have one
   int64_t skipped = 0;                   // steps without an update, of the whole run
   int64_t rewinds = 0;
   StopAsked stopped = StopAsked::kNo;
@@ -84,8 +88,8 @@ class TrainingRun {
   // Makes the trainer, tokenises what is not yet in the cache (all ranks take their share), opens
   // the data and loads the newest checkpoint of plan.directory, if there is one. Collective; an
   // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
-  // model's, data that ends before plan.steps. FailedPrecondition: a checkpoint of another run, or
-  // more memory than plan.memory_limit, with the smallest change that fits.
+  // model's, data that ends before plan.steps or has nothing to predict. FailedPrecondition: a
+  // checkpoint of another run, or more memory than there is, with the smallest change that fits.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,

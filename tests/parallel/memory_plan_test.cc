@@ -96,9 +96,8 @@ TEST(MemoryPlan, ForeseesTrainingToTheByte) {
         EXPECT_EQ(group.memory.gradients, real.gradients) << rank;
         EXPECT_EQ(group.memory.activations, real.activations) << rank;
         EXPECT_EQ(group.memory.ring_buffers, real.ring_buffers) << rank;
-        // The communicator is MPI's there, threads' here.
-        EXPECT_NEAR(double(group.memory.total()), double(real.total()), 0.05 * real.total())
-            << rank;
+        // The communicator is MPI's there, threads' here; tests/e2e/train.py compares it.
+        EXPECT_EQ(WithoutCommunicator(group.memory), WithoutCommunicator(real)) << rank;
         ++seen;
       }
     }
@@ -169,10 +168,11 @@ TEST(MemoryPlan, LargeMeshesOfLargeModelsTakeSeconds) {
   size_t ranks = 0;
   for (const MemoryPlan::Group& group : plan->groups) ranks += group.ranks.size();
   EXPECT_EQ(ranks, 64u * 8 * 12);
-  // Float32 state of 540 billion parameters over all ranks: weights and two moments.
+  // Two float32 moments of 540 billion parameters over all ranks, each of which has a copy of the
+  // one KV head.
   const RankMemory& m = plan->groups[0].memory;
   EXPECT_NEAR(double(m.optimizer), 8.0 * double(source->config.ParameterCount()) / (64 * 8 * 12),
-              0.02 * double(m.optimizer));
+              0.03 * double(m.optimizer));
   EXPECT_GT(m.ring_buffers, 0);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   EXPECT_LT(seconds.count(), 20);

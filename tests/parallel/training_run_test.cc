@@ -1,7 +1,9 @@
 // Runs of many steps: resumed bit for bit after a stop and after being killed, resumed on other
 // meshes, stopped when asked, refused when they cannot be right.
+#include <cmath>
 #include <filesystem>
 
+#include "parallel/memory_plan.h"
 #include "tests/support/training_runs.h"
 
 namespace toroid {
@@ -132,6 +134,127 @@ TEST_F(TrainingRunTest, AnotherRunIsRefusedNotMixed) {
   const Outcome run = Run(plan);
   EXPECT_TRUE(run.status.ok()) << run.status;
   EXPECT_EQ(run.result.steps, 6);
+}
+
+TEST_F(TrainingRunTest, OtherDropoutIsAnotherRun) {
+  TrainingPlan plan = Plan({1, 1, 1}, 2);
+  plan.options.dropout = 0.125;
+  plan.options.dropout_seed = 3;
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.steps = 4;
+  const auto refusal = [&](double rate, uint64_t seed) {
+    TrainingPlan other = plan;
+    other.options.dropout = rate;
+    other.options.dropout_seed = seed;
+    const absl::Status status = Run(other).status;
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal(0.125, 4), HasSubstr("dropout rate 0.125, seed 3, not rate 0.125, seed 4"));
+  EXPECT_THAT(refusal(0.25, 3), HasSubstr("not rate 0.25, seed 3"));
+  EXPECT_THAT(refusal(0, 3), HasSubstr("not none"));
+  const Outcome same = Run(plan);  // control
+  EXPECT_TRUE(same.status.ok()) << same.status;
+  EXPECT_EQ(same.reports.size(), 2u);
+}
+
+// Documents of one token have nothing to predict: batches of them alone are steps without a loss,
+// which change nothing; data of them alone is refused.
+TEST_F(TrainingRunTest, BatchesWithoutLabelsCountAndChangeNothing) {
+  Documents documents(2 * 64, Documents::value_type{1});  // two batches of 64 tokens
+  for (const auto& walk : Walks(40, vocab())) documents.push_back(walk);
+  TrainingPlan plan = Plan({2, 1, 1}, 0);
+  plan.data.paths = {WriteShard(directory_, "single.tokens", documents, vocab())};
+  plan.data.batch_tokens.stages = {{0, 64}};
+  plan.data.shuffle = false;
+  plan.options.optimizer.decay.rate = 0.1;
+  plan.directory = "";
+  const Outcome none = Run(plan);
+  ASSERT_TRUE(none.status.ok()) << none.status;
+  plan.steps = 2;
+  const Outcome empty = Run(plan);
+  ASSERT_TRUE(empty.status.ok()) << empty.status;
+  EXPECT_EQ(empty.weights, none.weights);
+  EXPECT_EQ(empty.result.steps, 2);
+  EXPECT_EQ(empty.result.tokens, 2 * 64);
+  EXPECT_EQ(empty.result.skipped, 0);
+  for (const StepReport& report : empty.reports) {
+    EXPECT_EQ(report.result.labels, 0);
+    EXPECT_EQ(report.result.loss, 0);
+    EXPECT_GT(report.result.rate, 0);
+  }
+  plan.steps = 5;
+  const Outcome whole = Run(plan);
+  ASSERT_TRUE(whole.status.ok()) << whole.status;
+  EXPECT_GT(whole.reports.at(2).result.labels, 0);  // control
+  EXPECT_NE(whole.weights, none.weights);
+  EXPECT_EQ(whole.result.first_loss, whole.losses.at(2));
+  EXPECT_TRUE(std::isfinite(whole.result.last_loss));
+
+  const auto refusal = [&](const TrainingPlan& wrong) {
+    const Outcome run = Run(wrong);
+    EXPECT_EQ(run.status.code(), absl::StatusCode::kInvalidArgument) << run.status;
+    EXPECT_TRUE(run.reports.empty());
+    return std::string(run.status.message());
+  };
+  TrainingPlan wrong = plan;
+  wrong.data.paths = {WriteShard(directory_, "ones.tokens", Documents(200, {1}), vocab())};
+  EXPECT_THAT(refusal(wrong), HasSubstr("nothing to predict"));
+  wrong.data.join_documents = true;  // then they predict each other
+  EXPECT_TRUE(Run(wrong).status.ok());
+}
+
+TEST_F(TrainingRunTest, HashesOfWeightsComeWhenAskedFor) {
+  TrainingPlan plan = Plan({2, 1, 1}, 5);
+  plan.directory = "";
+  plan.param_hash_every = 2;
+  const auto hashes = [](const Outcome& run) {
+    std::vector<std::optional<uint64_t>> all;
+    for (const StepReport& report : run.reports) all.push_back(report.param_hash);
+    return all;
+  };
+  const auto first = hashes(Run(plan));
+  ASSERT_EQ(first.size(), 5u);
+  EXPECT_FALSE(first[0] || first[2] || first[4]);
+  ASSERT_TRUE(first[1] && first[3]);
+  EXPECT_NE(*first[1], *first[3]);
+  EXPECT_EQ(hashes(Run(plan)), first);
+  plan.seed = 6;
+  EXPECT_NE(hashes(Run(plan))[1], first[1]);  // control
+}
+
+TEST_F(TrainingRunTest, WaitingForOthersIsMeasured) {
+  TrainingPlan plan = Plan({2, 1, 2}, 3);
+  plan.directory = "";
+  double waited = 0;
+  for (const StepReport& report : Run(plan).reports) {
+    ASSERT_TRUE(report.exposed_seconds.has_value());
+    EXPECT_LE(*report.exposed_seconds, report.seconds);
+    waited += *report.exposed_seconds;
+  }
+  EXPECT_GT(waited, 0);
+  plan.options.mesh = {1, 1, 1};
+  for (const StepReport& report : Run(plan).reports) EXPECT_EQ(report.exposed_seconds, 0.0);
+}
+
+TEST_F(TrainingRunTest, WhatDoesNotFitIsRefusedBeforeTheFirstStep) {
+  TrainingPlan plan = Plan({2, 1, 1}, 1);
+  plan.data.sequence_length = 512;
+  plan.data.batch_tokens.stages = {{0, 1024}};
+  plan.options.remat = Remat::kNone;
+  PlannedTraining job{plan.options, 512, 1024};
+  const int64_t need = PlanMemory(source_, job)->most();
+  plan.memory_limit = need - 1;
+  const Outcome refused = Run(plan);
+  EXPECT_EQ(refused.status.code(), absl::StatusCode::kFailedPrecondition) << refused.status;
+  EXPECT_THAT(std::string(refused.status.message()),
+              HasSubstr("fits is --set train.remat=ATTENTION_OUTPUT"));
+  EXPECT_TRUE(refused.reports.empty());
+  EXPECT_FALSE(std::filesystem::exists(plan.directory));
+  plan.memory_limit = need;
+  const Outcome fits = Run(plan);
+  EXPECT_TRUE(fits.status.ok()) << fits.status;
+  EXPECT_NEAR(double(fits.reports.at(0).peak_bytes), double(need), 0.05 * double(need));
 }
 
 // The newest checkpoint is damaged: the one before is taken, and what follows is a new branch.

@@ -1,0 +1,16 @@
+// A hash of all of a model's weights, to compare runs by: equal weights have equal hashes on every
+// mesh, and one flipped bit changes it.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel/param_store.h"
+
+namespace toroid {
+
+// The sum, modulo 2^64, over all parameters and their elements of a mix of (parameter's place in
+// the model, element, value as float64), replicas counted once: a sum has no order. Collective over
+// the world; the host waits.
+uint64_t ParamHash(const ParamStore& store);
+
+}  // namespace toroid
