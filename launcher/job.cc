@@ -4,6 +4,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "core/status_macros.h"
 #include "launcher/client.h"
 #include "launcher/exit_code.h"
@@ -29,6 +30,18 @@ std::string StateLine(const JobStatus& job) {
   if (!job.pod.empty()) absl::StrAppend(&line, "  pod ", job.pod);
   if (job.epoch > 0) absl::StrAppend(&line, "  mesh ", ToString(job.mesh), "  epoch ", job.epoch);
   if (!job.message.empty()) absl::StrAppend(&line, "  ", job.message);
+  return line;
+}
+
+// "ID  train 120/1000  loss 2.3146  5120.0 tokens/s"
+std::string ProgressLine(const JobStatus& job) {
+  const TaskProgress& progress = *job.progress;
+  std::string line =
+      absl::StrCat(job.id, "  ", progress.phase, " ", progress.done, "/", progress.total);
+  if (progress.loss.has_value()) absl::StrAppendFormat(&line, "  loss %.4f", *progress.loss);
+  if (progress.tokens_per_s > 0) {
+    absl::StrAppendFormat(&line, "  %.1f tokens/s", progress.tokens_per_s);
+  }
   return line;
 }
 
@@ -79,11 +92,28 @@ void PrintResult(const Arguments& arguments, const JobStatus& job) {
     text = absl::StrCat("tokens ", score->tokens, "  mean nll ", score->mean_nll, "\n");
   } else if (const auto* train = std::get_if<TrainResult>(&job.result)) {
     if (!JsonOption(arguments)) WriteStdout(absl::StrCat(TrainSummary(*train), "\n"));
+  } else if (const auto* verify = std::get_if<VerifyResult>(&job.result)) {
+    report = &verify->report;
+    text = absl::StrFormat("%s: %s, error %.3e, bound %.1e\n", verify->pass ? "pass" : "FAIL",
+                           verify->worst.tensor, verify->worst.error, verify->worst.bound);
   }
   if (report == nullptr) return;
   if (!JsonOption(arguments)) WriteStdout(text);
   if (VerboseOption(arguments)) TalkLines(RunDetails(*report));
 }
+
+// What people see of a job's events, one after the other: states, and progress between them.
+class EventLines {
+ public:
+  std::string Next(const JobEvent& event) {
+    const bool same = event.sequence == last_ && event.status.progress.has_value();
+    last_ = event.sequence;
+    return same ? ProgressLine(event.status) : StateLine(event.status);
+  }
+
+ private:
+  uint64_t last_ = 0;
+};
 
 // Follows a job to its end, printing each change; the last status.
 absl::StatusOr<JobStatus> Follow(Client& client, const std::string& id, uint64_t from,
@@ -109,8 +139,9 @@ absl::Status RunSubmit(const Arguments& arguments) {
     return absl::OkStatus();
   }
   const bool talk = !arguments.Flag("--quiet");
+  EventLines shown;
   TOROID_ASSIGN_OR_RETURN(job, Follow(*client, job.id, 0, [&](const JobEvent& event) {
-                            if (talk) Talk(StateLine(event.status));
+                            if (talk) Talk(shown.Next(event));
                           }));
   if (JsonOption(arguments)) WriteStdout(absl::StrCat(JobJson(job), "\n"));
   PrintResult(arguments, job);
@@ -169,12 +200,13 @@ absl::Status RunWatch(const Arguments& arguments) {
   const uint64_t from = static_cast<uint64_t>(arguments.Count("--from-sequence"));
   const bool json = JsonOption(arguments), lines = JsonLines(arguments);
   std::vector<JobEvent> events;
+  EventLines shown;
   TOROID_ASSIGN_OR_RETURN(
       const JobStatus job, Follow(*client, arguments.Text("ID"), from, [&](const JobEvent& event) {
         if (json) {
           events.push_back(event);
         } else {
-          WriteStdout(absl::StrCat(lines ? JobEventJson(event) : StateLine(event.status), "\n"));
+          WriteStdout(absl::StrCat(lines ? JobEventJson(event) : shown.Next(event), "\n"));
         }
       }));
   if (json) WriteStdout(absl::StrCat(JobEventListJson(events), "\n"));
@@ -286,7 +318,7 @@ const Verb kJobGetVerb = {
 };
 const Verb kJobWatchVerb = {
     .name = "job watch",
-    .summary = "follow a job's states to its end; exit 5 if it fails",
+    .summary = "follow a job's states and progress to its end; exit 5 if it fails",
     .positionals = {kId},
     .tables = {&kWatchOptions, &kClientOptions, &kLinesOptions},
     .examples = "toroid job watch ID\ntoroid job watch ID -o jsonl",

@@ -103,6 +103,17 @@ Json TimeJson(absl::Time time) {
   return absl::FormatTime(absl::RFC3339_full, time, absl::UTCTimeZone());
 }
 
+Json Verify(const VerifyResult& result) {
+  Json json = Json::object();
+  json["mesh"] = MeshJson(result.report.mesh);
+  json["pass"] = result.pass;
+  json["worst"] = TensorJson(result.worst);
+  json["tensors"] = Json::array();
+  for (const TensorError& tensor : result.tensors) json["tensors"].push_back(TensorJson(tensor));
+  AddReport(result.report, &json);
+  return json;
+}
+
 Json Job(const JobStatus& status) {
   Json json = Object();
   json["id"] = status.id;
@@ -141,6 +152,15 @@ Json Job(const JobStatus& status) {
     json["result"].erase("model");
   } else if (const auto* train = std::get_if<TrainResult>(&status.result)) {
     json["result"] = Train(*train);
+  } else if (const auto* verify = std::get_if<VerifyResult>(&status.result)) {
+    json["result"] = Verify(*verify);
+  }
+  if (status.progress.has_value()) {
+    const TaskProgress& progress = *status.progress;
+    Json shown = {{"phase", progress.phase}, {"done", progress.done}, {"total", progress.total}};
+    if (progress.loss.has_value()) shown["loss"] = *progress.loss;
+    if (progress.tokens_per_s > 0) shown["tokens_per_s"] = progress.tokens_per_s;
+    json["progress"] = std::move(shown);
   }
   return json;
 }
@@ -235,12 +255,7 @@ std::string TrainJson(absl::string_view model, const TrainResult& result) {
 std::string VerifyJson(absl::string_view model, const VerifyResult& result) {
   Json json = Object();
   json["model"] = std::string(model);
-  json["mesh"] = MeshJson(result.report.mesh);
-  json["pass"] = result.pass;
-  json["worst"] = TensorJson(result.worst);
-  json["tensors"] = Json::array();
-  for (const TensorError& tensor : result.tensors) json["tensors"].push_back(TensorJson(tensor));
-  AddReport(result.report, &json);
+  json.update(Verify(result));
   return Dump(json);
 }
 

@@ -168,6 +168,7 @@ absl::StatusOr<MeshShape> WholeMesh(const std::string& text) {
 struct Question {
   std::string model;  // as it is shown
   MeshShape mesh;
+  int64_t limit = 0;  // bytes of a rank that the job's file gives it
   std::shared_ptr<const ModelSource> source;
   std::variant<PlannedTraining, PlannedInference> job;
 };
@@ -244,6 +245,8 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
   }
   if (const auto* train = std::get_if<TrainTask>(&spec.task)) {
     PlannedTraining job{train->plan.options, train->plan.data.sequence_length};
+    job.of_spec = true;
+    question.limit = train->plan.memory_limit;
     job.options.mesh = question.mesh;
     job.options.layout = load.layout;
     job.options.compute = load.compute;
@@ -268,7 +271,7 @@ absl::Status RunPlan(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const Question question, IsJobFile(what)
                                                        ? QuestionOfJob(arguments, what, mesh)
                                                        : QuestionOfFlags(arguments, mesh));
-  const int64_t limit = arguments.Count("--memory");
+  const int64_t limit = arguments.Has("--memory") ? arguments.Count("--memory") : question.limit;
   const double rate = arguments.Real("--flops");
   const bool train = std::holds_alternative<PlannedTraining>(question.job);
   TOROID_ASSIGN_OR_RETURN(
@@ -297,7 +300,8 @@ const OptionTable kPlanOptions = {
          false, true},
         {"--task", ValueKind::kChoice, "auto|train|generate", "auto",
          "auto: train if a sequence length or a batch is given"},
-        {"--memory", ValueKind::kBytes, "BYTES", "", "what a rank may take; default: no limit"},
+        {"--memory", ValueKind::kBytes, "BYTES", "",
+         "what a rank may take; default: the job's, or no limit"},
         {"--flops", ValueKind::kReal, "RATE", "0",
          "operations a second of a rank, as 5e10: the seconds of a step or a prefill are told"},
         {"--max-tokens", ValueKind::kCount, "N", "256", "generate: of the context, made"},

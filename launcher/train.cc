@@ -28,6 +28,14 @@ absl::StatusOr<JobSpec> JobOf(const Arguments& arguments) {
     peak = arguments.Real("--peak-flops");
     if (peak < 0) return UsageError("bad value of --peak-flops: give FLOP/s, or 0");
   }
+  if (arguments.Has("--memory")) {
+    std::get<TrainTask>(spec.task).plan.memory_limit = arguments.Count("--memory");
+  }
+  if (spec.verify.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a job that is verified, not trained: ", arguments.Text("FILE"),
+        ": leave out its field verify, or give it to toroid verify or toroid job submit"));
+  }
   return spec;
 }
 
@@ -186,6 +194,8 @@ const OptionTable kTrainOptions = {
          "per rank; 0: the host's cores split over its ranks"},
         {"--peak-flops", ValueKind::kReal, "X", "0",
          "of one rank, FLOP/s, as measured: then mfu and hfu are told"},
+        {"--memory", ValueKind::kBytes, "BYTES", "0",
+         "what a rank may take; 0: its share of what its host has free"},
         {"--controller", ValueKind::kText, "HOST:PORT", "",
          "run there instead of in this process (also TOROID_CONTROLLER)", true},
     }};
@@ -207,7 +217,9 @@ const Verb kTrainVerb = {
     .details =
         "Started again with the same output directory, a run goes on from its newest checkpoint, "
         "also on another\nmesh. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
-        "events, logs/ and checkpoints/.\ntoroid config schema lists all fields of a job.",
+        "events, logs/ and checkpoints/, export/ if asked for, and\nevidence/ after a failure. "
+        "toroid "
+        "config schema lists all fields of a job.",
 };
 
 }  // namespace toroid

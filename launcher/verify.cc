@@ -18,6 +18,7 @@
 #include "launcher/world.h"
 #include "parallel/verify_self_test.h"
 #include "rpc/prompt.h"
+#include "rpc/training_job.h"
 
 namespace toroid {
 namespace {
@@ -135,8 +136,23 @@ bool IsJob(const std::string& path) {
   return false;
 }
 
-// Its first step, of the tokens that it would train on; nothing of the run is written but these.
-absl::Status JobOnRanks(const Arguments& arguments) {
+// The job, whose first step is verified on the tokens that it would train on; nothing of the run is
+// written but these.
+absl::StatusOr<JobSpec> JobOf(const Arguments& arguments) {
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, TrainingSpec(arguments, arguments.Text("MODEL")));
+  VerifyTask task = spec.verify.value_or(VerifyTask{});
+  if (!spec.verify.has_value() || arguments.Has("--layers")) {
+    task.request.layers = arguments.Has("--layers") ? arguments.Count("--layers") : kLayersOfJob;
+  }
+  if (!spec.verify.has_value() || arguments.Has("--tokens")) {
+    task.tokens = std::max<int64_t>(arguments.Count("--tokens"), 1);
+  }
+  task.full = task.full || arguments.Flag("--full");
+  spec.verify = task;
+  return spec;
+}
+
+absl::Status CheckFlagsOfJob(const Arguments& arguments) {
   if (HasText(arguments)) {
     return UsageError("a text with a job: its data are the job's own: drop the text, or the job");
   }
@@ -145,29 +161,21 @@ absl::Status JobOnRanks(const Arguments& arguments) {
       return UsageError(absl::StrCat(flag, " with a job: its spec says that: use --set"));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status JobOnRanks(const Arguments& arguments) {
+  TOROID_RETURN_IF_ERROR(CheckFlagsOfJob(arguments));
   DirectRun run;
   run.timeout = arguments.Real("--timeout");
   run.stall_timeout = arguments.Real("--stall-timeout");
   JobSpec spec;
   if (SpeaksForWorld()) {
-    TOROID_ASSIGN_OR_RETURN(spec, TrainingSpec(arguments, arguments.Text("MODEL")));
+    TOROID_ASSIGN_OR_RETURN(spec, JobOf(arguments));
   }
   run.program = [&](int64_t world_size) -> absl::StatusOr<Program> {
-    Program program;
-    program.kind = ProgramKind::kVerifyTraining;
-    program.load = spec.placement.load;
-    TOROID_ASSIGN_OR_RETURN(program.load.mesh, MeshHere(spec.placement.mesh, world_size));
-    program.train = std::get<TrainTask>(spec.task).plan;
-    if (program.train.data.cache.empty()) {
-      const std::string name = spec.name.empty() ? "train" : spec.name;
-      program.train.data.cache = OutputDirectory(spec, name) + "/tokens";
-    }
-    if (!arguments.Flag("--full")) {
-      program.verify.layers =
-          arguments.Has("--layers") ? arguments.Count("--layers") : kLayersOfJob;
-      program.verify.tokens = std::max<int64_t>(arguments.Count("--tokens"), 1);
-    }
-    return program;
+    TOROID_ASSIGN_OR_RETURN(spec.placement.load.mesh, MeshHere(spec.placement.mesh, world_size));
+    return VerifyProgram(spec, OutputDirectory(spec, spec.name.empty() ? "train" : spec.name));
   };
   ProgressMeter meter(ProgressOption(arguments));
   absl::Status answered = absl::OkStatus();
@@ -178,6 +186,37 @@ absl::Status JobOnRanks(const Arguments& arguments) {
   };
   TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
   return answered;
+}
+
+// As a job of its own, whose world has no model yet and is not kept.
+absl::Status JobThroughController(const Arguments& arguments) {
+  TOROID_RETURN_IF_ERROR(CheckFlagsOfJob(arguments));
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, JobOf(arguments));
+  if (arguments.Has("--pod")) spec.placement.pod = arguments.Text("--pod");
+  TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
+  TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, /*request_id=*/""));
+  if (!arguments.Flag("--quiet")) Talk(absl::StrCat("job ", job.id));
+  ProgressMeter meter(ProgressOption(arguments));
+  const absl::Status followed = client->WatchJob(job.id, 0, [&](const JobEvent& event) {
+    job = event.status;
+    if (job.progress.has_value() && job.state == JobState::kRunning) {
+      meter.Update({job.progress->phase.c_str(), job.progress->done, job.progress->total});
+    }
+    return !Interrupt::Cancelled();
+  });
+  meter.Clear();
+  if (Interrupt::Cancelled()) {
+    (void)client->CancelJob(job.id);
+    return Interrupt::Reason();
+  }
+  TOROID_RETURN_IF_ERROR(followed);
+  if (const auto* result = std::get_if<VerifyResult>(&job.result)) {
+    return Print(arguments, *result);
+  }
+  return WithExitCode(
+      absl::UnknownError(absl::StrCat("the job ended ", ToString(job.state), ": ", job.id, ": ",
+                                      job.message.empty() ? job.reason : job.message)),
+      kExitJobFailed);
 }
 
 // --- planted bugs
@@ -222,10 +261,7 @@ absl::Status RunVerify(const Arguments& arguments) {
   }
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerOption(arguments));
   if (IsJob(arguments.Text("MODEL"))) {
-    if (controller.empty()) return JobOnRanks(arguments);
-    return UsageError(
-        "a job with --controller: its training is verified on ranks of the command: run toroid "
-        "launch -n N verify, without --controller");
+    return controller.empty() ? JobOnRanks(arguments) : JobThroughController(arguments);
   }
   if (arguments.Has("--set")) {
     return UsageError("--set without a job: a model has no such fields: drop the flag");
@@ -261,6 +297,7 @@ const Verb kVerifyVerb = {
         "toroid launch -n 2 verify random:tiny-gqa --compute f64 -o json\n"
         "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2\n"
         "toroid launch -n 4 verify job.textproto --mesh ring=2,tensor=2     # the first step\n"
+        "toroid verify job.textproto --controller 127.0.0.1:7070\n"
         "toroid verify --self-test",
     .run = RunVerify,
     .details =

@@ -7,6 +7,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/verbs.h"
 #include "launcher/world.h"
+#include "parallel/evidence.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/progress_board.h"
 #include "parallel/stall_watch.h"
@@ -25,6 +26,7 @@ absl::Status RunWorker(const Arguments& arguments) {
   RecordRank(options, rank);
 
   ProgressBoard board;
+  CatchFailures(&board, rank);
   std::optional<StallWatch> watch;
   const double stall_timeout = arguments.Real("--stall-timeout");
   if (stall_timeout > 0) {

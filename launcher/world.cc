@@ -12,6 +12,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
 #include "launcher/options.h"
+#include "parallel/evidence.h"
 #include "parallel/launcher_environment.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/progress_board.h"
@@ -101,6 +102,7 @@ absl::Status RunDirect(DirectRun run) {
   const int rank = world->rank();
 
   ProgressBoard board;
+  CatchFailures(&board, rank);
   std::optional<StallWatch> watch;
   if (stall_timeout > 0) {
     watch.emplace(&board, NewStallChannel(*world),

@@ -85,10 +85,7 @@ struct DetokenizeAnswer {
 using RequestResult = std::variant<GenerateResult, ScoreResult, TrainResult, VerifyResult,
                                    TokenizeResult, DetokenizeAnswer>;
 
-struct ProgressAnswer {
-  std::string phase;
-  int64_t done = 0, total = 0;
-};
+using ProgressAnswer = TaskProgress;
 struct WorldEnding {
   absl::Status status;  // how the loop of programs ended
 };

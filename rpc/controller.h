@@ -42,6 +42,7 @@ struct ControllerTimes {
   absl::Duration exit = absl::Seconds(3);          // from kExit or a lost stream to the end
   absl::Duration stop = absl::Seconds(10);         // from an agent's order to its confirmation
   absl::Duration backoff = absl::Seconds(1);       // before the first restart; doubles, up to 60
+  absl::Duration progress = absl::Seconds(1);      // between what watchers hear of a job's progress
 };
 
 class Controller {
@@ -136,6 +137,7 @@ class Controller {
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
   absl::Status StartJob(Job& job, Pod& pod);
+  void JobProgressed(Job& job, const TaskProgress& progress);
   void JobFinished(Job& job, const absl::StatusOr<RequestResult>& result);
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);

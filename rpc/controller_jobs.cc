@@ -270,11 +270,21 @@ absl::Status Controller::StartJob(Job& job, Pod& pod) {
   Request& task = *request;
   requests_[request->id] = std::move(request);
   Assign(*pod.world, task);
+  job.status.progress.reset();
   job.status.pod = pod.registration.pod;
   job.status.mesh = pod.world->placement.load.mesh;
   job.status.epoch = pod.world->id.epoch;
   if (job.status.started == absl::InfinitePast()) job.status.started = Now();
   return SetState(job, JobState::kStarting, "", "");
+}
+
+// Soft: an event that is not kept, with the sequence of the last one that is.
+void Controller::JobProgressed(Job& job, const TaskProgress& progress) {
+  job.status.progress = progress;
+  const absl::Time now = Now();
+  if (now < job.told + times_.progress && progress.done < progress.total) return;
+  job.told = now;
+  Publish(job, {job.sequence, now, job.status});
 }
 
 // The world has answered the job's task.
@@ -293,6 +303,7 @@ void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& resu
   if (const auto* generated = std::get_if<GenerateResult>(&*result)) job.status.result = *generated;
   if (const auto* scored = std::get_if<ScoreResult>(&*result)) job.status.result = *scored;
   if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
+  if (const auto* verified = std::get_if<VerifyResult>(&*result)) job.status.result = *verified;
   (void)SetState(job, JobState::kSucceeded, "", "");
 }
 

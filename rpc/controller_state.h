@@ -64,8 +64,9 @@ struct Controller::Job {
   JobStatus status;
   uint64_t sequence = 0;
   absl::Time not_before = absl::InfinitePast();
-  std::string unconfirmed_pod;  // whose last world of this job nobody has seen end
-  bool ending = false;          // cancelled, or out of time
+  absl::Time told = absl::InfinitePast();  // its progress, to those that watch it
+  std::string unconfirmed_pod;             // whose last world of this job nobody has seen end
+  bool ending = false;                     // cancelled, or out of time
   JobState end_state = JobState::kCancelled;
   std::string end_reason, end_message;
 };

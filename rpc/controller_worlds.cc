@@ -160,6 +160,9 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   Request* request = it == requests_.end() ? nullptr : it->second.get();
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
+    if (const auto job = jobs_.find(world.job); job != jobs_.end()) {
+      JobProgressed(*job->second, *progress);
+    }
   } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&answer.body)) {
     if (request != nullptr) request->sink.tokens(*tokens);
   } else if (const auto* loaded = std::get_if<LoadAnswer>(&answer.body)) {

@@ -53,6 +53,8 @@ v1::GenerateResult ToProto(const GenerateResult& result);
 GenerateResult FromProto(const v1::GenerateResult& result);
 v1::ScoreResult ToProto(const ScoreResult& result);
 ScoreResult FromProto(const v1::ScoreResult& result);
+v1::Progress ToProto(const TaskProgress& progress);
+TaskProgress FromProto(const v1::Progress& progress);
 v1::VerifyResult ToProto(const VerifyResult& result);
 VerifyResult FromProto(const v1::VerifyResult& result);
 v1::TokenizeResponse ToProto(const TokenizeResult& result);

@@ -156,9 +156,7 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     *out.mutable_loaded()->mutable_model() = ToProto(loaded->model);
     out.mutable_loaded()->set_load_s(loaded->load_s);
   } else if (const auto* progress = std::get_if<ProgressAnswer>(&body)) {
-    out.mutable_progress()->set_phase(progress->phase);
-    out.mutable_progress()->set_done(progress->done);
-    out.mutable_progress()->set_total(progress->total);
+    *out.mutable_progress() = ToProto(*progress);
   } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&body)) {
     for (const TokenEvent& token : *tokens) *out.mutable_tokens()->add_tokens() = ToProto(token);
   } else if (const auto* generated = std::get_if<GenerateResult>(&body)) {
@@ -190,7 +188,7 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       out.body = LoadAnswer{FromProto(in.loaded().model()), in.loaded().load_s()};
       return out;
     case Message::kProgress:
-      out.body = ProgressAnswer{in.progress().phase(), in.progress().done(), in.progress().total()};
+      out.body = FromProto(in.progress());
       return out;
     case Message::kTokens: {
       std::vector<TokenEvent> tokens;

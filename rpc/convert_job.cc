@@ -50,6 +50,7 @@ v1::JobSpec ToProto(const JobSpec& spec) {
     out.set_active_deadline(absl::FormatDuration(spec.active_deadline));
   }
   out.set_priority(spec.priority);
+  if (spec.verify.has_value()) *out.mutable_verify() = ToProto(*spec.verify);
   return out;
 }
 
@@ -99,6 +100,13 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
   TOROID_ASSIGN_OR_RETURN(out.active_deadline, ReadDuration(in.active_deadline(), "active_deadline",
                                                             absl::InfiniteDuration()));
   out.priority = in.priority();
+  if (in.has_verify()) {
+    if (!in.has_train()) return BadField("verify", "only of a job that trains: give train");
+    TOROID_ASSIGN_OR_RETURN(out.verify, FromProto(in.verify()));
+    if (out.verify->text.has_value()) {
+      return BadField("verify.text", "a job that trains has data of its own: leave it out");
+    }
+  }
   return out;
 }
 
@@ -171,7 +179,10 @@ v1::Job ToProto(const JobStatus& status) {
     *out.mutable_score_result() = ToProto(*scored);
   } else if (const auto* trained = std::get_if<TrainResult>(&status.result)) {
     *out.mutable_train_result() = ToProto(*trained);
+  } else if (const auto* verified = std::get_if<VerifyResult>(&status.result)) {
+    *out.mutable_verify_result() = ToProto(*verified);
   }
+  if (status.progress.has_value()) *out.mutable_progress() = ToProto(*status.progress);
   return out;
 }
 
@@ -194,6 +205,8 @@ absl::StatusOr<JobStatus> FromProto(const v1::Job& in) {
   if (in.has_generate_result()) out.result = FromProto(in.generate_result());
   if (in.has_score_result()) out.result = FromProto(in.score_result());
   if (in.has_train_result()) out.result = FromProto(in.train_result());
+  if (in.has_verify_result()) out.result = FromProto(in.verify_result());
+  if (in.has_progress()) out.progress = FromProto(in.progress());
   return out;
 }
 
@@ -249,7 +262,11 @@ JobCodec ProtoJobCodec() {
     if (!spec.ParseFromString(bytes)) return absl::DataLossError("a stored spec is unreadable");
     return FromProto(spec);
   };
-  codec.encode_status = [](const JobStatus& status) { return ToProto(status).SerializeAsString(); };
+  codec.encode_status = [](const JobStatus& status) {
+    v1::Job job = ToProto(status);
+    job.clear_progress();
+    return job.SerializeAsString();
+  };
   codec.decode_status = [](const std::string& bytes) -> absl::StatusOr<JobStatus> {
     v1::Job job;
     if (!job.ParseFromString(bytes)) return absl::DataLossError("a stored state is unreadable");

@@ -116,6 +116,26 @@ ModelStatus FromProto(const v1::ModelInfo& model) {
           model.pod(),  model.has_chat_template()};
 }
 
+v1::Progress ToProto(const TaskProgress& progress) {
+  v1::Progress out;
+  out.set_phase(progress.phase);
+  out.set_done(progress.done);
+  out.set_total(progress.total);
+  if (progress.loss.has_value()) out.set_loss(*progress.loss);
+  out.set_tokens_per_s(progress.tokens_per_s);
+  return out;
+}
+
+TaskProgress FromProto(const v1::Progress& in) {
+  TaskProgress out;
+  out.phase = in.phase();
+  out.done = in.done();
+  out.total = in.total();
+  if (in.has_loss()) out.loss = in.loss();
+  out.tokens_per_s = in.tokens_per_s();
+  return out;
+}
+
 v1::Token ToProto(const TokenEvent& token) {
   v1::Token out;
   out.set_id(token.id);

@@ -289,6 +289,9 @@ v1::TrainTask ToProto(const TrainTask& task) {
   out.set_token_block(options.token_block);
   out.set_prefetch(options.prefetch);
   out.set_noise_scale_every(options.noise_scale_every);
+  out.set_param_hash_every(plan.param_hash_every);
+  out.set_memory_limit(plan.memory_limit);
+  out.set_export_model(task.export_model);
   out.set_skip_limit(plan.skip_limit);
   out.set_seed(plan.seed);
   out.set_peak_flops(task.peak_flops);
@@ -311,6 +314,11 @@ absl::StatusOr<TrainTask> FromProto(const v1::TrainTask& in) {
   if (in.has_spike()) {
     TOROID_ASSIGN_OR_RETURN(plan.spike, FromProto(in.spike()));
   }
+  plan.param_hash_every = in.param_hash_every();
+  TOROID_RETURN_IF_ERROR(CheckNumber("train.param_hash_every", plan.param_hash_every, 0));
+  plan.memory_limit = in.memory_limit();
+  TOROID_RETURN_IF_ERROR(CheckNumber("train.memory_limit", plan.memory_limit, 0, int64_t{1} << 50));
+  out.export_model = in.export_model();
   if (in.has_skip_limit()) plan.skip_limit = in.skip_limit();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.skip_limit", plan.skip_limit, 0));
   plan.seed = plan.options.dropout_seed = in.seed();

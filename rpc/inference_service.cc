@@ -65,9 +65,7 @@ class RequestStream final : public grpc::ServerWriteReactor<Response> {
     };
     sink.progress = [stream](const ProgressAnswer& progress) {
       Response message;
-      message.mutable_progress()->set_phase(progress.phase);
-      message.mutable_progress()->set_done(progress.done);
-      message.mutable_progress()->set_total(progress.total);
+      *message.mutable_progress() = ToProto(progress);
       stream->outbox_.Push(std::move(message));
     };
     sink.tokens = [stream](const std::vector<TokenEvent>& tokens) {

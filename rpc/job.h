@@ -66,7 +66,8 @@ struct TrainTask {
   // Mesh, layout, compute and threads are those of the placement, directory and cache those of
   // TrainingJob (training_job.h).
   TrainingPlan plan;
-  double peak_flops = 0;  // of one rank, FLOP/s; 0: not known
+  double peak_flops = 0;      // of one rank, FLOP/s; 0: not known
+  bool export_model = false;  // at the end, as a Hugging Face directory
 };
 struct TrainResult {
   TrainingResult run;
@@ -78,7 +79,16 @@ struct TrainResult {
   std::string directory;      // of the run
 };
 using Task = std::variant<GenerateTask, ScoreTask, TrainTask>;
-using TaskResult = std::variant<std::monostate, GenerateResult, ScoreResult, TrainResult>;
+using TaskResult =
+    std::variant<std::monostate, GenerateResult, ScoreResult, TrainResult, VerifyResult>;
+
+// How far a task is.
+struct TaskProgress {
+  std::string phase;  // as parallel/request.h has them; "tokenise" in bytes, "train" in steps
+  int64_t done = 0, total = 0;
+  std::optional<double> loss{};  // of the last step, if it has one
+  double tokens_per_s = 0;       // of the last step
+};
 
 // Where and how a model runs.
 struct Placement {
@@ -95,6 +105,7 @@ struct JobSpec {
   std::string output_dir;
   Placement placement;
   Task task;
+  std::optional<VerifyTask> verify;  // of a job that trains: its first step is verified instead
   int64_t max_restarts = 0;
   absl::Duration active_deadline = absl::InfiniteDuration();  // from the first start
   int64_t priority = 0;                                       // higher first
@@ -128,13 +139,14 @@ struct JobStatus {
   uint64_t epoch = 0;    // launches so far
   int64_t restarts = 0;  // of those, after a failure
   int64_t priority = 0;
-  absl::Time created, started, ended;  // InfinitePast: not yet
-  WorldExit exit;                      // of the last world
-  TaskResult result;                   // once SUCCEEDED
+  absl::Time created, started, ended;    // InfinitePast: not yet
+  WorldExit exit;                        // of the last world
+  TaskResult result;                     // once SUCCEEDED
+  std::optional<TaskProgress> progress;  // of the last launch; not kept in the store
 };
 
 struct JobEvent {
-  uint64_t sequence = 0;  // of this job, from 1, without gaps
+  uint64_t sequence = 0;  // of this job, from 1, without gaps; that of the last one: progress alone
   absl::Time time;
   JobStatus status;  // after the event
 };

@@ -184,10 +184,13 @@ const Message* FilledElsewhere(const FieldDescriptor& field) {
       {"toroid.v1.JobSpec.score", Filled("score { text { text: \"T\" } }")},
       {"toroid.v1.JobSpec.train", Filled(absl::StrCat(kTrain, "adamw { lr: 1 } } }").c_str())},
       {"toroid.v1.TrainOptimizer.adafactor",
-       Filled(absl::StrCat(kTrain, "adafactor { lr: 1 } } }").c_str())}};
+       Filled(absl::StrCat(kTrain, "adafactor { lr: 1 } } }").c_str())},
+      {"toroid.v1.JobSpec.verify",
+       Filled(absl::StrCat(kTrain, "adamw { lr: 1 } } } verify {}").c_str())}};
   const auto found = others.find(field.full_name());
   if (found == others.end()) return nullptr;
   const v1::JobSpec& spec = found->second;
+  if (spec.has_verify()) return &spec.verify();
   if (spec.has_score()) return &spec.score();
   if (spec.train().optimizer().has_adafactor()) return &spec.train().optimizer().adafactor();
   return &spec.train();

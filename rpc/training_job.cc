@@ -12,6 +12,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "core/io/convert.h"
+#include "core/io/hugging_face_config.h"
 #include "core/status_macros.h"
 #include "core/train/data_source.h"
 #include "rpc/client.h"
@@ -65,6 +67,7 @@ absl::StatusOr<std::unique_ptr<TrainingJob>> TrainingJob::Open(const JobSpec& sp
                                                                const std::string& directory,
                                                                int64_t epoch) {
   std::unique_ptr<TrainingJob> job(new TrainingJob(spec, directory, epoch));
+  TOROID_RETURN_IF_ERROR(job->CheckExport());
   std::error_code error;
   fs::create_directories(directory + "/logs", error);
   if (error) {
@@ -89,6 +92,19 @@ Program TrainingJob::program() const {
   program.train.directory = directory_;
   program.train.epoch = epoch_;
   if (program.train.data.cache.empty()) program.train.data.cache = directory_ + "/tokens";
+  return program;
+}
+
+Program VerifyProgram(const JobSpec& spec, const std::string& directory) {
+  Program program;
+  program.kind = ProgramKind::kVerifyTraining;
+  program.load = spec.placement.load;
+  program.train = std::get<TrainTask>(spec.task).plan;
+  if (program.train.data.cache.empty()) program.train.data.cache = directory + "/tokens";
+  if (!spec.verify->full) {
+    program.verify.layers = spec.verify->request.layers;
+    program.verify.tokens = spec.verify->tokens;
+  }
   return program;
 }
 
@@ -118,7 +134,40 @@ FlopsUse TrainingJob::Use(const TrainingFlops& flops, double seconds) const {
   return {flops.model / peak, flops.hardware / peak};
 }
 
+// A shape that cannot be exported is refused before hours of steps.
+absl::Status TrainingJob::CheckExport() const {
+  if (!task_.export_model) return absl::OkStatus();
+  const LoadRequest& load = spec_.placement.load;
+  TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(load.model, load.seed));
+  return HuggingFaceConfigText(source, DType::kF32).status();
+}
+
+absl::Status TrainingJob::Export() {
+  const std::string path = directory_ + "/export", fresh = directory_ + "/export.new";
+  TOROID_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(directory_));
+  std::error_code error;
+  fs::remove_all(fresh, error);
+  TOROID_ASSIGN_OR_RETURN(const ConvertedModel written, WriteHuggingFace(source, fresh, {}));
+  fs::remove_all(path, error);  // of an earlier launch
+  fs::rename(fresh, path, error);
+  if (error) {
+    return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", error.message()));
+  }
+  std::string text = path;
+  for (const std::string& lost : written.lost) absl::StrAppend(&text, "; ", lost);
+  Log("export", text);
+  return absl::OkStatus();
+}
+
 TrainResult TrainingJob::Result(const TrainingResult& run) {
+  if (task_.export_model && run.stopped == StopAsked::kNo && !run.checkpoint.empty()) {
+    const absl::Status exported = Export();
+    if (!exported.ok()) {
+      const std::string text = absl::StrCat("no export: ", exported.message());
+      Log("export failed", text);
+      if (note_) note_(text);
+    }
+  }
   TrainResult result;
   result.run = run;
   result.mesh = spec_.placement.load.mesh;
@@ -148,7 +197,8 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
   const FlopsUse use = Use(report);
   Json line = {{"schema", 1},
                {"step", step.step + 1},
-               {"loss", step.loss},
+               {"epoch", epoch_},
+               {"loss", step.labels > 0 ? Json(step.loss) : Json(nullptr)},
                {"grad_norm", step.grad_norm},
                {"lr", step.rate},
                {"tokens", step.tokens},
@@ -156,8 +206,9 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
                {"mfu", OrNull(use.model)},
                {"hfu", OrNull(use.hardware)},
                {"step_s", report.seconds},
-               {"comm_exposed_s", nullptr},
+               {"comm_exposed_s", OrNull(report.exposed_seconds)},
                {"peak_bytes", report.peak_bytes}};
+  if (report.param_hash) line["param_hash"] = absl::StrFormat("%016x", *report.param_hash);
   if (step.noise_scale) line["noise_scale"] = *step.noise_scale;
   if (!step.skipped.empty()) line["skipped"] = step.skipped;
   const std::string text = Dump(line);
@@ -165,10 +216,13 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
       std::fflush(metrics_.get()) != 0) {
     return CannotWrite(absl::StrCat(directory_, "/", kMetrics));
   }
-  std::vector<Scalar> scalars = {
-      {"train/loss", step.loss},        {"train/grad_norm", step.grad_norm},
-      {"train/lr", step.rate},          {"speed/tokens_per_s", report.tokens_per_s},
-      {"speed/step_s", report.seconds}, {"memory/peak_bytes", double(report.peak_bytes)}};
+  std::vector<Scalar> scalars = {{"train/grad_norm", step.grad_norm},
+                                 {"train/lr", step.rate},
+                                 {"speed/tokens_per_s", report.tokens_per_s},
+                                 {"speed/step_s", report.seconds},
+                                 {"memory/peak_bytes", double(report.peak_bytes)}};
+  if (step.labels > 0) scalars.push_back({"train/loss", step.loss});
+  if (report.exposed_seconds) scalars.push_back({"speed/comm_exposed_s", *report.exposed_seconds});
   if (step.noise_scale) scalars.push_back({"train/noise_scale", *step.noise_scale});
   if (use.model) scalars.push_back({"speed/mfu", *use.model});
   if (use.hardware) scalars.push_back({"speed/hfu", *use.hardware});
@@ -279,6 +333,7 @@ std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& us
       "step %d/%d  loss %.4f  grad norm %.3f  lr %.3g  %.1f tokens/s", step.step + 1, steps,
       step.loss, step.grad_norm, step.rate, report.tokens_per_s);
   if (use.model) absl::StrAppendFormat(&line, "  mfu %.1f%%", *use.model * 100);
+  if (step.labels == 0) absl::StrAppend(&line, "  no update: no token has a successor to predict");
   if (!step.skipped.empty()) {
     absl::StrAppend(&line, "  no update: the gradient of ", step.skipped, " is not finite");
   }

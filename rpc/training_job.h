@@ -3,11 +3,13 @@
 //
 //   config.textproto         the job as it ran last
 //   metrics.jsonl            one object a step, in order: a launch that goes on from a checkpoint
-//                            takes back what was written of later steps
+//                            takes back what was written of later steps; "epoch" is of the launch
 //   events.out.tfevents.*    the same numbers for TensorBoard
-//   logs/rank-0000.log       JSON lines: begin, notes, checkpoints, end
-// checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h). "step" counts from 1, so
-// that step k is the one that checkpoints/step-k has in it.
+//   logs/rank-0000.log       JSON lines: begin, notes, checkpoints, export, end
+//   export/                  if it was asked for, a Hugging Face directory of the last weights
+// checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h), evidence/ is
+// parallel/evidence.h's. "step" counts from 1, so that step k is the one that checkpoints/step-k
+// has in it.
 //
 // An error of the disk stops no training: it is told as a note, once. One thread at a time.
 #pragma once
@@ -36,7 +38,7 @@ class TrainingJob {
  public:
   // Makes the directory; nothing that is in it changes before the first step. spec: its task
   // trains, its placement is resolved (load.mesh), its paths can be opened. `epoch` is of this
-  // launch.
+  // launch. Unimplemented: its model is to be exported, and transformers has none like it.
   static absl::StatusOr<std::unique_ptr<TrainingJob>> Open(const JobSpec& spec,
                                                            const std::string& directory,
                                                            int64_t epoch);
@@ -45,6 +47,7 @@ class TrainingJob {
   Program program() const;
   // `events`, with what goes into the directory on the way; they refer to this.
   TrainingEvents Record(TrainingEvents events);
+  // Exports first, if that was asked for and all steps are done.
   TrainResult Result(const TrainingResult& run);
   // The run ended so; the last line of its log.
   void End(const absl::Status& status);
@@ -64,6 +67,8 @@ class TrainingJob {
 
   TrainingJob(const JobSpec& spec, const std::string& directory, int64_t epoch)
       : spec_(spec), task_(std::get<TrainTask>(spec.task)), directory_(directory), epoch_(epoch) {}
+  absl::Status CheckExport() const;
+  absl::Status Export();
   absl::Status OpenMetrics(int64_t step);
   absl::Status WriteMetrics(const StepReport& report);
   void Step(const StepReport& report);
@@ -84,6 +89,10 @@ class TrainingJob {
   double seconds_ = 0;
   TrainingFlops flops_;  // of all steps
 };
+
+// The first step of a job that trains and has spec.verify, for all ranks; its number is the
+// caller's to set. Nothing is written but the tokens, into the spec's cache or below `directory`.
+Program VerifyProgram(const JobSpec& spec, const std::string& directory);
 
 // The spec with what this host's roots make of its paths: of the model, the data (patterns become
 // the files that they match, each of which must lie under a root) and the cache.

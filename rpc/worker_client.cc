@@ -145,9 +145,12 @@ class Connection final : public WorkerConnection {
     };
     channel.training = [this](uint64_t number) { return Training(number); };
     channel.on_trained = [this](uint64_t number, const absl::StatusOr<TrainingResult>& run) {
-      job_->End(run.status());
-      if (!run.ok()) return Tell(number, run.status());
+      if (!run.ok()) {
+        job_->End(run.status());
+        return Tell(number, run.status());
+      }
       TrainResult result = job_->Result(*run);
+      job_->End(absl::OkStatus());
       result.directory = NameRoots(result.directory, options_.roots);
       result.run.checkpoint = NameRoots(result.run.checkpoint, options_.roots);
       Answer(number, absl::StatusOr<TrainResult>(std::move(result)));
@@ -247,6 +250,11 @@ class Connection final : public WorkerConnection {
       TOROID_ASSIGN_OR_RETURN(program.score.ids, Ids(text, score->limit));
     } else if (const auto* train = std::get_if<TrainOrder>(&task.task)) {
       TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ResolveTraining(train->spec, options_.roots));
+      if (spec.verify.has_value()) {
+        program = VerifyProgram(spec, output_dir_);
+        program.number = message.number();
+        return true;
+      }
       TOROID_ASSIGN_OR_RETURN(
           job_, TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(options_.epoch)));
       program = job_->program();
@@ -281,7 +289,10 @@ class Connection final : public WorkerConnection {
     };
     events.on_step = [this, number](const StepReport& report) {
       const int64_t done = report.result.step + 1, steps = job_->steps();
-      Tell(number, ProgressAnswer{"train", done, steps});
+      ProgressAnswer progress{"train", done, steps};
+      if (report.result.labels > 0) progress.loss = report.result.loss;
+      progress.tokens_per_s = report.tokens_per_s;
+      Tell(number, std::move(progress));
       const absl::Time now = absl::Now();
       if (now < next_line_ && done < steps && report.result.skipped.empty()) return;
       next_line_ = now + kLogInterval;

@@ -199,6 +199,49 @@ def test_train_through_a_controller():
     no_orphans()
 
 
+def test_watching_a_training_job_shows_its_steps():
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
+        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=1000000")).out.strip()
+        wait_for("steps are made", lambda: len(losses(os.path.join(runs, "licence"))) >= 3, 60)
+        watch = up.start("job", "watch", id)
+        wait_for("two steps are told", lambda: up.run("job", "get", id, "-o", "json").json()["progress"]["done"] > 50, 60)
+        good(up.run("job", "cancel", id))
+        shown = finish(watch).out
+        steps = re.findall(rf"^{id}  train (\d+)/1000000  loss \d+\.\d+  \d+\.\d tokens/s$", shown, re.MULTILINE)
+        check(steps and [int(step) for step in steps] == sorted(set(map(int, steps))), shown)
+        check("RUNNING" in shown and "CANCELLED" in shown, shown)
+        kept = lines_of_ended(up, id)
+        check([event["sequence"] for event in kept] == list(range(1, len(kept) + 1)), "progress was kept", kept)
+    no_orphans()
+
+
+def lines_of_ended(up, id):
+    return [json.loads(line) for line in up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl").out.splitlines()]
+
+
+def test_verify_a_job_through_a_controller():
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
+        result = good(up.run("verify", TRAIN, "--tokens", 96, "--set", "compute=FP64", "-o", "json"))
+        answer = result.json()
+        check(answer["pass"] and answer["mesh"]["data"] == 2, answer)
+        check(all(tensor["bound"] == 1e-9 for tensor in answer["tensors"]), answer["tensors"])
+        check("gradient norm" in [tensor["tensor"] for tensor in answer["tensors"]], answer["tensors"])
+        with tempfile.TemporaryDirectory() as alone:  # the same as on ranks of the command
+            direct = good(launch(2, "verify", TRAIN, "--tokens", 96, "--set", "compute=FP64", "--mesh", "data=2",
+                                 "--set", f"output.dir={alone}", "-o", "json")).json()
+        check(direct["worst"] == answer["worst"], direct["worst"], answer["worst"])
+        check(losses(os.path.join(runs, "licence")) == [], "it trained")
+        text = good(up.run("verify", TRAIN, "--tokens", 96)).out
+        check("pass: " in text, text)
+        refused(up.run("verify", TRAIN, "--set", "train.data.path=/etc/passwd"), 5, "/etc/passwd")
+        refused(up.run("verify", TRAIN, "--compute", "f64"), 2, "--compute", "--set")
+        listed = up.run("job", "list", "-o", "json").json()["jobs"]
+        check([job["state"] for job in listed] == ["FAILED", "SUCCEEDED", "SUCCEEDED"], listed)
+        shown = good(up.run("job", "get", listed[-1]["id"])).out
+        check("pass: " in shown, shown)
+    no_orphans()
+
+
 def test_a_repeated_submission_is_one_job():
     with Up(1, 2) as up:
         first = good(up.run("job", "submit", GENERATE, "--request-id", "again")).out

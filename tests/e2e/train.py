@@ -13,7 +13,7 @@ from harness import *
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 JOB = os.path.join(HERE, "..", "..", "deploy", "jobs", "train.textproto")
-FIELDS = ["schema", "step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "hfu", "step_s",
+FIELDS = ["schema", "step", "epoch", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "hfu", "step_s",
           "comm_exposed_s", "peak_bytes"]
 
 
@@ -71,6 +71,11 @@ def test_what_a_run_leaves():
         for field in FIELDS:
             check(all(field in line for line in written), field, "is missing in", written[0])
         check(written[0]["loss"] == answer["first_loss"] and written[-1]["loss"] == answer["loss"], written[-1])
+        check(all(0 < line["comm_exposed_s"] < line["step_s"] for line in written), written)
+        check(not any("param_hash" in line for line in written), "a hash that nobody asked for")
+        check(sorted(os.listdir(top)) == sorted(["checkpoints", "config.textproto", "logs", "metrics.jsonl", "tokens",
+                                                 *map(os.path.basename, glob.glob(os.path.join(top, "events.*")))]),
+              os.listdir(top))
         check(all(line["tokens"] == 128 and line["lr"] > 0 and line["peak_bytes"] > 0 for line in written), written)
         kept = sorted(os.listdir(os.path.join(top, "checkpoints")))
         check(kept == ["step-00000010", "step-00000012"], kept)
@@ -117,6 +122,7 @@ def test_a_run_goes_on_where_it_stopped():
         good(launch(2, *words(parts, 24), "--mesh", "ring=2", "-q"))  # on another mesh too
         check([step for step, _, _ in losses(parts)] == list(range(1, 25)), losses(parts))
         refused(run(*words(parts, 30, "seed=2")), 3, "seed")
+        refused(run(*words(parts, 30, "train.dropout=0.1")), 3, "dropout none", "rate 0.1")
 
 
 def test_killed_anywhere_nothing_changes():
@@ -191,6 +197,60 @@ def test_what_cannot_run_is_said_before_the_first_step():
         refused(run("train"), 2, "FILE")
         refused(run(*words(top, 12, "model.shape.preset=nothing")), 3, "nothing")
         check(lines(top) == [], "a step was made")
+    no_orphans()
+
+
+def test_what_does_not_fit_is_refused_with_what_does():
+    with tempfile.TemporaryDirectory() as top:
+        sets = words(top, 3, "train.data.sequence_length=1024", "train.data.batch_tokens=4096", "train.remat=NONE")
+        plan = good(run("plan", *sets[1:], "--mesh", "data=2", "-o", "json")).json()
+        need = max(rank["total"] for rank in plan["ranks"])
+        result = launch(2, *sets, "--memory", need - 1)
+        refused(result, 3, "does not fit", "--set train.remat=ATTENTION_OUTPUT")
+        check(lines(top) == [], "a step was made")
+        good(launch(2, *sets, "--set", "train.remat=ATTENTION_OUTPUT", "--memory", need - 1, "-q"))  # as it was told
+        good(launch(2, *sets, "--set", "train.steps=4", "--memory", need, "-q"))
+    for mesh in ("data=2", "ring=2", "tensor=2"):  # what is foreseen is what is measured
+        with tempfile.TemporaryDirectory() as top:
+            sets = words(top, 2, "train.data.sequence_length=1024", "train.data.batch_tokens=3072")
+            plan = good(run("plan", *sets[1:], "--mesh", mesh, "-o", "json")).json()
+            good(launch(2, *sets, "--mesh", mesh, "-q"))
+            foreseen, measured = plan["ranks"][0]["total"], lines(top)[-1]["peak_bytes"]
+            check(abs(measured - foreseen) <= 0.05 * measured, mesh, "foreseen", foreseen, "measured", measured)
+    no_orphans()
+
+
+def test_hashes_and_an_export_where_they_are_asked_for():
+    with tempfile.TemporaryDirectory() as top:
+        asked = ["train.param_hash_every=2", "train.export_model=true"]
+        good(launch(2, *words(top, 4, *asked), "-q"))
+        hashes = [line.get("param_hash") for line in lines(top)]
+        check(hashes[0] is None and hashes[2] is None and hashes[1] != hashes[3], hashes)
+        check(all(re.fullmatch("[0-9a-f]{16}", value) for value in hashes[1::2]), hashes)
+        export = os.path.join(top, "export")
+        prompt = ["--prompt-ids", "1,2,3", "--max-tokens", 8, "-o", "json"]
+        ids = good(run("generate", export, *prompt)).json()["ids"]
+        check(ids == good(run("generate", top, *prompt)).json()["ids"], "the export is not the checkpoint")
+        good(launch(2, *words(top, 12, *asked), "-q"))  # written anew
+        later = good(run("generate", export, *prompt)).json()["ids"]
+        check(later == good(run("generate", top, *prompt)).json()["ids"], "an old export")
+        refused(run(*words(os.path.join(top, "x"), 4, *asked, "model.shape.preset=palm-tiny")), 3, "palm", "transformers")
+    no_orphans()
+
+
+def test_evidence_of_a_rank_that_died():
+    with tempfile.TemporaryDirectory() as top:
+        process = start("launch", "-n", 2, "-q", *words(top, 100000), "-q")
+        wait_for("steps are made", lambda: len(lines(top)) >= 5, 60)
+        check(not os.path.exists(os.path.join(top, "evidence")), "evidence of nothing")
+        os.kill(processes(r"^\S*toroid train ")[-1], signal.SIGSEGV)
+        check(finish(process).code != 0, "it goes on")
+        paths = glob.glob(os.path.join(top, "evidence", "rank-*.txt"))
+        texts = [open(path).read() for path in paths]
+        dead = [text for text in texts if "signal 11" in text]
+        check(len(dead) == 1, paths, texts)
+        check(re.search(r"\d+: \d+ (forward|backward|embed|norm|update|loss|ring)", dead[0]), dead[0])
+        check("toroid" in dead[0].split("\nstack\n")[1], dead[0])
     no_orphans()
 
 

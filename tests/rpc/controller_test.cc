@@ -368,7 +368,26 @@ TEST_F(ControllerTest, ATrainingJobLoadsForItselfAndGoesOnAfterAFailure) {
   EXPECT_EQ(ordered.placement.load.mesh, (MeshShape{2, 1, 1}));
   EXPECT_EQ(std::get<TrainTask>(ordered.task).plan.steps, 7);
   EXPECT_EQ(world->programs.back().output_dir, "runs/book");
-  Tell(*world, ProgressAnswer{"train", 3, 7});
+  std::vector<JobEvent> events;  // of one who watches
+  JobSink sink;
+  sink.event = [&events](const JobEvent& event) { events.push_back(event); };
+  ASSERT_TRUE(controller_->WatchJob(job.id, 0, sink).ok());
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_FALSE(events[0].status.progress.has_value());
+  Tell(*world, ProgressAnswer{"train", 1, 7, 5.5, 100});
+  Tell(*world, ProgressAnswer{"train", 2, 7, 5.25, 100});  // too soon to be told
+  EXPECT_EQ(Get(job.id).progress->done, 2);
+  Advance(absl::Milliseconds(1100));
+  Tell(*world, ProgressAnswer{"train", 3, 7, 5.0, 200});
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(events[1].sequence, events[0].sequence);
+  EXPECT_EQ(events[2].sequence, events[0].sequence);
+  EXPECT_EQ(events[1].status.progress->done, 1);
+  EXPECT_EQ(events[2].status.progress->loss, 5.0);
+  EXPECT_EQ(events[2].status.progress->tokens_per_s, 200);
+  events.clear();
+  ASSERT_TRUE(controller_->WatchJob(job.id, 1, sink).ok());  // none of them was kept
+  for (size_t i = 0; i < events.size(); ++i) EXPECT_EQ(events[i].sequence, i + 1);
   EndWorld(*agent, world->id, {137, 9, 1, "h", "died"});
   EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
   Advance(absl::Milliseconds(1100));
@@ -382,6 +401,24 @@ TEST_F(ControllerTest, ATrainingJobLoadsForItselfAndGoesOnAfterAFailure) {
   EXPECT_EQ(ended.state, JobState::kSucceeded);
   EXPECT_EQ(std::get<TrainResult>(ended.result).run.steps, 7);
   EXPECT_TRUE(world->Runs<ExitTask>());
+}
+
+TEST_F(ControllerTest, AJobThatIsVerifiedHasItsVerdict) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("proof");
+  spec.task = TrainTask();
+  spec.verify = VerifyTask();
+  spec.verify->tokens = 9;
+  const JobStatus job = Submit(spec);
+  auto world = Attach(*agent);
+  ASSERT_TRUE(world->Runs<TrainOrder>());
+  EXPECT_EQ(std::get<TrainOrder>(world->programs.back().task).spec.verify->tokens, 9);
+  VerifyResult result;
+  result.worst = {"loss", -1, 1e-7, 1e-6};
+  Tell(*world, result);
+  const JobStatus ended = Get(job.id);
+  EXPECT_EQ(ended.state, JobState::kSucceeded);
+  EXPECT_EQ(std::get<VerifyResult>(ended.result).worst.tensor, "loss");
 }
 
 TEST_F(ControllerTest, OnlyThePresentLaunchMayAttach) {

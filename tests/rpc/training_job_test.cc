@@ -66,7 +66,8 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
          spike { window: 30 least_losses: 10 deviations: 5 least_rise: 0.25 rewind_steps: 6
                  skip_steps: 8 max_rewinds: 2 }
          clip: 0 zeta: 0.125 dropout: 0.5 remat: NONE packs_per_rank: 3 token_block: 99
-         prefetch: false skip_limit: 4 noise_scale_every: 6 })",
+         prefetch: false skip_limit: 4 noise_scale_every: 6 memory_limit: 77 param_hash_every: 5
+         export_model: true } verify { tokens: 9 layers: 1 })",
       {});
   ASSERT_TRUE(spec.ok()) << spec.status();
   const v1::JobSpec once = ToProto(*spec);
@@ -82,8 +83,11 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
   EXPECT_EQ(plan.spike->max_rewinds, 2);
   EXPECT_EQ(plan.options.max_norm, 0);
   EXPECT_FALSE(plan.options.prefetch);
+  EXPECT_EQ(again->verify->tokens, 9);
   // The program for the ranks loses nothing either.
-  const auto job = TrainingJob::Open(*again, testing::TempDir() + "/trip", 3);
+  JobSpec here = *again;
+  std::get<TrainTask>(here.task).export_model = false;  // it would look at the model
+  const auto job = TrainingJob::Open(here, testing::TempDir() + "/trip", 3);
   ASSERT_TRUE(job.ok());
   const auto parsed = ParseProgram(SerialiseProgram((*job)->program()));
   ASSERT_TRUE(parsed.ok()) << parsed.status();
@@ -92,6 +96,8 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
   EXPECT_EQ(ToProto(same).SerializeAsString(), once.SerializeAsString());
   EXPECT_EQ(parsed->train.epoch, 3);
   EXPECT_EQ(parsed->train.spike->window, 30);
+  EXPECT_EQ(parsed->train.memory_limit, 77);
+  EXPECT_EQ(parsed->train.param_hash_every, 5);
 }
 
 TEST(TrainText, ASettingReplacesAListAndTheNextAddsToIt) {
@@ -117,6 +123,11 @@ TEST(TrainText, WhatIsWrongIsNamed) {
   EXPECT_THAT(Message(kShort, {"train.data.skip=9-3"}), HasSubstr("train.data.skip"));
   EXPECT_THAT(Message(kShort, {"train.spike.window=-1"}), HasSubstr("train.spike"));
   EXPECT_THAT(Message(kShort, {"model.path=m"}), HasSubstr("model.shape"));
+  EXPECT_THAT(Message(kShort, {"train.memory_limit=-1"}), HasSubstr("train.memory_limit"));
+  EXPECT_THAT(Message(kShort, {"verify.tokens=0"}), HasSubstr("tokens"));
+  EXPECT_THAT(Message(kShort, {"verify.text.text=x"}), HasSubstr("verify.text"));
+  EXPECT_THAT(Message("model { path: 'm' } score { text { text: 'T' } } verify {}", {}),
+              HasSubstr("give train"));
   const std::string text = kShort;
   EXPECT_THAT(Message(absl::StrReplaceAll(text, {{"'a.txt'", "''"}}), {}),
               HasSubstr("train.data.path"));
@@ -157,6 +168,7 @@ StepReport Report(int64_t step, double loss) {
   StepReport report;
   report.result.step = step;
   report.result.loss = loss;
+  report.result.labels = 500;
   report.result.tokens = 512;
   report.seconds = 0.5;
   report.tokens_per_s = 1024;
@@ -203,6 +215,9 @@ TEST_F(TrainingJobTest, WritesWhatAToolReads) {
     EXPECT_TRUE(line.contains(field)) << field;
   }
   EXPECT_TRUE(line["mfu"].is_null());
+  EXPECT_TRUE(line["comm_exposed_s"].is_null());  // a GPU's
+  EXPECT_EQ(line["epoch"], 2);
+  EXPECT_FALSE(line.contains("param_hash"));
   std::ifstream config(directory_ + "/config.textproto");
   std::stringstream text;
   text << config.rdbuf();
@@ -215,6 +230,30 @@ TEST_F(TrainingJobTest, WritesWhatAToolReads) {
     events.push_back(entry["event"]);
   }
   EXPECT_THAT(events, ElementsAre("begin", "note", "end"));
+}
+
+TEST_F(TrainingJobTest, WhatAStepHasNotIsNull) {
+  StepReport without = Report(0, 0);
+  without.result.labels = 0;
+  without.exposed_seconds = 0.25;
+  without.param_hash = 0xabc;
+  Launch({without, Report(1, 0)});
+  const auto lines = Lines(directory_ + "/metrics.jsonl");
+  EXPECT_TRUE(lines[0]["loss"].is_null());
+  EXPECT_EQ(lines[0]["comm_exposed_s"], 0.25);
+  EXPECT_EQ(lines[0]["param_hash"], "0000000000000abc");
+  EXPECT_EQ(lines[1]["loss"], 0.0);  // control
+  EXPECT_THAT(StepLine(without, 9, {}), HasSubstr("no update: no token"));
+}
+
+TEST_F(TrainingJobTest, WhatCannotBeExportedIsRefusedAtOnce) {
+  const auto open = [&](const char* preset) {
+    const auto spec = ParseJobSpec(
+        kShort, {absl::StrCat("model.shape.preset=", preset), "train.export_model=true"});
+    return TrainingJob::Open(*spec, directory_, 0).status();
+  };
+  EXPECT_EQ(open("palm-tiny").code(), absl::StatusCode::kUnimplemented);
+  EXPECT_TRUE(open("tiny-gqa").ok());
 }
 
 TEST_F(TrainingJobTest, ALaterLaunchTakesBackWhatItDoesAnew) {
