@@ -18,8 +18,10 @@ void RingAttention::Backward(int64_t layer, const AttentionSpec& spec, Tensor q_
   const int64_t me = mesh_.ring_rank(), ring = mesh_.ring().size();
   const bool travels = rounds.size() > 1;
   Arena::Mark mark(scratch_);
+  // Whether anything travels hangs on where documents end; the room does not, so that what one
+  // batch needed is enough for any other of the same lengths.
   const auto buffer = [&](const char* name, DType type) {
-    return scratch_.New(name, type, {travels ? 2 * most : 0, g, K}, Arena::Length::kTokens);
+    return scratch_.New(name, type, {ring > 1 ? 2 * most : 0, g, K}, Arena::Length::kTokens);
   };
   const auto block = [&](const Tensor& memory, int64_t tokens) {
     return Tensor(memory.dtype, {2 * tokens, g, K}, memory.data);

@@ -293,6 +293,24 @@ TEST(TrainerTest, MicroBatchesAndRematGiveTheSameCurve) {
   }
 }
 
+// Documents that end where the ring is cut need no round but a rank's own; a later batch of the
+// same lengths needs them all, in the room that there is.
+TEST(TrainerTest, ABatchMayNeedMoreRoundsThanTheOneBefore) {
+  const TrainOptions options = Options({1, 2, 1});
+  const std::vector<std::vector<std::vector<int64_t>>> packs = {{{64, 64, 64, 64}}, {{256}}};
+  for (const auto& pack : packs) {  // control: they do differ in this
+    const TokenLayout layout = TokenLayout::Packed(options.layout, pack, 1, 2);
+    EXPECT_EQ(Rounds(layout, AttentionSpec(), 0, 0).size(), pack == packs[0] ? 1u : 2u);
+  }
+  const auto curve = [&](const MeshShape& mesh) {
+    TrainOptions on = options;
+    on.mesh = mesh;
+    return Train("random:tiny-gqa", on, 2,
+                 [&](int64_t step, int64_t vocab) { return BatchOf(step, vocab, packs[step]); });
+  };
+  ExpectSameCurve(curve({1, 2, 1}), curve({1, 1, 1}), 1e-10);
+}
+
 TEST(TrainerTest, Bf16IsNearAndNotTheSame) {
   const Curve wide = Train("random:tiny-gqa", Options({2, 1, 2}, Compute::kF32), 5);
   const Curve narrow = Train("random:tiny-gqa", Options({2, 1, 2}, Compute::kBF16), 5);
