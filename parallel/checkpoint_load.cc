@@ -92,12 +92,41 @@ absl::Status CheckSame(Communicator& world, const CheckpointReader& reader) {
   return absl::OkStatus();
 }
 
+// A run that starts anew because some rank sees no checkpoint would write over the one that is
+// there.
+absl::Status NotSeen(const WorldHosts& hosts, int rank, const std::string& path) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, ": rank ", rank, " on host ", hosts.names[rank],
+                   " sees nothing there, another rank "
+                   "does: checkpoints must be on storage that all hosts share"));
+}
+
+// Rank 0's list, newest first; FailedPrecondition if it is empty and another rank's is not.
+absl::StatusOr<std::vector<std::string>> NamesToLoad(Communicator& world,
+                                                     const std::string& directory,
+                                                     FileSystem& files) {
+  const auto entries = ListCheckpoints(files, directory);
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, entries.status()));
+  std::vector<std::string> names;
+  for (const CheckpointEntry& entry : Loadable(*entries)) names.push_back(entry.name);
+  const std::vector<int64_t> seen = GatherHost(world, int64_t(names.size()));
+  const WorldHosts hosts = HostsOf(world);
+  const std::string text = BroadcastText(world, absl::StrJoin(names, "/"));
+  TOROID_RETURN_IF_ERROR(world.Health());
+  if (seen[0] == 0 && std::count(seen.begin(), seen.end(), 0) < world.size()) {
+    return NotSeen(hosts, 0, directory);
+  }
+  return absl::StrSplit(text, '/', absl::SkipEmpty());
+}
+
 absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelConfig& config,
                                          ParamStore& store, FileSystem& files) {
   Communicator& world = store.mesh().world();
   absl::StatusOr<std::unique_ptr<CheckpointReader>> opened = CheckpointReader::Open(files, path);
   absl::Status status = opened.status();
   if (status.ok()) status = (*opened)->CheckName();
+  const WorldHosts hosts = HostsOf(world);
+  if (world.rank() != 0 && absl::IsNotFound(status)) status = NotSeen(hosts, world.rank(), path);
   TOROID_RETURN_IF_ERROR(ShareStatus(world, status));
   CheckpointReader& reader = **opened;
   TOROID_RETURN_IF_ERROR(CheckSame(world, reader));
@@ -127,17 +156,18 @@ absl::StatusOr<LoadedCheckpoint> LoadNewestCheckpoint(const std::string& directo
                                                       const ModelConfig& config, ParamStore& store,
                                                       FileSystem& files) {
   Communicator& world = store.mesh().world();
-  absl::StatusOr<std::vector<CheckpointEntry>> entries = std::vector<CheckpointEntry>();
-  if (world.rank() == 0) entries = ListCheckpoints(files, directory);
-  TOROID_RETURN_IF_ERROR(ShareStatus(world, entries.status()));
-  std::vector<std::string> names;  // rank 0's list counts
-  for (const CheckpointEntry& entry : Loadable(*entries)) names.push_back(entry.name);
-  const std::string text = BroadcastText(world, absl::StrJoin(names, "/"));
-  TOROID_RETURN_IF_ERROR(world.Health());
+  TOROID_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                          NamesToLoad(world, directory, files));
   std::vector<std::string> refused;
-  for (const absl::string_view name : absl::StrSplit(text, '/', absl::SkipEmpty())) {
+  for (const std::string& name : names) {
     absl::StatusOr<LoadedCheckpoint> loaded =
         LoadOne(absl::StrCat(directory, "/", name), config, store, files);
+    if (absl::IsNotFound(loaded.status())) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(loaded.status().message(),
+                       ": it was there a moment ago: is another run "
+                       "using this directory?"));
+    }
     if (loaded.ok()) loaded->refused = std::move(refused);
     if (!absl::IsDataLoss(loaded.status())) return loaded;
     refused.push_back(std::string(loaded.status().message()));

@@ -292,5 +292,36 @@ TEST(CheckpointFaults, HostsThatSeeDifferentCheckpointsAreNamed) {
   });
 }
 
+// Whichever rank sees nothing: not NotFound, which would begin the run anew over its checkpoints.
+TEST(CheckpointFaults, ARankThatSeesNoCheckpointIsNamed) {
+  const ModelConfig config = SmallestModel();
+  TemporaryDirectory shared, own;
+  RunOnMesh({1, 1, 1}, [&](Mesh& mesh) {
+    TrainingStore store(mesh, config);
+    const auto writer = CheckpointWriter::Create(*store, config, {shared.path()});
+    EXPECT_TRUE(SaveAndWait(**writer, StateAt(100, kNew)).status.ok());
+  });
+  const std::string mounts[] = {own.path(), own.path() + "/none"};
+  for (const std::string& mount : mounts) {
+    OtherDirectory elsewhere(shared.path(), mount, false);
+    for (const int blind : {0, 1, 2}) {  // 2: none, the control
+      RunOnMesh({2, 1, 1}, [&](Mesh& mesh) {
+        TrainingStore store(mesh, config);
+        FileSystem& files =
+            mesh.rank() == blind ? static_cast<FileSystem&>(elsewhere) : PosixFiles();
+        const absl::Status status =
+            LoadNewestCheckpoint(shared.path(), config, *store, files).status();
+        if (blind == 2) {
+          EXPECT_TRUE(status.ok()) << status;
+          return;
+        }
+        EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+        EXPECT_THAT(std::string(status.message()), HasSubstr(shared.path()));
+        EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("rank ", blind, " on")));
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace toroid
