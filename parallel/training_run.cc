@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -31,6 +31,9 @@ double Number(const TrainingState& state, const char* name, size_t i) {
   return found != state.numbers.end() && i < found->second.size() ? found->second[i] : 0;
 }
 
+// The newest may turn out to be damaged.
+int64_t Kept(const TrainingPlan& plan) { return std::max<int64_t>(2, plan.keep); }
+
 // A spike can only be undone with a checkpoint that is old enough, so that is asked for at once: of
 // `keep` checkpoints the newest may have been written just before the spike.
 absl::Status CheckSpikeRule(const TrainingPlan& plan) {
@@ -40,10 +43,10 @@ absl::Status CheckSpikeRule(const TrainingPlan& plan) {
         "spike rule: it goes back to checkpoints, and none are written while the run goes on; give "
         "a directory and a number of steps between checkpoints");
   }
-  const int64_t reach = (plan.keep - 1) * plan.checkpoint_every, asked = plan.spike->rewind_steps;
+  const int64_t reach = (Kept(plan) - 1) * plan.checkpoint_every, asked = plan.spike->rewind_steps;
   if (reach >= asked) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("spike rule: it goes back ", asked, " steps, but ", plan.keep,
+      absl::StrCat("spike rule: it goes back ", asked, " steps, but ", Kept(plan),
                    " checkpoints, one every ", plan.checkpoint_every, " steps, reach back ", reach,
                    "; keep ", (asked + plan.checkpoint_every - 1) / plan.checkpoint_every + 1));
 }
@@ -141,7 +144,13 @@ absl::Status TrainingRun::OpenData(const ModelSource& source, const Tokenizer* t
 absl::Status TrainingRun::MakeBatches() {
   TOROID_ASSIGN_OR_RETURN(batches_, BatchesOf(tokens_, plan_.data, plan_.seed, skip_list_));
   const std::optional<int64_t> lasts = batches_->steps();
-  if (!lasts || *lasts >= plan_.steps) return absl::OkStatus();
+  const int64_t end = std::min(plan_.steps, lasts.value_or(plan_.steps));
+  if (end == std::exchange(end_, end) || end == plan_.steps) return absl::OkStatus();
+  if (spike_.rewinds > 0) {  // there was enough before batches were left out
+    Note(absl::StrCat("the data ends after ", end, " of ", plan_.steps,
+                      " steps, without the batches that spiked: the run ends there"));
+    return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(absl::StrCat("the data ends after ", *lasts, " of ",
                                                  plan_.steps,
                                                  " steps; allow more epochs or fewer steps"));
@@ -152,7 +161,7 @@ absl::Status TrainingRun::MakeBatches() {
 absl::Status TrainingRun::Resume(const ModelSource& source) {
   CheckpointOptions options;
   options.directory = Checkpoints();
-  options.keep = plan_.keep;
+  options.keep = Kept(plan_);
   options.epoch = plan_.epoch;
   TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
   TOROID_ASSIGN_OR_RETURN(writer_,
@@ -226,8 +235,8 @@ TrainingState TrainingRun::State() const {
   TrainingState state;
   state.step = step_;
   state.branch = branch_;
-  const auto next = batches_->At(step_);
-  state.data_position = next.ok() ? next->position : 0;
+  // Also behind the end of the data, where more epochs go on.
+  state.data_position = skip_list_.At(plan_.data.batch_tokens.TokensBefore(step_));
   state.seed = plan_.seed;
   state.skipped = skip_list_;
   state.numbers[kUpdates] = {double(trainer_->updates())};
@@ -299,10 +308,14 @@ absl::Status TrainingRun::JudgeLoss(const StepReport& report) {
   TOROID_ASSIGN_OR_RETURN(const Rewind rewind,
                           PlanRewind(*plan_.spike, spike_, report.result.step, steps,
                                      plan_.data.batch_tokens, skip_list_));
-  Note(absl::StrCat("step ", report.result.step, ": loss ", report.result.loss, " is above ",
+  Note(absl::StrCat("step ", report.result.step + 1, ": loss ", report.result.loss, " is above ",
                     verdict.threshold, " (median ", verdict.median, "): back to step ",
-                    rewind.to_step, ", without the batches of steps ", rewind.first, " to ",
-                    rewind.end - 1));
+                    rewind.to_step, ", without the batches of steps ", rewind.first + 1, " to ",
+                    rewind.end));
+  if (rewind.missing > 0) {
+    Note(absl::StrCat("step ", rewind.to_step, " is the oldest checkpoint, ", rewind.missing,
+                      " steps younger than the spike rule asks for"));
+  }
   const auto target =
       std::find_if(entries.begin(), entries.end(),
                    [&](const CheckpointEntry& entry) { return entry.step == rewind.to_step; });
@@ -374,7 +387,7 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
   // The spike rule can only go back to what was written.
   if (step_ == 0 && plan_.spike) TOROID_RETURN_IF_ERROR(Save());
   bool first = true;
-  while (step_ < plan_.steps) {
+  while (step_ < end_) {
     result_.stopped = Stop();
     TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
     if (result_.stopped == StopAsked::kCancel) return absl::CancelledError("cancelled");
@@ -395,7 +408,7 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     TOROID_RETURN_IF_ERROR(JudgeLoss(report));
     const bool due = plan_.checkpoint_every > 0 && step_ % plan_.checkpoint_every == 0;
     if (writer_ != nullptr) Take(writer_->Poll());
-    if (due && step_ == done && step_ < plan_.steps) TOROID_RETURN_IF_ERROR(Save());
+    if (due && step_ == done && step_ < end_) TOROID_RETURN_IF_ERROR(Save());
   }
   TOROID_RETURN_IF_ERROR(Save());
   if (writer_ != nullptr) Take(writer_->Wait());

@@ -32,7 +32,7 @@ struct TrainingPlan {
   uint64_t seed = 0;             // of the order of documents
   std::string directory;         // of the run; empty: nothing is written
   int64_t checkpoint_every = 0;  // steps; 0: at the end alone
-  int64_t keep = 3;              // checkpoints
+  int64_t keep = 3;              // checkpoints; never less than two are kept
   int64_t epoch = 0;             // of this launch
   std::optional<SpikeRule> spike;
   int64_t skip_limit = 10;       // steps in a row whose gradient is not finite
@@ -128,6 +128,7 @@ class TrainingRun {
   std::unique_ptr<Trainer> trainer_;
   TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
+  int64_t end_ = 0;  // steps: plan_.steps, or fewer where batches were left out of finite data
   std::unique_ptr<CheckpointWriter> writer_;  // null: nothing is written
 
   // What a checkpoint holds besides the store.

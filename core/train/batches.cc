@@ -58,8 +58,8 @@ Batches::Batches(std::shared_ptr<const TokenDataset> set, BatchOptions options)
 absl::StatusOr<Batch> Batches::At(int64_t step) const {
   const int64_t begin = options_.batch_tokens.TokensBefore(step);
   if (begin >= run_tokens_) {
-    return absl::OutOfRangeError(absl::StrCat("step ", step, ": the data ends with step ",
-                                              *steps() - 1, "; allow more epochs or fewer steps"));
+    return absl::OutOfRangeError(absl::StrCat("step ", step + 1, ": the data ends with step ",
+                                              *steps(), "; allow more epochs or fewer steps"));
   }
   Batch batch{.step = step, .first_pack = begin / options_.sequence_length};
   batch.tokens = std::min(options_.batch_tokens.Tokens(step), run_tokens_ - begin);

@@ -31,7 +31,7 @@ absl::Status SkippedSteps::Count(int64_t step, const GradientClip& clip, absl::s
   ++in_a_row;
   if (in_a_row <= limit) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(
-      "step ", step, ": the gradient is not finite in ", in_a_row, " steps in a row, first in ",
+      "step ", step + 1, ": the gradient is not finite in ", in_a_row, " steps in a row, first in ",
       culprit, "; lower the learning rate, or go on from an older checkpoint"));
 }
 

@@ -60,22 +60,25 @@ absl::StatusOr<Rewind> PlanRewind(const SpikeRule& rule, const SpikeState& state
   TOROID_CHECK_GE(step, 0);
   if (state.rewinds >= rule.max_rewinds) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("step ", step, ": the loss spiked again after ", state.rewinds,
+        absl::StrCat("step ", step + 1, ": the loss spiked again after ", state.rewinds,
                      " rewinds, the most allowed; lower the learning rate or allow more"));
   }
+  const int64_t wanted = std::max<int64_t>(0, step - rule.rewind_steps);
   int64_t to = -1, oldest = -1;
   for (const int64_t checkpoint : checkpoints) {
-    if (checkpoint <= step - rule.rewind_steps) to = std::max(to, checkpoint);
-    oldest = oldest < 0 ? checkpoint : std::min(oldest, checkpoint);
+    if (checkpoint <= wanted) to = std::max(to, checkpoint);
+    if (checkpoint <= step) oldest = oldest < 0 ? checkpoint : std::min(oldest, checkpoint);
   }
+  // Checkpoints that were asked for between two regular ones may have pushed an older one out.
+  if (to < 0) to = oldest;
   if (to < 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "step ", step, ": the loss spiked, and no checkpoint lies ", rule.rewind_steps,
-        " steps before it (",
-        oldest < 0 ? std::string("there is none") : absl::StrCat("the oldest is of step ", oldest),
-        "); keep more checkpoints or go back fewer steps"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", step + 1,
+                     ": the loss spiked, and there is no checkpoint to go back to; give the "
+                     "run another output directory, or lower the learning rate"));
   }
   Rewind plan{.to_step = to, .first = to, .skipped = skipped, .rewinds = state.rewinds + 1};
+  plan.missing = std::max<int64_t>(0, to - wanted);
   plan.end = to + std::max(rule.skip_steps, step - to + 1);
   plan.skipped.SkipOfRun(ramp.TokensBefore(plan.first), ramp.TokensBefore(plan.end));
   return plan;

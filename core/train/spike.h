@@ -30,8 +30,9 @@ struct SpikeRule {
   int64_t window = 100;
   int64_t least_losses = 20;  // no verdict on finite losses before that many
   double deviations = 8;
-  double least_rise = 0.5;     // nats
-  int64_t rewind_steps = 100;  // the checkpoint lies at least so many steps before the spike
+  double least_rise = 0.5;  // nats
+  // The checkpoint lies at least so many steps before the spike, or as many as there are.
+  int64_t rewind_steps = 100;
   int64_t skip_steps = 200;  // batches left out from the checkpoint on; more if the spike is later
   int64_t max_rewinds = 20;
 };
@@ -58,9 +59,11 @@ struct Rewind {
   int64_t first = 0, end = 0;  // steps whose batches are left out; first = to_step
   SkipList skipped;            // the run's list, with those batches
   int64_t rewinds = 0;         // this one counted
+  int64_t missing = 0;         // steps that even the oldest checkpoint is too young by
 };
-// `step` spiked; `checkpoints` are the steps of those that can be loaded, 0 among them if the run
-// can begin anew. FailedPrecondition if none is old enough, ResourceExhausted after max_rewinds.
+// `step` spiked, counted from 0; `checkpoints` are the steps of those that can be loaded, 0 among
+// them if the run can begin anew. FailedPrecondition if there are none, ResourceExhausted after
+// max_rewinds; messages count steps from 1, as metrics do.
 absl::StatusOr<Rewind> PlanRewind(const SpikeRule& rule, const SpikeState& state, int64_t step,
                                   std::span<const int64_t> checkpoints, const BatchRamp& ramp,
                                   const SkipList& skipped);

@@ -45,6 +45,13 @@ class SpikeTest : public TrainingRunTest {
   }
 };
 
+// So that a batch of other tokens is a spike after a few steps.
+void LearnFast(TrainingPlan& plan) {
+  plan.options.optimizer.rate.peak = 3e-2;
+  plan.options.optimizer.rate.warmup = 1;
+  plan.spike->deviations = 1;
+}
+
 // A jump of the loss takes the run back to a checkpoint, past the batches around it; the run is
 // then the one that was started with that skip list.
 TEST_F(SpikeTest, IsSkippedAndLogged) {
@@ -55,8 +62,8 @@ TEST_F(SpikeTest, IsSkippedAndLogged) {
   EXPECT_EQ(spiked.result.steps, 36);
   EXPECT_EQ(spiked.reports.size(), 36u + 8);  // 15 to 22 twice
   // Step 22, hence the last checkpoint at least 3 steps before, and all batches up to it.
-  EXPECT_TRUE(spiked.Notes("step 22: loss"));
-  EXPECT_TRUE(spiked.Notes("back to step 15, without the batches of steps 15 to 22"));
+  EXPECT_TRUE(spiked.Notes("step 23: loss"));
+  EXPECT_TRUE(spiked.Notes("back to step 15, without the batches of steps 16 to 23"));
 
   TrainingPlan told = plan;
   told.directory = Directory("told");
@@ -100,8 +107,8 @@ TEST_F(SpikeTest, GoesBackFurtherAndThenGivesUp) {
   const Outcome spiked = Run(plan);
   ASSERT_TRUE(spiked.status.ok()) << spiked.status;
   EXPECT_EQ(spiked.result.rewinds, 2);
-  EXPECT_TRUE(spiked.Notes("back to step 15, without the batches of steps 15 to 22"));
-  EXPECT_TRUE(spiked.Notes("back to step 10, without the batches of steps 10 to 16"));
+  EXPECT_TRUE(spiked.Notes("back to step 15, without the batches of steps 16 to 23"));
+  EXPECT_TRUE(spiked.Notes("back to step 10, without the batches of steps 11 to 17"));
   TrainingPlan told = plan;
   told.directory = Directory("told");
   told.data.skipped.Skip(10 * 128, 25 * 128);
@@ -113,6 +120,61 @@ TEST_F(SpikeTest, GoesBackFurtherAndThenGivesUp) {
   plan.spike->max_rewinds = 1;
   const Outcome given_up = Run(plan);
   EXPECT_EQ(given_up.status.code(), absl::StatusCode::kResourceExhausted) << given_up.status;
+}
+
+// Before the run is as old as the rule reaches back, its beginning will do.
+TEST_F(SpikeTest, MayComeEarly) {
+  TrainingPlan plan = SpikePlan("early", {6});
+  LearnFast(plan);
+  plan.spike->rewind_steps = 20;
+  const Outcome spiked = Run(plan);
+  ASSERT_TRUE(spiked.status.ok()) << spiked.status;
+  EXPECT_EQ(spiked.result.rewinds, 1);
+  EXPECT_TRUE(spiked.Notes("step 7: loss"));
+  EXPECT_TRUE(spiked.Notes("back to step 0, without the batches of steps 1 to 7"));
+  EXPECT_FALSE(spiked.Notes("oldest checkpoint"));
+}
+
+// A checkpoint out of turn, of a run that was told to stop, takes the place of an older one.
+TEST_F(SpikeTest, GoesToTheOldestCheckpointThatIsLeft) {
+  TrainingPlan plan = SpikePlan("asked", {13});
+  LearnFast(plan);
+  plan.checkpoint_every = 10;
+  plan.keep = 2;
+  plan.spike->rewind_steps = 10;
+  TrainingEvents events;
+  int64_t done = 0;
+  events.on_step = [&](const StepReport&) { ++done; };
+  events.stop = [&] { return done == 12 ? StopAsked::kRequeue : StopAsked::kNo; };
+  ASSERT_TRUE(Run(plan, events).status.ok());
+  const Outcome rest = Run(plan);
+  ASSERT_TRUE(rest.status.ok()) << rest.status;
+  EXPECT_TRUE(rest.Notes("back to step 10, without the batches of steps 11 to 14"));
+  EXPECT_TRUE(rest.Notes("step 10 is the oldest checkpoint, 7 steps younger"));
+  EXPECT_EQ(rest.result.steps, 36);
+
+  plan.directory = Directory("not asked");  // control
+  const Outcome whole = Run(plan);
+  EXPECT_TRUE(whole.Notes("back to step 0"));
+  EXPECT_FALSE(whole.Notes("oldest checkpoint"));
+}
+
+// What is left out of data that ends is missing at its end.
+TEST_F(SpikeTest, EndsAtTheEndOfItsData) {
+  TrainingPlan plan = SpikePlan("finite", {22});
+  plan.data.epochs = 1;
+  plan.steps = 60;  // all of it
+  const Outcome spiked = Run(plan);
+  ASSERT_TRUE(spiked.status.ok()) << spiked.status;
+  EXPECT_EQ(spiked.result.steps, 52);
+  EXPECT_TRUE(spiked.Notes("the data ends after 52 of 60 steps"));
+  EXPECT_THAT(spiked.result.checkpoint, HasSubstr("step-00000052"));
+  const Outcome again = Run(plan);
+  ASSERT_TRUE(again.status.ok()) << again.status;
+  EXPECT_TRUE(again.reports.empty());
+  plan.directory = Directory("too long");  // control: without a spike it is the plan that is wrong
+  plan.steps = 61;
+  EXPECT_EQ(Run(plan).status.code(), absl::StatusCode::kInvalidArgument);
 }
 
 // --- gradients that are not finite --------------------------------------------------------------
@@ -189,7 +251,7 @@ TEST_F(NanTest, FailsAfterTooManyInARowAndCountsOverLaunches) {
   plan.directory = Directory("failed");
   const Outcome failed = Run(plan, {}, PlantIn({2, 6, 7, 8}));
   EXPECT_EQ(failed.status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(failed.status.message(), HasSubstr("step 8"));
+  EXPECT_THAT(failed.status.message(), HasSubstr("step 9"));
   EXPECT_THAT(failed.status.message(), HasSubstr(name_));
   EXPECT_EQ(failed.reports.back().result.step, 8);
   const Outcome rest = Run(plan);  // from a checkpoint; what made it fail is gone

@@ -1,5 +1,6 @@
 // Runs of many steps: resumed bit for bit after a stop and after being killed, resumed on other
 // meshes, stopped when asked, refused when they cannot be right.
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 
@@ -257,6 +258,30 @@ TEST_F(TrainingRunTest, WhatDoesNotFitIsRefusedBeforeTheFirstStep) {
   EXPECT_NEAR(double(fits.reports.at(0).peak_bytes), double(need), 0.05 * double(need));
 }
 
+// A run that has used all of its data is done, however often it is started, and goes on once it may
+// read more.
+TEST_F(TrainingRunTest, GoesOnBehindTheEndOfItsData) {
+  TrainingPlan plan = Plan({1, 1, 1}, 300);
+  plan.data.epochs = 1;
+  int64_t tokens = 0;
+  for (const std::vector<int32_t>& document : Walks(40, vocab()))
+    tokens += int64_t(document.size());
+  ASSERT_NE(tokens % 128, 0);
+  plan.steps = tokens / 128 + 1;  // the last batch is ragged
+  ASSERT_TRUE(Run(plan).status.ok());
+  const Outcome again = Run(plan);
+  ASSERT_TRUE(again.status.ok()) << again.status;
+  EXPECT_TRUE(again.reports.empty());
+  TrainingPlan more = plan;
+  more.data.epochs = 2;
+  more.steps += 2;
+  const Outcome rest = Run(more);
+  ASSERT_TRUE(rest.status.ok()) << rest.status;
+  EXPECT_EQ(rest.reports.size(), 2u);
+  more.data.batch_tokens.stages = {{0, 2 * 32}};  // control: still another run
+  EXPECT_EQ(Run(more).status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
 // The newest checkpoint is damaged: the one before is taken, and what follows is a new branch.
 TEST_F(TrainingRunTest, ADamagedCheckpointCostsItsStepsAlone) {
   TrainingPlan plan = Plan({1, 1, 1}, 10);
@@ -309,6 +334,19 @@ TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenStopsNothing) {
   EXPECT_EQ(run.result.checkpoint, "");
   EXPECT_TRUE(run.Notes("no checkpoint of step 2"));
   EXPECT_TRUE(run.Notes("no checkpoint of step 6"));
+}
+
+// The newest may turn out to be damaged: one is never all there is.
+TEST_F(TrainingRunTest, TwoCheckpointsAreKeptAtLeast) {
+  TrainingPlan plan = Plan({1, 1, 1}, 6);
+  plan.checkpoint_every = 2;
+  for (const int64_t keep : {1, 2, 3}) {
+    plan.keep = keep;
+    plan.directory = Directory(std::to_string(keep));
+    ASSERT_TRUE(Run(plan).status.ok());
+    const auto entries = ListCheckpoints(PosixFiles(), plan.directory + "/checkpoints");
+    EXPECT_EQ(int64_t(entries->size()), std::max<int64_t>(2, keep));
+  }
 }
 
 // --- what cannot be right -----------------------------------------------------------------------

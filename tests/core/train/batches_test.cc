@@ -279,7 +279,7 @@ TEST(Batches, TheLastOneIsRagged) {
   EXPECT_THAT(pack.document_lengths, ElementsAre(6, 2));
   const auto beyond = batches->At(3);
   EXPECT_EQ(beyond.status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_THAT(std::string(beyond.status().message()), HasSubstr("the data ends with step 2"));
+  EXPECT_THAT(std::string(beyond.status().message()), HasSubstr("the data ends with step 3"));
 }
 
 TEST(Batches, DocumentsOfOneToken) {

