@@ -146,6 +146,14 @@ absl::StatusOr<std::string> MeshText(const Arguments& arguments) {
   return mesh;
 }
 
+Compute ComputeNamed(absl::string_view name) {
+  return name == "f64" ? Compute::kF64 : name == "bf16" ? Compute::kBF16 : Compute::kF32;
+}
+
+Device DeviceNamed(absl::string_view name) {
+  return name == "cpu" ? Device::kCpu : name == "cuda" ? Device::kCuda : Device::kAuto;
+}
+
 absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
                                         absl::string_view default_layout) {
   LoadRequest load;
@@ -153,12 +161,8 @@ absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
   const std::string layout = arguments.Text("--layout");
   TOROID_ASSIGN_OR_RETURN(load.layout,
                           ParseLayoutRule(layout.empty() ? std::string(default_layout) : layout));
-  const std::string compute = arguments.Text("--compute");
-  load.compute = compute == "f64"    ? Compute::kF64
-                 : compute == "bf16" ? Compute::kBF16
-                                     : Compute::kF32;
-  const std::string device = arguments.Text("--device");
-  load.device = device == "cpu" ? Device::kCpu : device == "cuda" ? Device::kCuda : Device::kAuto;
+  load.compute = ComputeNamed(arguments.Text("--compute"));
+  load.device = DeviceNamed(arguments.Text("--device"));
   load.context = arguments.Count("--context");
   load.page_tokens = arguments.Count("--page-tokens");
   if (load.page_tokens < 1 || load.page_tokens > 65536) {

@@ -23,6 +23,10 @@ extern const OptionTable kModelOptions;       // --model, --seed
 // The mesh as text: --mesh, or what -tp, -cp, -dp say; both is a usage error. Empty: nothing said.
 absl::StatusOr<std::string> MeshText(const Arguments& arguments);
 
+// What --compute and --device say; anything else is f32 and auto.
+Compute ComputeNamed(absl::string_view name);
+Device DeviceNamed(absl::string_view name);
+
 // All but the mesh, which needs the world's size. default_layout: "striped:16" or "zigzag". --seed
 // is read for the weights of random: models.
 absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,

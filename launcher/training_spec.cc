@@ -7,6 +7,7 @@
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/job_spec.h"
+#include "launcher/options.h"
 
 namespace toroid {
 
@@ -26,7 +27,13 @@ absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::stri
     }
     spec.placement.load.threads = static_cast<int>(threads);
   }
-  spec.placement.load.device = spec.device;
+  LoadRequest& load = spec.placement.load;
+  if (arguments.Has("--layout")) {
+    TOROID_ASSIGN_OR_RETURN(load.layout, ParseLayoutRule(arguments.Text("--layout")));
+  }
+  if (arguments.Has("--compute")) load.compute = ComputeNamed(arguments.Text("--compute"));
+  if (arguments.Has("--device")) spec.device = DeviceNamed(arguments.Text("--device"));
+  load.device = spec.device;
   return spec;
 }
 

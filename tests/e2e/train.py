@@ -108,6 +108,23 @@ def test_meshes_learn_the_same():
         check(max(abs(a - b["loss"]) / a for a, b in zip(alone, lines(top))) > 1e-4, "another seed")
 
 
+def test_flags_say_how_it_is_computed():
+    def curve(*flags):
+        with tempfile.TemporaryDirectory() as top:
+            good(launch(2, *words(top, 4), *flags, "-q"))
+            return [line["loss"] for line in lines(top)]
+
+    def apart(a, b):
+        return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
+    double = curve("--mesh", "data=2", "--compute", "f64", "--device", "cpu")
+    check(apart(curve("--mesh", "ring=2", "--compute", "f64", "--layout", "striped:4"), double) < 1e-11)
+    check(1e-11 < apart(curve("--mesh", "ring=2", "--layout", "contiguous"), double) < 1e-4)
+    check(1e-5 < apart(curve("--mesh", "ring=2", "--compute", "bf16"), double) < 0.1)
+    with tempfile.TemporaryDirectory() as top:
+        refused(run(*words(top), "--layout", "round"), 3, "round", "zigzag")
+        refused(run(*words(top), "--compute", "f16"), 2, "f16", "bf16")
+
+
 def test_a_run_goes_on_where_it_stopped():
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
         good(launch(2, *words(whole, 20), "-q"))
