@@ -10,6 +10,7 @@
 // CUDA), counting_backend (memory accounting only: `plan`).
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -178,6 +179,8 @@ struct CudaOptions {
 
 // GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.
 int CudaDevices();
+// What names such a device among all devices of all hosts; zeros on an error.
+std::array<char, 16> CudaDeviceUuid(int device);
 
 // A device of compute capability 8.0 or later, its streams, and workspaces of 192 MiB to a compute
 // stream. dtype() is kF32. FailedPrecondition: no such device, or a build without CUDA;

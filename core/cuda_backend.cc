@@ -41,6 +41,7 @@ absl::Status CudaBackend::Prepare() {
                                                       properties.major, ".", properties.minor,
                                                       " is below 8.0: use --device cpu"));
   }
+  tensor_cores_ = bf16_ && properties.major == 9 && properties.minor == 0;
   if (error == cudaSuccess) error = ring_.Allocate();
   if (error != cudaSuccess) {
     return absl::FailedPreconditionError(
@@ -80,8 +81,10 @@ Stream CudaBackend::NewStream(bool communication) {
   Check("new stream", cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking));
   Check("new stream", cudaEventCreateWithFlags(&lane.reached, cudaEventDisableTiming));
   if (!communication) {
-    Check("new stream",
-          cudaMalloc(&lane.workspace, size_t(kMatMulWorkspaceBytes + kFreeWorkspaceBytes)));
+    Check("new stream", cudaMalloc(&lane.workspace, size_t(kMatMulWorkspaceBytes +
+                                                           kFreeWorkspaceBytes + kCounterBytes)));
+    Check("new stream", cudaMemsetAsync(lane.attention_workspace().counters, 0,
+                                        size_t(kCounterBytes), lane.stream));
   }
   lanes_.push_back(lane);
   Stream s;
@@ -154,6 +157,17 @@ int CudaDevices() {
     return 0;
   }
   return count;
+}
+
+std::array<char, 16> CudaDeviceUuid(int device) {
+  std::array<char, 16> uuid = {};
+  cudaDeviceProp properties;
+  if (cudaGetDeviceProperties(&properties, device) == cudaSuccess) {
+    std::copy_n(properties.uuid.bytes, uuid.size(), uuid.begin());
+  } else {
+    cudaGetLastError();  // forgets it
+  }
+  return uuid;
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& options) {

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "core/backend.h"
+#include "kernels/attention_bf16.h"
 #include "kernels/matmul.h"
 
 namespace toroid {
@@ -62,7 +63,8 @@ class UploadRing {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, DType product) : device_(device), products_(product) {}
+  CudaBackend(int device, DType product)
+      : device_(device), bf16_(product == DType::kBF16), products_(product) {}
   ~CudaBackend() override;
 
   absl::Status Prepare();
@@ -132,6 +134,7 @@ class CudaBackend final : public Backend {
 
  private:
   static constexpr int64_t kFreeWorkspaceBytes = int64_t{64} << 20;
+  static constexpr int64_t kCounterBytes = 256;
 
   struct Lane {
     cudaStream_t stream = nullptr;
@@ -140,6 +143,11 @@ class CudaBackend final : public Backend {
 
     // What ops other than products may use.
     void* free_workspace() const { return static_cast<char*>(workspace) + kMatMulWorkspaceBytes; }
+    // The same for attention, with the counters that it leaves zero.
+    AttentionWorkspace attention_workspace() const {
+      char* end = static_cast<char*>(free_workspace()) + kFreeWorkspaceBytes;
+      return {free_workspace(), kFreeWorkspaceBytes, reinterpret_cast<int32_t*>(end)};
+    }
   };
 
   // An op: its device is current from the beginning, and its launches are asked for their error at
@@ -183,6 +191,8 @@ class CudaBackend final : public Backend {
   }
 
   const int device_;
+  const bool bf16_;            // products are of bf16
+  bool tensor_cores_ = false;  // and so is attention, by kernels for compute capability 9.0
   std::string name_;
   CudaMatMul products_;
   UploadRing ring_;

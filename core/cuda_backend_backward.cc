@@ -110,7 +110,11 @@ void CudaBackend::AttendTileBackward(Stream s, Tensor q_thK, Tensor q_positions,
   args.dq = dq_thK.as<float>(), args.dq_stride = dq_thK.stride;
   args.dk = dk_ngK.as<float>(), args.dk_stride = dk_ngK.stride;
   args.dv = dv_ngK.as<float>(), args.dv_stride = dv_ngK.stride;
-  toroid::AttendTileBackward(Maths(s).stream, args);
+  const Lane& lane = Maths(s);
+  if (tensor_cores_ && AttendTileBackwardBf16(lane.stream, args, lane.attention_workspace())) {
+    return;
+  }
+  toroid::AttendTileBackward(lane.stream, args);
 }
 
 void CudaBackend::SwiGluBackward(Stream s, Tensor gate_tf, Tensor up_tf, Tensor dout_tf,

@@ -76,6 +76,10 @@ void CudaBackend::AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const K
   args.length = kv.length.as<const int32_t>();
   args.o = o_thK.as<float>(), args.o_stride = o_thK.stride;
   const Lane& lane = Maths(s);
+  if (tensor_cores_ &&
+      AttendTileBf16(lane.stream, args, kv.k.dims[1], lane.attention_workspace())) {
+    return;
+  }
   toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes);
 }
 

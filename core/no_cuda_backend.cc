@@ -7,6 +7,8 @@ namespace toroid {
 
 int CudaDevices() { return 0; }
 
+std::array<char, 16> CudaDeviceUuid(int) { return {}; }
+
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions&) {
   return absl::FailedPreconditionError(
       "this toroid was built without CUDA: use --device cpu, or build it with -DTOROID_CUDA=ON");

@@ -48,6 +48,7 @@ cudaError_t Launch(cudaStream_t stream, const AttentionHopperArgs& args) {
                   static_cast<int>(std::max<int64_t>(1, kv_heads * args.heads / args.kv_heads)),
                   args.counters};
   params.kv_index = args.kv_index;
+  params.limits = args.limits;
   params.o = args.o;
   params.o_stride = args.o_stride;
   params.lse = args.lse;

@@ -45,6 +45,9 @@ struct AttentionHopperArgs {
   float scale = 1;                       // > 0
   const AttentionTile* tiles = nullptr;  // device, from CutTiles; no query is in two of them
   int tile_count = 0;
+  // Device, [q_tokens], may be null: query i sees the first limits[i] keys of its tile, from 0 to
+  // k_count, never fewer than the query before it in the tile; diagonals are then not looked at.
+  const int32_t* limits = nullptr;
   float* o = nullptr;  // [q_tokens, heads, head_dim]
   int64_t o_stride = 0;
   float* lse = nullptr;  // [q_tokens, heads]

@@ -85,6 +85,7 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
                   static_cast<int>(std::clamp<int64_t>(l2_bytes / 2 / head_bytes, 1, args.heads)),
                   args.counters};
   params.kv_index = args.kv_index;
+  params.first_queries = args.first_queries;
   params.rows = reinterpret_cast<const float2*>(args.rows);
   params.dk = args.dk;
   params.dv = args.dv;
@@ -100,6 +101,8 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
 
 }  // namespace
 }  // namespace hopper
+
+int AttentionHopperBackwardKeys(int head_dim) { return hopper::KeysOf(head_dim); }
 
 std::vector<AttentionTile> CutTilesByKeys(const std::vector<AttentionTile>& tiles, int head_dim) {
   const int keys = hopper::KeysOf(head_dim);

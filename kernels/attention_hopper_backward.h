@@ -20,6 +20,9 @@
 
 namespace toroid {
 
+// Keys that one thread block takes; 0 if the kernel does not take this head dim.
+int AttentionHopperBackwardKeys(int head_dim);
+
 // The tiles cut along their keys for the backward, the longest first; what sees nothing is left
 // out.
 std::vector<AttentionTile> CutTilesByKeys(const std::vector<AttentionTile>& tiles, int head_dim);
@@ -44,6 +47,10 @@ struct AttentionHopperBackwardArgs {
   const AttentionTile* tiles =
       nullptr;  // device, from CutTilesByKeys; a (query, key) in one at most
   int tile_count = 0;
+  // Device, [k_tokens], may be null: key j is seen by the queries of its tile from first_queries[j]
+  // on, counted as tokens of q, never an earlier one than the key before it; diagonals are then not
+  // looked at. A tile may then have no queries.
+  const int32_t* first_queries = nullptr;
   const float* rows = nullptr;  // of AttentionRowsHopper
   float* dq = nullptr;          // [q_tokens, heads, head_dim], added to
   float* dk = nullptr;          // [k_tokens, kv_heads, head_dim], added to

@@ -69,7 +69,8 @@ struct BackwardParams {
   CUtensorMap q, d_o, k, v, dq;
   TaskList tasks;
   const int32_t* kv_index;
-  const float2* rows;  // [heads, q_tokens]: lse in base 2, delta
+  const int32_t* first_queries;  // null: tiles have diagonals
+  const float2* rows;            // [heads, q_tokens]: lse in base 2, delta
   float *dk, *dv;
   int64_t q_tokens, dk_stride, dv_stride;
   float scale, scale_log2;
@@ -102,6 +103,7 @@ __device__ void ProduceBackward(const BackwardParams& params, BackwardShared<C>&
     index = __shfl_sync(~0u, index, 0);
 
     const AttentionTile& tile = task.tile;
+    if (tile.q_count <= 0) continue;
     shared.kv_empty.Wait(kv.phase ^ 1);
     kv.Advance();
     if (lane == 0) {
@@ -138,10 +140,26 @@ __device__ void ProduceBackward(const BackwardParams& params, BackwardShared<C>&
   if (lane == 0) params.tasks.Finish();
 }
 
-// S^T to P^T. Query i of the block sees key j iff j <= i + diagonal; keys end at k_count.
+// The first query of a tile that sees each of a thread's keys, and the last of its warpgroup's.
+struct FirstQueries {
+  int of_key[2], of_last;
+
+  __device__ FirstQueries(const AttentionTile& tile, const int32_t* firsts, const Place& at) {
+    const auto first = [&](int key) {
+      if (key >= tile.k_count) return kAllVisible;  // no key: seen by nobody
+      return firsts == nullptr ? key - tile.diagonal : firsts[tile.k_begin + key] - tile.q_begin;
+    };
+    const int key = at.warpgroup * kMmaRows + at.first;
+    of_key[0] = first(key);
+    of_key[1] = first(key + 8);
+    of_last = first(at.warpgroup * kMmaRows + kMmaRows - 1);
+  }
+};
+
+// S^T to P^T, of the block of queries from `begin` on: the query sees a key from its first on.
 template <typename C>
 __device__ void Probabilities(float (&s)[C::kQueries / 2], const float* lse, float scale_log2,
-                              const Place& at, int diagonal, int k_count) {
+                              const Place& at, const FirstQueries& firsts, int begin) {
 #pragma unroll
   for (int j = 0; j < C::kQueries / 8; ++j) {
     const float2 row = *reinterpret_cast<const float2*>(lse + 8 * j + at.column);
@@ -151,12 +169,10 @@ __device__ void Probabilities(float (&s)[C::kQueries / 2], const float* lse, flo
       s[4 * j + 2 * h + 1] = Exp2(fmaf(s[4 * j + 2 * h + 1], scale_log2, -row.y));
     }
   }
-  const int last_key = at.warpgroup * kMmaRows + kMmaRows - 1;
-  if (last_key <= diagonal && last_key < k_count) return;
+  if (firsts.of_last <= begin) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int key = at.warpgroup * kMmaRows + at.first + 8 * h;
-    const int first_query = key < k_count ? key - diagonal - at.column : C::kQueries;
+    const int first_query = firsts.of_key[h] - begin - at.column;
 #pragma unroll
     for (int j = 0; j < C::kQueries / 8; ++j) {
 #pragma unroll
@@ -255,7 +271,9 @@ __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>&
     if (task.head < 0) break;
 
     const AttentionTile& tile = task.tile;
+    if (tile.q_count <= 0) continue;
     const int blocks = QueryBlocks<C>(tile);
+    const FirstQueries firsts(tile, params.first_queries, at);
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) dk[i] = dv[i] = 0;
     shared.kv_full.Wait(kv.phase);
@@ -270,8 +288,7 @@ __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>&
       const int now = stage.stage;
       shared.d_o_full[now].Wait(stage.phase);
       IssueTransposed<kKeys, kQueries, kHeadDim>(d_p, my_v, shared.d_o[now]);
-      Probabilities<C>(s, shared.lse[now], params.scale_log2, at, tile.diagonal + block * kQueries,
-                       tile.k_count);
+      Probabilities<C>(s, shared.lse[now], params.scale_log2, at, firsts, block * kQueries);
       Round(s, p_rounded);
       IssueSum<kQueries, kHeadDim>(dv, p_rounded, shared.d_o[now]);
       WaitFor<1>();  // for dP^T

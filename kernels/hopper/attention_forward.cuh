@@ -61,6 +61,7 @@ struct Params {
   CUtensorMap q, k, v;
   TaskList tasks;
   const int32_t* kv_index;
+  const int32_t* limits;  // null: tiles have diagonals
   float* o;
   float* lse;
   int64_t o_stride, lse_stride;
@@ -70,8 +71,8 @@ struct Params {
 };
 
 template <typename C>
-__device__ int KeyBlocks(const AttentionTile& tile) {
-  return (Limit(tile, tile.q_count - 1) + C::kKeys - 1) / C::kKeys;
+__device__ int KeyBlocks(const AttentionTile& tile, const int32_t* limits) {
+  return (Limit(tile, tile.q_count - 1, limits) + C::kKeys - 1) / C::kKeys;
 }
 
 template <typename C>
@@ -89,7 +90,7 @@ __device__ void Produce(const Params& params, Shared<C>& shared) {
     slot.Advance();
     if (task.head < 0) break;
     index = params.tasks.Next();
-    const int blocks = KeyBlocks<C>(task.tile);
+    const int blocks = KeyBlocks<C>(task.tile, params.limits);
     if (blocks == 0) continue;
 
     const int kv_head = params.kv_index[task.head];
@@ -127,13 +128,13 @@ struct Rows {
   int column;    // of the fragment: 8 j + column + e
   int limit[2];  // visible keys; negative: not a row of the tile
 
-  __device__ Rows(const AttentionTile& tile, int warpgroup) {
+  __device__ Rows(const AttentionTile& tile, int warpgroup, const int32_t* limits) {
     const int thread = threadIdx.x % kWarpgroupThreads, lane = thread % kWarpThreads;
     first = warpgroup * kMmaRows + thread / kWarpThreads * 16 + lane / 4;
     column = lane % 4 * 2;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      limit[h] = first + 8 * h < tile.q_count ? Limit(tile, first + 8 * h) : -1;
+      limit[h] = first + 8 * h < tile.q_count ? Limit(tile, first + 8 * h, limits) : -1;
     }
   }
 };
@@ -254,12 +255,13 @@ __device__ void Consume(const Params& params, Shared<C>& shared, int warpgroup) 
     slot.Advance();
     if (task.head < 0) return;
 
-    const Rows rows(task.tile, warpgroup);
+    const Rows rows(task.tile, warpgroup, params.limits);
     OnlineSoftmax softmax;
     float rescale[2];
     ReadCarry(params, task, rows, o, softmax);
-    const int blocks = KeyBlocks<C>(task.tile);
-    const int clear = Limit(task.tile, warpgroup * kMmaRows) / C::kKeys;  // blocks without a mask
+    const int blocks = KeyBlocks<C>(task.tile, params.limits);
+    // Blocks without a mask.
+    const int clear = Limit(task.tile, warpgroup * kMmaRows, params.limits) / C::kKeys;
     if (blocks > 0) {
       shared.q_full.Wait(q.phase);
       q.Advance();

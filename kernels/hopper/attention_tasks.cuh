@@ -19,6 +19,12 @@ __host__ __device__ inline int Limit(const AttentionTile& tile, int i) {
   return limit < 0 ? 0 : limit < tile.k_count ? limit : tile.k_count;
 }
 
+// The same where rows have limits of their own, unless they are null. Row i may be beyond the last.
+__device__ inline int Limit(const AttentionTile& tile, int i, const int32_t* limits) {
+  if (limits == nullptr) return Limit(tile, i);
+  return limits[tile.q_begin + min(i, tile.q_count - 1)];
+}
+
 struct TaskList {
   const AttentionTile* tiles;
   int tile_count, heads;

@@ -120,6 +120,7 @@ struct Case {
   int64_t tiles = 1;               // keys are attended in so many tiles, continuing the carry
   int64_t before = 0;              // rows of q and o aside from alignment
   int32_t length = -1;             // keys that are there
+  bool q_bf16 = false;             // q holds numbers that bf16 can hold
 };
 
 std::string Text(const Case& c) {
@@ -166,6 +167,10 @@ Results Attend(BackendSide& side, const Case& c) {
 
   const Tensor q =
       side.Put(DType::kF32, {c.t, c.heads, dim}, Random(c.t * c.heads * dim, 3), c.before);
+  if (c.q_bf16) {
+    const Tensor narrow = side.Poisoned(DType::kBF16, {c.t, c.heads, dim});
+    ops.Copy(side.s, q, narrow), ops.Copy(side.s, narrow, q);
+  }
   const Tensor o = side.Poisoned(DType::kF32, {c.t, c.heads, dim}, c.before);
   const Tensor lse = side.Poisoned(DType::kF32, {c.t, c.heads}, c.before);
   ops.Fill(side.s, o, 0), ops.Fill(side.s, lse, -INFINITY);
@@ -218,6 +223,58 @@ TEST_F(CudaProducts, AttendsInEveryWay) {
     SCOPED_TRACE(Text(c));
     ExpectSame([&](BackendSide& side) { return Attend(side, c); });
   }
+}
+
+// Shapes that tensor cores take where they are (kernels/attention_bf16.h), and shapes next to them
+// that they do not. Beyond the rounding of q, which both sides share, probabilities are rounded.
+TEST_F(CudaProducts, AttendsInBf16InEveryWay) {
+  std::vector<Case> cases;
+  for (int64_t dim : {64, 128, 256}) {
+    for (int64_t t : {63, 64, 257}) {
+      Case c{t, 400, 6, 2, dim};
+      c.kv_type = DType::kBF16, c.q_bf16 = true, cases.push_back(c);
+      c.causal = false, cases.push_back(c);
+      c.tiles = 3, cases.push_back(c);
+      c.causal = true, cases.push_back(c);
+      c.window = 100, cases.push_back(c);
+      c = {t, 400, 8, 1, dim}, c.kv_type = DType::kBF16, c.q_bf16 = true, c.before = 4;
+      cases.push_back(c);
+      c.first = 0, cases.push_back(c);                              // the first see few keys
+      c.q_step = 2, c.k_step = 2, c.first = 1, cases.push_back(c);  // stripes of a ring
+      c.k_step = 5, c.first = 3, c.tiles = 2, cases.push_back(c);
+      c.before = 1, cases.push_back(c);  // rows aside from 16 bytes
+      c = {t, 300, 3, 3, dim}, c.kv_type = DType::kBF16, c.q_bf16 = true, c.first = 250;
+      cases.push_back(c);  // the last see all keys
+    }
+  }
+  for (const Case& c : cases) {
+    SCOPED_TRACE(Text(c));
+    ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
+  }
+}
+
+// Chunks of queries: more than the workspace has room for at a time.
+TEST_F(CudaProducts, AttendsToManyQueriesInBf16) {
+  Case c{2200, 100, 64, 1, 256};
+  c.kv_type = DType::kBF16, c.q_bf16 = true, c.first = 0;
+  ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
+}
+
+// Negative controls: the tensor cores are told from the plain cores by their rounding, and a key
+// too few is seen.
+TEST_F(CudaProducts, AttentionInBf16IsToldFromFloat32) {
+  BackendSide f32(Gpu()), bf16(Gpu(DType::kBF16));
+  Case c{100, 300, 4, 2, 64};
+  c.kv_type = DType::kBF16;
+  const Results exact = Attend(f32, c);
+  EXPECT_FALSE(AllClose(Attend(bf16, c)[0], exact[0], 1e-5));
+  c.q_bf16 = true;
+  const Results rounded = Attend(f32, c);
+  EXPECT_TRUE(AllClose(Attend(bf16, c)[0], rounded[0], 4e-3));
+  EXPECT_EQ(Attend(bf16, c), Attend(bf16, c));  // the same bits each time
+  c.window = 299;                               // plain cores: no rounding but q's
+  EXPECT_EQ(Attend(bf16, c), Attend(f32, c));
+  EXPECT_FALSE(AllClose(Attend(bf16, c)[0], rounded[0], 4e-3));
 }
 
 TEST_F(CudaProducts, ARowThatSeesNoKeyKeepsItsCarry) {

@@ -334,6 +334,8 @@ struct Case {
   int64_t q_step = 1, k_step = 1;  // stripes: positions so far apart
   int64_t tiles = 1;               // keys come in so many tiles
   int64_t before = 0;              // rows of q, do, dq aside from alignment
+  int64_t kv_before = 1;           // rows of dk, dv
+  bool q_bf16 = false;             // q and do hold numbers that bf16 can hold
 };
 
 std::string Text(const Case& c) {
@@ -363,6 +365,10 @@ Results AttendBackward(BackendSide& side, const Case& c) {
   spec.causal = c.causal, spec.window = c.window, spec.scale = 1.5 / std::sqrt(double(dim));
   const Tensor q = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 3), c.before);
   const Tensor d_o = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 4), c.before);
+  if (c.q_bf16) {
+    const Tensor narrow = side.Poisoned(DType::kBF16, {c.t, c.heads, dim});
+    for (const Tensor& x : {q, d_o}) ops.Copy(side.s, x, narrow), ops.Copy(side.s, narrow, x);
+  }
   const Tensor o = side.Poisoned(DType::kF32, {c.t, c.heads, dim});
   const Tensor lse = side.Poisoned(DType::kF32, {c.t, c.heads}, 1);
   const Tensor delta = side.Poisoned(DType::kF32, {c.t, c.heads}, 1);
@@ -372,15 +378,15 @@ Results AttendBackward(BackendSide& side, const Case& c) {
   ops.AttendTile(side.s, q, positions, view, index, spec, Tile{0, c.t, 0, c.n}, o, lse);
   ops.AttentionDelta(side.s, o, d_o, delta);
   const Tensor dq = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 5), c.before);
-  const Tensor dk = side.Put(DType::kF32, {c.n, g, dim}, Random(c.n * g * dim, 6), 1);
-  const Tensor dv = side.Put(DType::kF32, {c.n, g, dim}, Random(c.n * g * dim, 7), 1);
+  const Tensor dk = side.Put(DType::kF32, {c.n, g, dim}, Random(c.n * g * dim, 6), c.kv_before);
+  const Tensor dv = side.Put(DType::kF32, {c.n, g, dim}, Random(c.n * g * dim, 7), c.kv_before);
   for (int64_t i = 0; i < c.tiles; ++i) {
     const int64_t begin = c.n * i / c.tiles, end = c.n * (i + 1) / c.tiles;
     ops.AttendTileBackward(side.s, q, positions, view, index, spec,
                            Tile{0, c.t, begin, end - begin}, d_o, lse, delta, dq, dk, dv);
   }
-  EXPECT_TRUE(side.FrameIsWhole(dq, c.before) && side.FrameIsWhole(dk, 1) &&
-              side.FrameIsWhole(dv, 1));
+  EXPECT_TRUE(side.FrameIsWhole(dq, c.before) && side.FrameIsWhole(dk, c.kv_before) &&
+              side.FrameIsWhole(dv, c.kv_before));
   return {side.Floats(delta), side.Floats(dq), side.Floats(dk), side.Floats(dv)};
 }
 
@@ -404,6 +410,51 @@ TEST_F(CudaTraining, AttentionBackwardInEveryWay) {
   for (const Case& c : cases) {
     SCOPED_TRACE(Text(c));
     ExpectSame([&](BackendSide& side) { return AttendBackward(side, c); }, kTolerance);
+  }
+}
+
+// Shapes that tensor cores take where they are, and shapes next to them that they do not.
+TEST_F(CudaTraining, AttentionBackwardInBf16InEveryWay) {
+  std::vector<Case> cases;
+  for (int64_t dim : {64, 128, 256}) {
+    for (int64_t t : {63, 64, 257}) {
+      Case c{t, 300, 6, 2, dim};
+      c.kv_type = DType::kBF16, c.q_bf16 = true, c.kv_before = 4, cases.push_back(c);
+      c.causal = false, cases.push_back(c);
+      c.tiles = 3, cases.push_back(c);
+      c.causal = true, cases.push_back(c);
+      c.window = 100, cases.push_back(c);
+      c.window = 0, c.heads = 8, c.kv_heads = 1, c.before = 4, cases.push_back(c);
+      c.first = 0, cases.push_back(c);
+      c.q_step = 2, c.k_step = 2, c.first = 1, cases.push_back(c);
+      c.k_step = 5, c.first = 3, c.tiles = 2, cases.push_back(c);  // the last keys: seen by nobody
+      c.kv_before = 1, cases.push_back(c);                         // aside from 16 bytes
+    }
+  }
+  for (const Case& c : cases) {
+    SCOPED_TRACE(Text(c));
+    ExpectSame([&](BackendSide& side) { return AttendBackward(side, c); }, 1e-2, DType::kBF16);
+  }
+}
+
+TEST_F(CudaTraining, AttentionBackwardOfManyQueriesInBf16) {
+  Case c{2100, 64, 64, 1, 128};
+  c.kv_type = DType::kBF16, c.q_bf16 = true, c.kv_before = 0, c.first = 0;
+  ExpectSame([&](BackendSide& side) { return AttendBackward(side, c); }, 1e-2, DType::kBF16);
+}
+
+// Negative controls, as of the forward.
+TEST_F(CudaTraining, AttentionBackwardInBf16IsToldFromFloat32) {
+  BackendSide f32(Gpu()), bf16(Gpu(DType::kBF16));
+  Case c{100, 300, 4, 2, 64};
+  c.kv_type = DType::kBF16, c.q_bf16 = true, c.kv_before = 0;
+  const Results exact = AttendBackward(f32, c), rounded = AttendBackward(bf16, c);
+  c.window = 150;  // half of the keys
+  const Results wrong = AttendBackward(bf16, c);
+  for (size_t i = 1; i < exact.size(); ++i) {
+    EXPECT_TRUE(AllClose(rounded[i], exact[i], 1e-2)) << i;
+    EXPECT_FALSE(AllClose(rounded[i], exact[i], 1e-5)) << i;
+    EXPECT_FALSE(AllClose(wrong[i], exact[i], 1e-2)) << i;
   }
 }
 
