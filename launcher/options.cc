@@ -31,7 +31,9 @@ const OptionTable kMeshOptions = {
          "per rank; 0: the host's cores split over its ranks", true},
         {"--compute", ValueKind::kChoice, "f32|f64|bf16", "f32", "arithmetic", true},
         {"--device", ValueKind::kChoice, "auto|cpu|cuda", "auto",
-         "auto: a GPU for one rank, where there is one", true},
+         "auto: GPUs, where each rank has one for itself", true},
+        {"--allow-gpu-sharing", ValueKind::kFlag, "", "", "ranks may share a GPU: slow, for tests",
+         true},
         {"--max-model-len,--context", ValueKind::kCount, "N", "0",
          "longest prompt + output in tokens; 0: the model's own", true},
         {"--page-tokens", ValueKind::kCount, "N", "16", "tokens of a cache page", true},
@@ -163,6 +165,7 @@ absl::StatusOr<LoadRequest> LoadOptions(const Arguments& arguments,
                           ParseLayoutRule(layout.empty() ? std::string(default_layout) : layout));
   load.compute = ComputeNamed(arguments.Text("--compute"));
   load.device = DeviceNamed(arguments.Text("--device"));
+  load.share_gpus = arguments.Flag("--allow-gpu-sharing");
   load.context = arguments.Count("--context");
   load.page_tokens = arguments.Count("--page-tokens");
   if (load.page_tokens < 1 || load.page_tokens > 65536) {

@@ -9,8 +9,9 @@ namespace {
 
 class CountingCommunicator final : public Communicator {
  public:
-  CountingCommunicator(int rank, int size, int64_t slot_limit)
-      : Communicator(rank, size), slot_limit_(slot_limit) {}
+  // slot_limit 0: reductions need no scratch. held_bytes: from the beginning, not by its parts.
+  CountingCommunicator(int rank, int size, int64_t slot_limit, int64_t held_bytes = 0)
+      : Communicator(rank, size), slot_limit_(slot_limit), held_bytes_(held_bytes) {}
   absl::Status Health() const override { return absl::OkStatus(); }
 
   std::unique_ptr<Communicator> Split(const RankFunction& color, const RankFunction& key) override {
@@ -24,7 +25,7 @@ class CountingCommunicator final : public Communicator {
     return std::make_unique<CountingCommunicator>(place, members, slot_limit_);
   }
   int64_t communicator_bytes() const override {
-    return slot_bytes_ == 0 ? 0 : ReductionScratchBytes(size(), slot_bytes_);
+    return held_bytes_ + (slot_bytes_ == 0 ? 0 : ReductionScratchBytes(size(), slot_bytes_));
   }
 
  protected:
@@ -43,13 +44,20 @@ class CountingCommunicator final : public Communicator {
 
  private:
   void NeedSlots(int64_t message) {
+    if (slot_limit_ == 0) return;
     slot_bytes_ = std::max(slot_bytes_, ReductionSlotBytes(size(), message, slot_limit_));
   }
-  const int64_t slot_limit_;
+  const int64_t slot_limit_, held_bytes_;
   int64_t slot_bytes_ = 0;
 };
 
 }  // namespace
+
+std::unique_ptr<Communicator> NewCountingTwin(const Communicator& world, Stream s) {
+  if (s.native == nullptr) return NewCountingWorld(world.rank(), world.size());
+  return std::make_unique<CountingCommunicator>(world.rank(), world.size(), /*slot_limit=*/0,
+                                                world.communicator_bytes());
+}
 
 std::unique_ptr<Communicator> NewCountingWorld(int rank, int size, int64_t slot_limit) {
   TOROID_CHECK(rank >= 0 && rank < size);

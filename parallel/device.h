@@ -1,4 +1,4 @@
-// Which backend a rank computes on.
+// Which backend a rank computes on, and the communicator that takes that backend's memory.
 #pragma once
 
 #include <atomic>
@@ -7,17 +7,35 @@
 
 #include "absl/status/statusor.h"
 #include "core/backend.h"
+#include "core/communicator.h"
 #include "parallel/request.h"
 
 namespace toroid {
 
-// Whether one of `ranks` ranks computes on a GPU: kAuto takes one where this process sees one, the
-// rank is alone and `compute` is not f64.
-bool OnGpu(Device device, Compute compute, int ranks);
+struct DeviceWish {
+  Device device = Device::kCpu;
+  Compute compute = Compute::kF32;
+  bool share_gpus = false;  // ranks may share a GPU
+  int threads = 1;          // on CPUs: as NewCpuBackend
+};
 
-// One of `ranks` ranks, which all choose alike, as OnGpu says. threads, ticks: as NewCpuBackend.
-// InvalidArgument for what a GPU cannot do; errors of NewCudaBackend.
-absl::StatusOr<std::unique_ptr<Backend>> NewBackend(Device device, Compute compute, int threads,
-                                                    int ranks, std::atomic<int64_t>* ticks);
+// world is destroyed before ops.
+struct RankDevice {
+  std::unique_ptr<Backend> ops;
+  std::unique_ptr<Communicator> world;  // takes host memory, and that of ops
+};
+
+// Whether the ranks of `world`, a communicator of host memory, compute on GPUs: always with kCuda;
+// with kAuto where each rank has one for itself and `compute` is not f64. Collective, the same
+// answer on all ranks.
+bool OnGpus(Communicator& world, Device device, Compute compute);
+
+// Collective over `world`; the answer is of one kind on all ranks, as OnGpus says.
+// A rank's GPU follows from its place on its host. Ranks with a GPU each speak through NCCL, ranks
+// that share one through the host's memory, neighbours of one host by the copy engine (ipc_link.h).
+// ticks: as NewCpuBackend. InvalidArgument for what a GPU cannot do; FailedPrecondition names the
+// rank without a GPU, or the ranks that would share one; errors of NewCudaBackend.
+absl::StatusOr<RankDevice> NewRankDevice(std::unique_ptr<Communicator> world,
+                                         const DeviceWish& wish, std::atomic<int64_t>* ticks);
 
 }  // namespace toroid

@@ -65,7 +65,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::CreatePart(
 
 absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, bool counting,
                            const EngineEvents& events) {
-  const int rank = world->rank(), size = world->size();
+  const int rank = world->rank();
   const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   const ModelConfig& shape = source_->config;
   if (shape.positions == PositionKind::kLearned && load_.context > shape.context) {
@@ -76,10 +76,13 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   if (counting) {
     ops_ = NewCountingBackend(type);
   } else {
-    auto ops = NewBackend(load_.device, load_.compute, load_.threads, size,
-                          board_ != nullptr ? board_->ticks() : nullptr);
-    TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
-    ops_ = std::move(*ops);
+    TOROID_ASSIGN_OR_RETURN(
+        RankDevice device,
+        NewRankDevice(std::move(world),
+                      {load_.device, load_.compute, load_.share_gpus, load_.threads},
+                      board_ != nullptr ? board_->ticks() : nullptr));
+    ops_ = std::move(device.ops);
+    world = std::move(device.world);
   }
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
@@ -121,7 +124,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   shadow_.reset(new Engine());
   shadow_->load_ = load_;
   shadow_->source_ = source_;
-  return shadow_->Setup(NewCountingWorld(rank, size), layers, /*counting=*/true, {});
+  return shadow_->Setup(NewCountingTwin(mesh_->world(), s_), layers, /*counting=*/true, {});
 }
 
 int64_t Engine::reach() const {
@@ -165,7 +168,7 @@ absl::Status Engine::CheckRequest(const std::vector<int32_t>& ids, int64_t max_t
 
 absl::Status Engine::StepStatus(const EngineEvents& events) {
   const bool cancelled = mesh_->rank() == 0 && events.cancelled();
-  const int64_t worst = mesh_->Agree(s_, !mesh_->Health().ok() ? 2 : cancelled ? 1 : 0);
+  const int64_t worst = mesh_->Agree(!mesh_->Health().ok() ? 2 : cancelled ? 1 : 0);
   TOROID_RETURN_IF_ERROR(mesh_->Health());
   if (worst == 1) return absl::CancelledError("cancelled");
   if (worst != 0) return absl::UnavailableError("another rank lost its peers");

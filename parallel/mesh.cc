@@ -143,10 +143,10 @@ absl::Status Mesh::Health() const {
   return absl::OkStatus();
 }
 
-int64_t Mesh::Agree(Stream s, int64_t value) {
+int64_t Mesh::Agree(int64_t value) {
   int64_t largest = value;
-  world_->AllReduce(s, Partial(Tensor(DType::kI64, {1}, &largest)), ReduceOp::kMax);
-  if (s.cpu != nullptr) s.cpu->Wait();  // for the all-reduce, which writes this frame
+  CpuStream queue(/*inline_work=*/true);  // the value is the host's, whatever ranks compute on
+  world_->AllReduce({&queue, nullptr}, Partial(Tensor(DType::kI64, {1}, &largest)), ReduceOp::kMax);
   return largest;
 }
 

@@ -56,7 +56,7 @@ class Mesh {
   absl::Status Health() const;
   // One 8-byte all-reduce over the world: the largest `value` of all ranks. Tokens, optimizer steps
   // and checkpoints leave a rank only after it, so that no rank acts on what another could not do.
-  int64_t Agree(Stream s, int64_t value);
+  int64_t Agree(int64_t value);
 
  private:
   MeshShape shape_;

@@ -106,7 +106,7 @@ template <typename Stream, typename P>
 void Fields(Stream&& field, P& p) {
   field(p.number), field(p.kind);
   field(p.load.model), field(p.load.tokenizer), field(p.load.mesh), field(p.load.layout),
-      field(p.load.compute), field(p.load.device);
+      field(p.load.compute), field(p.load.device), field(p.load.share_gpus);
   field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
   field(p.load.verify_weights);
   field(p.generate.prompt_ids), field(p.generate.more_prompt_ids), field(p.generate.n);
@@ -276,6 +276,7 @@ class Runner {
     training.plan.options.layout = load.layout;
     training.plan.options.compute = load.compute;
     training.plan.options.device = load.device;
+    training.plan.options.share_gpus = load.share_gpus;
     training.plan.options.threads = load.threads;
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = std::shared_ptr<const Tokenizer>();
     if (training.source->tokenizer.kind != TokenizerSource::Kind::kNone) {

@@ -25,6 +25,7 @@ struct LoadRequest {
   LayoutRule layout{LayoutRule::Kind::kStriped, 16};
   Compute compute = Compute::kF32;
   Device device = Device::kCpu;
+  bool share_gpus = false;      // ranks may share a GPU
   int64_t context = 0;          // longest prompt + output, tokens; 0: the model's own
   int64_t page_tokens = 16;     // tokens of a cache page
   int threads = 0;              // per rank; 0: the host's cores split evenly over its ranks

@@ -149,17 +149,19 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communi
 }
 
 absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) {
-  const int rank = world->rank(), size = world->size();
   const ModelConfig& model = config();
-  TOROID_RETURN_IF_ERROR(Validate(options_, model, size));
+  TOROID_RETURN_IF_ERROR(Validate(options_, model, world->size()));
   const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   if (counting) {
     ops_ = NewCountingBackend(type);
   } else {
-    auto ops = NewBackend(options_.device, options_.compute, options_.threads, size,
-                          board_ != nullptr ? board_->ticks() : nullptr);
-    TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
-    ops_ = std::move(*ops);
+    TOROID_ASSIGN_OR_RETURN(
+        RankDevice device,
+        NewRankDevice(std::move(world),
+                      {options_.device, options_.compute, options_.share_gpus, options_.threads},
+                      board_ != nullptr ? board_->ticks() : nullptr));
+    ops_ = std::move(device.ops);
+    world = std::move(device.world);
   }
   s_ = ops_->NewStream(/*communication=*/false);
   comm_s_ = ops_->NewStream(/*communication=*/true);
@@ -195,7 +197,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   shadow_->options_ = options_;
   shadow_->rounds_ = rounds_;
   shadow_->source_ = source_;
-  return shadow_->Setup(NewCountingWorld(rank, size), /*counting=*/true);
+  return shadow_->Setup(NewCountingTwin(mesh_->world(), s_), /*counting=*/true);
 }
 
 void Trainer::At(const char* op, int64_t layer) const {

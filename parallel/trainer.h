@@ -38,7 +38,8 @@ struct TrainOptions {
   LayoutRule layout{LayoutRule::Kind::kZigzag, 1};
   Compute compute = Compute::kF32;  // kBF16: weights are gathered as bf16, the stored ones float32
   Device device = Device::kCpu;
-  int threads = 1;  // per rank, on CPUs
+  bool share_gpus = false;  // ranks may share a GPU
+  int threads = 1;          // per rank, on CPUs
   Remat remat = Remat::kAttentionOutput;
   int64_t token_block = 512;   // rows of a feed-forward block
   int64_t packs_per_rank = 1;  // of a micro-batch, on each data rank

@@ -56,7 +56,7 @@ absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
                          const std::shared_ptr<const ModelSource>& source) {
   int64_t limit = plan.memory_limit;
   if (limit == 0) {
-    if (OnGpu(plan.options.device, plan.options.compute, world.size())) return absl::OkStatus();
+    if (OnGpus(world, plan.options.device, plan.options.compute)) return absl::OkStatus();
     const int64_t own = FreeMemory().value_or(INT64_MAX) / HostsOf(world).local_size;
     const std::vector<int64_t> shares = GatherHost(world, own);
     limit = *std::min_element(shares.begin(), shares.end());
@@ -380,7 +380,7 @@ absl::Status TrainingRun::GoBack(const Rewind& rewind, const std::string& checkp
 StopAsked TrainingRun::Stop() {
   Mesh& mesh = trainer_->mesh();
   const StopAsked own = speaks() ? events_.stop() : StopAsked::kNo;
-  return StopAsked(mesh.Agree(trainer_->stream(), int64_t(own)));
+  return StopAsked(mesh.Agree(int64_t(own)));
 }
 
 absl::StatusOr<TrainingResult> TrainingRun::Run() {

@@ -14,6 +14,10 @@ foreach(ranks 1 2 3 4 8)
 endforeach()
 toroid_mpi_test(MpiConformance.CutMessages 3 $<TARGET_FILE:parallel_mpi_test>
                 --message-bytes=1001 --slot-bytes=4096)
+if(TOROID_CUDA)
+  toroid_mpi_test(MpiConformance.Gpus 2 $<TARGET_FILE:parallel_mpi_test> --gpu)
+  set_tests_properties(MpiConformance.Gpus PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED: no GPU")
+endif()
 # A communicator that failed leaves without MPI_Finalize, which mpirun reports: the text decides.
 toroid_mpi_test(MpiConformance.HealthIsSticky 3 $<TARGET_FILE:parallel_mpi_test> --fail)
 set_tests_properties(MpiConformance.HealthIsSticky PROPERTIES

@@ -1,7 +1,8 @@
 // The conformance suite over MPI: every rank runs the same cases side by side.
-//   mpirun -n 4 parallel_mpi_test [--message-bytes=1000] [--slot-bytes=4096] [--fail]
+//   mpirun -n 4 parallel_mpi_test [--message-bytes=1000] [--slot-bytes=4096] [--fail] [--gpu]
 // Small limits cut short messages as 1 GiB would cut long ones. --fail runs the failure alone: it
-// leaves MPI broken. Rank 0 prints; a rank with a failed case prints it and ends all.
+// leaves MPI broken. --gpu: in memory of GPUs, by NCCL or, where ranks share one, by the host's.
+// Rank 0 prints; a rank with a failed case prints it and ends all.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -13,9 +14,11 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "parallel/counting_communicator.h"
+#include "parallel/device.h"
 #include "parallel/launcher_environment.h"
 #include "parallel/mpi_communicator.h"
 #include "tests/support/communicator_conformance.h"
+#include "tests/support/device_memory.h"
 
 namespace toroid {
 namespace {
@@ -82,9 +85,39 @@ class EndOnFailure : public ::testing::EmptyTestEventListener {
   }
 };
 
+// The world of the ranks' GPUs in the place of *world: its verbs of host memory run there.
+absl::Status MoveToGpus(std::unique_ptr<Backend>& ops) {
+  auto device = NewRankDevice(std::move(*world), {Device::kCuda, Compute::kF32, true}, nullptr);
+  if (!device.ok()) return device.status();
+  ops = std::move(device->ops);
+  const int64_t linked = device->world->communicator_bytes();
+  if (device->world->rank() == 0) std::printf("communicators hold %lld bytes\n", (long long)linked);
+  *world = std::make_unique<DeviceMemoryCommunicator>(std::move(device->world), *ops,
+                                                      ops->NewStream(/*communication=*/true));
+  return absl::OkStatus();
+}
+
+// A megabyte sent around the ring many times over, slots of a link included.
+TEST(GpuMpiTest, LongMessagesAroundTheRing) {
+  const int n = (*world)->size(), me = (*world)->rank();
+  CpuStream queue(/*inline_work=*/true);
+  for (int64_t bytes : {int64_t{1} << 20, int64_t{40} << 20, (int64_t{8} << 20) + 1}) {
+    std::vector<uint8_t> send(size_t(bytes), uint8_t(me + 1)), recv(size_t(bytes), 0);
+    for (size_t i = 0; i < send.size(); i += 4099) send[i] = uint8_t(i / 4099 + size_t(me));
+    (*world)->SendRecv({&queue, nullptr}, Tensor(DType::kU8, {bytes}, send.data()), (me + 1) % n,
+                       Tensor(DType::kU8, {bytes}, recv.data()), (me + n - 1) % n);
+    const int from = (me + n - 1) % n;
+    int64_t wrong = 0;
+    for (size_t i = 0; i < recv.size(); ++i) {
+      wrong += recv[i] != (i % 4099 == 0 ? uint8_t(i / 4099 + size_t(from)) : uint8_t(from + 1));
+    }
+    EXPECT_EQ(wrong, 0) << bytes;
+  }
+}
+
 int Main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  bool fail = false;
+  bool fail = false, gpu = false;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
     if (absl::ConsumePrefix(&argument, "--message-bytes=")) {
@@ -93,15 +126,32 @@ int Main(int argc, char** argv) {
       if (!absl::SimpleAtoi(argument, &limits.slot_bytes)) return 2;
     } else if (argument == "--fail") {
       fail = true;
+    } else if (argument == "--gpu") {
+      gpu = true;
     }
   }
-  ::testing::GTEST_FLAG(filter) = fail ? "MpiFailureTest.*" : "-MpiFailureTest.*";
+  // The last three hold verbs back on queues of the host.
+  ::testing::GTEST_FLAG(filter) =
+      fail  ? "MpiFailureTest.*"
+      : gpu ? "GpuMpiTest.*:World/*-*BarrierWaits*:*OrderHolds*:*OverlappingAxes*"
+            : "-MpiFailureTest.*:GpuMpiTest.*";
   absl::StatusOr<std::unique_ptr<Communicator>> started = NewMpiWorld(&argc, &argv, limits);
   if (!started.ok()) {
     std::fprintf(stderr, "%s\n", started.status().ToString().c_str());
     return 1;
   }
   world = &*started;
+  std::unique_ptr<Backend> ops;  // outlives the world
+  if (gpu && CudaDevices() == 0) {
+    if ((*world)->rank() == 0) std::printf("SKIPPED: no GPU\n");
+    started->reset();
+    return 77;
+  }
+  const absl::Status moved = gpu ? MoveToGpus(ops) : absl::OkStatus();
+  if (!moved.ok()) {
+    std::fprintf(stderr, "%s\n", moved.ToString().c_str());
+    _exit(1);
+  }
   ::testing::TestEventListeners& listeners = ::testing::UnitTest::GetInstance()->listeners();
   if ((*world)->rank() != 0) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new EndOnFailure);

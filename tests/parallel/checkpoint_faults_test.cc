@@ -38,10 +38,10 @@ CheckpointOutcome SaveAndWait(CheckpointWriter& writer, const TrainingState& sta
 }
 
 // The rank that plants a fault does it while the others wait.
-void OnRankZero(Mesh& mesh, TrainingStore& store, const std::function<void()>& work) {
-  mesh.Agree((*store).stream(), 0);
+void OnRankZero(Mesh& mesh, const std::function<void()>& work) {
+  mesh.Agree(0);
   if (mesh.rank() == 0) work();
-  mesh.Agree((*store).stream(), 0);
+  mesh.Agree(0);
 }
 
 // One run in a directory of its own: a sound checkpoint of kOldStep, then one whose writing meets
@@ -59,13 +59,13 @@ struct Story {
       const CheckpointOutcome old = SaveAndWait(**writer, StateAt(kOldStep, kOld));
       EXPECT_TRUE(old.status.ok()) << old.status;
       int64_t before = 0;
-      OnRankZero(mesh, store, [&] {
+      OnRankZero(mesh, [&] {
         plant();
         before = files.calls();
       });
       store.Fill(kNew);
       const CheckpointOutcome outcome = SaveAndWait(**writer, StateAt(step, kNew));
-      OnRankZero(mesh, store, [&] {
+      OnRankZero(mesh, [&] {
         status = outcome.status;
         calls = files.calls() - before;
       });
@@ -84,7 +84,7 @@ struct Story {
       EXPECT_TRUE(loaded->refused.empty()) << loaded->refused[0];
       const uint64_t found = uint64_t(loaded->state.numbers.at("version")[0]);
       EXPECT_EQ(store.Differences(found), 0);
-      OnRankZero(mesh, store, [&] { version = found; });
+      OnRankZero(mesh, [&] { version = found; });
     });
     return version;
   }

@@ -5,7 +5,6 @@
 
 #include "tests/support/backend_side.h"
 #include "tests/support/engine_on_mesh.h"
-#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -116,18 +115,64 @@ TEST_F(CudaEngine, ForeseesItsMemory) {
   });
 }
 
-TEST_F(CudaEngine, RefusesSeveralRanks) {
-  LoadRequest load;
-  load.model = "random:tiny-gqa";
-  load.device = Device::kCuda;
-  load.mesh = {1, 2, 1};
-  RunOnRanks(
-      2,
-      [&](std::unique_ptr<Communicator> world) {
-        const auto engine = Engine::Create(std::move(world), TestSource(load.model), load, nullptr);
-        EXPECT_EQ(engine.status().code(), absl::StatusCode::kInvalidArgument) << engine.status();
-      },
-      std::chrono::seconds(60));
+// Two ranks: a GPU each where there are two, else one that they share.
+EngineCase OnTwoRanks(const char* model, MeshShape mesh) {
+  EngineCase c{.model = model, .mesh = mesh, .compute = Compute::kF32, .device = Device::kCuda};
+  c.share_gpus = CudaDevices() < 2;
+  return c;
+}
+
+const MeshShape kTwoRanks[] = {{1, 2, 1}, {1, 1, 2}, {2, 1, 1}};
+
+TEST_F(CudaEngine, ScoresOnTwoRanksAsTheCpuInFloat64) {
+  for (const char* model : kModels) {
+    for (const MeshShape& mesh : kTwoRanks) {
+      for (int64_t tokens : {1, 7, 300}) {
+        SCOPED_TRACE(testing::Message() << model << " " << ToString(mesh) << " " << tokens);
+        const ScoreResult truth = ScoreText({.model = model}, tokens);
+        const ScoreResult narrow = ScoreText({.model = model, .compute = Compute::kF32}, tokens);
+        const ScoreResult gpu = ScoreText(OnTwoRanks(model, mesh), tokens);
+        double cpu_error = 1e-5, gpu_error = 0;
+        for (size_t i = 0; i < truth.logprobs.size(); ++i) {
+          cpu_error = std::max(cpu_error, std::abs(narrow.logprobs[i] - truth.logprobs[i]));
+          gpu_error = std::max(gpu_error, std::abs(gpu.logprobs[i] - truth.logprobs[i]));
+        }
+        EXPECT_LE(gpu_error, 4 * cpu_error);
+      }
+    }
+  }
+}
+
+TEST_F(CudaEngine, TwoRanksMakeTheCpusTokens) {
+  for (const char* model : {"random:tiny-gqa", "random:palm-tiny", "random:tiny-mistral"}) {
+    for (const MeshShape& mesh : kTwoRanks) {
+      SCOPED_TRACE(testing::Message() << model << " " << ToString(mesh));
+      const GenerateResult a = GenerateText({.model = model, .compute = Compute::kF32}, 100);
+      const GenerateResult b = GenerateText(OnTwoRanks(model, mesh), 100);
+      ASSERT_EQ(b.ids.size(), 48u);
+      if (a.min_margin > 1e-3) {
+        EXPECT_EQ(a.ids, b.ids) << "margin " << a.min_margin;
+      }
+      EXPECT_EQ(b.report.memory.peak, b.report.memory.predicted);
+    }
+  }
+}
+
+// Negative control: with a page of the cache lost the tokens differ.
+TEST_F(CudaEngine, ALostPageOnOneRankIsSeen) {
+  const EngineCase c = OnTwoRanks("random:tiny-gqa", {1, 2, 1});
+  GenerateRequest request;
+  request.prompt_ids = MixedIds(100, TestSource(c.model)->config.vocab);
+  request.max_tokens = 48;
+  request.ignore_eos = true;
+  GenerateResult lost;
+  OnEngines(c, [&](Engine& engine) {
+    if (engine.mesh().rank() == 1) engine.LosePage(1);
+    const auto made = engine.Generate(request, {});
+    ASSERT_TRUE(made.ok()) << made.status();
+    if (engine.mesh().rank() == 0) lost = *made;
+  });
+  EXPECT_NE(lost.ids, GenerateText(c, 100).ids);
 }
 
 }  // namespace

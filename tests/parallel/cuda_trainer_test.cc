@@ -7,6 +7,7 @@
 #include "parallel/trainer.h"
 #include "tests/support/backend_side.h"
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -131,6 +132,58 @@ TEST_F(CudaTrainer, Bf16IsNearAndAdafactorToo) {
 TEST_F(CudaTrainer, TheSameBitsEachTime) {
   const TrainOptions options = OptionsOn(Device::kCuda);
   EXPECT_EQ(Losses("random:tiny-gqa", options, 4), Losses("random:tiny-gqa", options, 4));
+}
+
+// Losses of two ranks on `mesh`, which share a GPU where there is but one.
+std::vector<double> LossesOn(MeshShape mesh, const char* model, int64_t steps,
+                             Compute compute = Compute::kF32) {
+  TrainOptions options = OptionsOn(Device::kCuda);
+  options.mesh = mesh;
+  options.compute = compute;
+  options.share_gpus = CudaDevices() < 2;
+  std::vector<double> losses;
+  RunOnRanks(int(mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    const bool first = world->rank() == 0;
+    auto trainer = Trainer::Create(std::move(world), TestSource(model), options, nullptr);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    for (int64_t step = 0; step < steps; ++step) {
+      const auto result = (*trainer)->Step(step, BatchOf(step, (*trainer)->config().vocab));
+      ASSERT_TRUE(result.ok()) << result.status();
+      if (first) losses.push_back(result->loss);
+    }
+  });
+  return losses;
+}
+
+// One curve on every mesh: the weights are sharded, gathered and their gradients summed by NCCL.
+TEST_F(CudaTrainer, TheCurveIsTheCpusOnTwoRanks) {
+  for (const char* model : kModels) {
+    const std::vector<double> expected = Losses(model, OptionsOn(Device::kCpu), 8);
+    for (const MeshShape& mesh : {MeshShape{2, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 1, 2}}) {
+      SCOPED_TRACE(testing::Message() << model << " " << ToString(mesh));
+      const std::vector<double> actual = LossesOn(mesh, model, 8);
+      ASSERT_EQ(actual.size(), expected.size());
+      for (size_t i = 0; i < actual.size(); ++i) {
+        EXPECT_NEAR(actual[i] / expected[i], 1, 2e-4) << "step " << i;
+      }
+    }
+  }
+}
+
+TEST_F(CudaTrainer, TwoRanksGiveTheSameBitsEachTime) {
+  for (const MeshShape& mesh : {MeshShape{2, 1, 1}, MeshShape{1, 2, 1}}) {
+    EXPECT_EQ(LossesOn(mesh, "random:tiny-gqa", 4), LossesOn(mesh, "random:tiny-gqa", 4));
+  }
+}
+
+TEST_F(CudaTrainer, Bf16OnTwoRanksIsNear) {
+  const std::vector<double> expected = Losses("random:tiny-gqa", OptionsOn(Device::kCpu), 4);
+  for (const MeshShape& mesh : {MeshShape{2, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 1, 2}}) {
+    const std::vector<double> actual = LossesOn(mesh, "random:tiny-gqa", 4, Compute::kBF16);
+    ASSERT_EQ(actual.size(), expected.size());
+    for (size_t i = 0; i < actual.size(); ++i) EXPECT_NEAR(actual[i] / expected[i], 1, 2e-2);
+    EXPECT_NE(actual[3], expected[3]);
+  }
 }
 
 // Negative control: another dropout seed is another gradient.

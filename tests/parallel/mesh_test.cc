@@ -121,16 +121,15 @@ TEST(MeshTest, CountingMeshHasTheSameAxes) {
       Mesh mesh(NewCountingWorld(rank, static_cast<int>(shape.size())), shape);
       EXPECT_EQ(mesh.rank(), rank);
       ExpectAxes(mesh);
-      EXPECT_EQ(mesh.Agree(Stream{}, 17), 17);
+      EXPECT_EQ(mesh.Agree(17), 17);
     }
   }
 }
 
 TEST(MeshTest, AgreeIsTheLargestOnEveryRank) {
   RunOnMesh({1, 2, 2}, [](Mesh& mesh) {
-    CpuStream queue(/*inline_work=*/false);
-    EXPECT_EQ(mesh.Agree(Stream{&queue}, mesh.rank() == 2 ? 5 : -7), 5);
-    EXPECT_EQ(mesh.Agree(Stream{&queue}, -3 - mesh.rank()), -3);
+    EXPECT_EQ(mesh.Agree(mesh.rank() == 2 ? 5 : -7), 5);
+    EXPECT_EQ(mesh.Agree(-3 - mesh.rank()), -3);
   });
 }
 

@@ -46,6 +46,7 @@ void OnEngines(const EngineCase& c, const std::function<void(Engine&)>& use,
   load.page_tokens = c.page_tokens;
   load.threads = c.threads;
   load.device = c.device;
+  load.share_gpus = c.share_gpus;
   const auto source = TestSource(c.model);
   RunOnRanks(
       int(c.mesh.size()),

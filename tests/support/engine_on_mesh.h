@@ -29,6 +29,7 @@ struct EngineCase {
   int64_t layers = 0;    // the first so many, 0: all
   int threads = 1;       // per rank
   Device device = Device::kCpu;
+  bool share_gpus = false;
 };
 
 // "ring=2,tensor=2 zigzag", for SCOPED_TRACE.
