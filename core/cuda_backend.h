@@ -23,7 +23,7 @@ namespace toroid {
 // again once the copy out of it is done.
 class UploadRing {
  public:
-  static constexpr int64_t kSlotBytes = 16 << 10;
+  static constexpr int64_t kSlotBytes = 256 << 10;  // positions of 64k tokens
 
   cudaError_t Allocate() {
     cudaError_t error = cudaHostAlloc(&memory_, kSlots * kSlotBytes, cudaHostAllocDefault);
@@ -55,7 +55,7 @@ class UploadRing {
   }
 
  private:
-  static constexpr unsigned kSlots = 64;
+  static constexpr unsigned kSlots = 16;
   void* memory_ = nullptr;
   cudaEvent_t copied_[kSlots] = {};
   unsigned next_ = 0;
