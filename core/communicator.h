@@ -11,8 +11,8 @@
 // (bf16 in f32, rounded once): the same bits on all ranks, in all runs, on all implementations but
 // one: NCCL adds more than two ranks in an order of its own.
 //
-// Implementations: SelfCommunicator (size 1, below), and in parallel/ thread, MPI, counting, and for
-// memory of GPUs NCCL and staged, which a device communicator joins with one of the host's.
+// Implementations: SelfCommunicator (size 1, below), and in parallel/ thread, MPI, counting, and
+// for memory of GPUs NCCL and staged, which a device communicator joins with one of the host's.
 #pragma once
 
 #include <cstdint>
