@@ -93,7 +93,10 @@ Json Train(const TrainResult& result) {
   json["peak_bytes"] = result.peak_bytes;
   json["directory"] = result.directory;
   json["checkpoint"] = result.run.checkpoint;
-  json["stopped"] = result.run.stopped == StopAsked::kRequeue ? "requeue" : "done";
+  const StopAsked stopped = result.run.stopped;
+  json["stopped"] = stopped == StopAsked::kRequeue ? "requeue"
+                    : stopped == StopAsked::kNo    ? "done"
+                                                   : "interrupted";
   return json;
 }
 

@@ -18,7 +18,7 @@ inline constexpr int kJsonSchema = 1;
 std::string GenerateJson(absl::string_view model, const GenerateResult& answer,
                          bool several = false);
 std::string ScoreJson(absl::string_view model, const ScoreResult& result);
-// `stopped`: "done" or "requeue".
+// `stopped`: "done", "requeue" or "interrupted".
 std::string TrainJson(absl::string_view model, const TrainResult& result);
 std::string VerifyJson(absl::string_view model, const VerifyResult& result);
 std::string SelfTestJson(const SelfTestResult& result);

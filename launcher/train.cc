@@ -21,6 +21,9 @@
 namespace toroid {
 namespace {
 
+// A run that is asked to stop writes a checkpoint first.
+constexpr double kSecondsToSave = 60;
+
 absl::StatusOr<JobSpec> JobOf(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(JobSpec spec, TrainingSpec(arguments, arguments.Text("FILE")));
   if (arguments.Has("--peak-flops")) {
@@ -70,7 +73,11 @@ class Screen {
       if (!report.result.skipped.empty()) Note(StepLine(report, job_->steps(), use));
     };
     events.on_note = [this](const std::string& sentence) { Note(sentence); };
-    events.stop = [] { return Interrupt::Requeue() ? StopAsked::kRequeue : StopAsked::kNo; };
+    events.on_alarm = [this](const std::string& sentence) { Alarm(sentence); };
+    events.stop = [] {
+      if (Interrupt::Requeue()) return StopAsked::kRequeue;
+      return Interrupt::Cancelled() ? StopAsked::kEnd : StopAsked::kNo;
+    };
     return events;
   }
 
@@ -80,6 +87,7 @@ class Screen {
     if (!run.ok()) {
       job.End(run.status());
       if (absl::IsCancelled(run.status()) && Interrupt::Requeue()) return Requeue("nothing yet");
+      if (absl::IsAborted(run.status())) return run.status();  // not all that was made is kept
       return Interrupt::ReasonOr(run.status());
     }
     const TrainResult result = job.Result(*run);
@@ -88,8 +96,17 @@ class Screen {
       WriteStdout(absl::StrCat(TrainJson(job.spec().placement.load.model, result), "\n"));
     }
     if (!quiet_) Talk(TrainSummary(result));
-    return result.run.stopped == StopAsked::kRequeue ? Requeue(result.run.checkpoint)
-                                                     : absl::OkStatus();
+    switch (result.run.stopped) {
+      case StopAsked::kRequeue:
+        return Requeue(result.run.checkpoint);
+      case StopAsked::kEnd:
+        return absl::Status(
+            Interrupt::Reason().code(),
+            absl::StrCat(Interrupt::Reason().message(), ": checkpointed ", result.run.checkpoint,
+                         ": start the same command again to go on"));
+      default:
+        return absl::OkStatus();
+    }
   }
 
  private:
@@ -101,7 +118,10 @@ class Screen {
   }
 
   void Note(const std::string& sentence) {
-    if (quiet_) return;
+    if (!quiet_) Alarm(sentence);
+  }
+
+  void Alarm(const std::string& sentence) {
     meter_.Clear();
     Talk(sentence);
   }
@@ -115,6 +135,7 @@ absl::Status OnRanks(const Arguments& arguments) {
   Interrupt::CatchRequeue();
   DirectRun run;
   run.timeout = arguments.Real("--timeout");
+  run.grace = kSecondsToSave;
   run.stall_timeout = arguments.Real("--stall-timeout");
   std::optional<JobSpec> spec;
   if (SpeaksForWorld()) {

@@ -94,7 +94,7 @@ void EndWithLauncher() {
 
 absl::Status RunDirect(DirectRun run) {
   EndWithLauncher();
-  Interrupt::Install(run.timeout);
+  Interrupt::Install(run.timeout, run.grace);
   int argc = 0;
   char** argv = nullptr;
   const double stall_timeout = run.stall_timeout;

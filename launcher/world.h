@@ -18,6 +18,7 @@ struct DirectRun {
   std::string mesh;    // "ring=2,tensor=2"; empty: all ranks on the ring
   double timeout = 0;  // seconds, 0 = none
   double stall_timeout = 0;
+  double grace = 5;  // seconds from being asked to stop to the end
   // Rank 0, once the model is loaded: what to run on it. An error ends the world and the run.
   std::function<absl::StatusOr<Program>(const LoadedModel&)> request;
   // Instead of load, mesh and request: rank 0's one program, which needs no loaded model.

@@ -293,7 +293,8 @@ class Runner {
     if (world_.rank() == 0) {
       events = channel_.training(program.number);
       events.stop = [this, number = program.number, stop = events.stop] {
-        return channel_.cancelled(number) ? StopAsked::kCancel : stop();
+        const StopAsked asked = stop();
+        return asked == StopAsked::kNo && channel_.cancelled(number) ? StopAsked::kCancel : asked;
       };
     }
     auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,

@@ -71,7 +71,8 @@ struct ProgramChannel {
                                                                          const Progress&) {};
   std::function<void(uint64_t number, const TokenEvent&)> on_token = [](uint64_t,
                                                                         const TokenEvent&) {};
-  // What is heard of a program that trains, and what it is asked; `cancelled` has a say too.
+  // What is heard of a program that trains, and what it is asked; if it is asked nothing,
+  // `cancelled` has a say too.
   std::function<TrainingEvents(uint64_t number)> training = [](uint64_t) {
     return TrainingEvents();
   };

@@ -256,12 +256,31 @@ TrainingState TrainingRun::State() const {
 absl::Status TrainingRun::Save() {
   if (writer_ == nullptr) return absl::OkStatus();
   Take(writer_->Wait());
-  if (result_.checkpoint == absl::StrCat(Checkpoints(), "/", CheckpointName(step_, branch_))) {
-    return trainer_->mesh().Health();  // it is there already
-  }
+  if (Saved()) return trainer_->mesh().Health();
   const absl::Status begun = writer_->Save(State());
-  if (!begun.ok()) Note(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));
+  if (!begun.ok()) Alarm(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));
   return trainer_->mesh().Health();
+}
+
+bool TrainingRun::Saved() const {
+  return result_.checkpoint == absl::StrCat(Checkpoints(), "/", CheckpointName(step_, branch_));
+}
+
+// No later one will make up for this: it is tried twice, and then the run has failed.
+absl::Status TrainingRun::SaveLast() {
+  if (writer_ == nullptr) return absl::OkStatus();
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    TOROID_RETURN_IF_ERROR(Save());
+    Take(writer_->Wait());
+    TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
+    if (Saved()) return absl::OkStatus();
+  }
+  return absl::AbortedError(
+      absl::StrCat("the checkpoint of step ", step_, ", the run's last, cannot be written: ",
+                   result_.checkpoint.empty()
+                       ? absl::StrCat("nothing is kept in ", Checkpoints())
+                       : absl::StrCat("the weights are kept no further than ", result_.checkpoint),
+                   ": free space there, then start the same command again"));
 }
 
 void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
@@ -269,9 +288,9 @@ void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
   if (outcome->status.ok()) {
     result_.checkpoint = outcome->path;
   } else {
-    Note(absl::StrCat("no checkpoint of step ", outcome->step, ": ", outcome->status.message()));
+    Alarm(absl::StrCat("no checkpoint of step ", outcome->step, ": ", outcome->status.message()));
   }
-  if (!outcome->removal.ok()) Note(std::string(outcome->removal.message()));
+  if (!outcome->removal.ok()) Alarm(std::string(outcome->removal.message()));
   if (speaks()) events_.on_checkpoint(*outcome);
 }
 
@@ -390,8 +409,11 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
   while (step_ < end_) {
     result_.stopped = Stop();
     TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
-    if (result_.stopped == StopAsked::kCancel) return absl::CancelledError("cancelled");
-    if (result_.stopped == StopAsked::kRequeue) break;
+    if (result_.stopped == StopAsked::kCancel) {
+      if (writer_ != nullptr) Take(writer_->Wait());
+      return absl::CancelledError("cancelled");
+    }
+    if (result_.stopped != StopAsked::kNo) break;
     TOROID_ASSIGN_OR_RETURN(const StepReport report, Step());
     const StepResult& step = report.result;
     if (speaks()) events_.on_step(report);
@@ -410,8 +432,7 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     if (writer_ != nullptr) Take(writer_->Poll());
     if (due && step_ == done && step_ < end_) TOROID_RETURN_IF_ERROR(Save());
   }
-  TOROID_RETURN_IF_ERROR(Save());
-  if (writer_ != nullptr) Take(writer_->Wait());
+  TOROID_RETURN_IF_ERROR(SaveLast());
   result_.steps = step_;
   result_.skipped = skipped_.total;
   result_.rewinds = spike_.rewinds;

@@ -60,7 +60,8 @@ struct StepReport {
 enum class StopAsked {
   kNo,
   kRequeue,  // write a checkpoint and end: exit code 75
-  kCancel    // end at once
+  kEnd,      // the same, but nobody will start it again by himself
+  kCancel    // end at once; a checkpoint that is being written is finished
 };
 
 // Called on rank 0 only.
@@ -68,8 +69,10 @@ struct TrainingEvents {
   std::function<void(const TokenCacheProgress&)> on_tokenised = [](const TokenCacheProgress&) {};
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
   std::function<void(const CheckpointOutcome&)> on_checkpoint = [](const CheckpointOutcome&) {};
-  // A sentence for the user: resumed from, went back to, alarm.
+  // A sentence for the user: resumed from, went back to.
   std::function<void(const std::string&)> on_note = [](const std::string&) {};
+  // One that is never left out: what could not be written.
+  std::function<void(const std::string&)> on_alarm = [](const std::string&) {};
   std::function<StopAsked()> stop = [] { return StopAsked::kNo; };
 };
 
@@ -95,7 +98,8 @@ class TrainingRun {
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
       const TrainingEvents& events, ProgressBoard* board);
 
-  // Steps until plan.steps are done or it is asked to stop; ends with a checkpoint.
+  // Steps until plan.steps are done or it is asked to stop; ends with a checkpoint. Aborted naming
+  // the last one there is if this last one cannot be written; Cancelled after kCancel.
   absl::StatusOr<TrainingResult> Run();
 
   Trainer& trainer() { return *trainer_; }
@@ -109,6 +113,8 @@ class TrainingRun {
   absl::Status Restore(const TrainingState& state);
   TrainingState State() const;
   absl::Status Save();
+  absl::Status SaveLast();
+  bool Saved() const;
   void Take(const std::optional<CheckpointOutcome>& outcome);
   absl::StatusOr<StepReport> Step();
   absl::Status JudgeLoss(const StepReport& report);
@@ -120,6 +126,9 @@ class TrainingRun {
   bool speaks() const { return trainer_->mesh().rank() == 0; }
   void Note(const std::string& sentence) {
     if (speaks()) events_.on_note(sentence);
+  }
+  void Alarm(const std::string& sentence) {
+    if (speaks()) events_.on_alarm(sentence);
   }
   std::string Checkpoints() const { return plan_.directory + "/checkpoints"; }
 

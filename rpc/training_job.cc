@@ -109,7 +109,7 @@ Program VerifyProgram(const JobSpec& spec, const std::string& directory) {
 }
 
 TrainingEvents TrainingJob::Record(TrainingEvents events) {
-  note_ = events.on_note;
+  alarm_ = events.on_alarm;
   TrainingEvents recorded = events;
   recorded.on_step = [this, events](const StepReport& report) {
     Step(report);
@@ -124,6 +124,10 @@ TrainingEvents TrainingJob::Record(TrainingEvents events) {
   recorded.on_note = [this, events](const std::string& sentence) {
     Log("note", sentence);
     events.on_note(sentence);
+  };
+  recorded.on_alarm = [this, events](const std::string& sentence) {
+    Log("alarm", sentence);
+    events.on_alarm(sentence);
   };
   return recorded;
 }
@@ -165,7 +169,7 @@ TrainResult TrainingJob::Result(const TrainingResult& run) {
     if (!exported.ok()) {
       const std::string text = absl::StrCat("no export: ", exported.message());
       Log("export failed", text);
-      if (note_) note_(text);
+      if (alarm_) alarm_(text);
     }
   }
   TrainResult result;
@@ -276,8 +280,8 @@ void TrainingJob::Log(const char* event, const std::string& text) {
 }
 
 void TrainingJob::Alarm(const absl::Status& status) {
-  if (status.ok() || std::exchange(alarmed_, true) || !note_) return;
-  note_(std::string(status.message()));
+  if (status.ok() || std::exchange(alarmed_, true) || !alarm_) return;
+  alarm_(std::string(status.message()));
 }
 
 namespace {

@@ -5,13 +5,13 @@
 //   metrics.jsonl            one object a step, in order: a launch that goes on from a checkpoint
 //                            takes back what was written of later steps; "epoch" is of the launch
 //   events.out.tfevents.*    the same numbers for TensorBoard
-//   logs/rank-0000.log       JSON lines: begin, notes, checkpoints, export, end
+//   logs/rank-0000.log       JSON lines: begin, notes, alarms, checkpoints, export, end
 //   export/                  if it was asked for, a Hugging Face directory of the last weights
 // checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h), evidence/ is
 // parallel/evidence.h's. "step" counts from 1, so that step k is the one that checkpoints/step-k
 // has in it.
 //
-// An error of the disk stops no training: it is told as a note, once. One thread at a time.
+// An error of the disk stops no training: it is told as an alarm, once. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -79,7 +79,7 @@ class TrainingJob {
   const TrainTask task_;
   const std::string directory_;
   const int64_t epoch_;
-  std::function<void(const std::string&)> note_;
+  std::function<void(const std::string&)> alarm_;
   File metrics_, log_;
   std::optional<EventsWriter> events_;
   bool begun_ = false;  // a step was written

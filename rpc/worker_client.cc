@@ -145,9 +145,14 @@ class Connection final : public WorkerConnection {
     };
     channel.training = [this](uint64_t number) { return Training(number); };
     channel.on_trained = [this](uint64_t number, const absl::StatusOr<TrainingResult>& run) {
-      if (!run.ok()) {
-        job_->End(run.status());
-        return Tell(number, run.status());
+      const absl::Status ended =
+          run.ok() && run->stopped != StopAsked::kNo
+              ? absl::CancelledError(
+                    absl::StrCat("the controller is lost: checkpointed ", run->checkpoint))
+              : run.status();
+      if (!ended.ok()) {
+        job_->End(ended);
+        return Tell(number, ended);
       }
       TrainResult result = job_->Result(*run);
       job_->End(absl::OkStatus());
@@ -302,6 +307,12 @@ class Connection final : public WorkerConnection {
       if (outcome.status.ok()) Print(absl::StrCat("checkpoint ", outcome.path));
     };
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
+    events.on_alarm = events.on_note;
+    // Without its controller the run has nobody to answer to; the next one goes on from here.
+    events.stop = [this] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      return lost_ ? StopAsked::kEnd : StopAsked::kNo;
+    };
     return job_->Record(std::move(events));
   }
 
@@ -341,7 +352,7 @@ class Connection final : public WorkerConnection {
     if (!result.ok()) return Tell(number, result.status());
     if (!output_dir_.empty()) {
       const absl::Status written = WriteResult(ToProto(*result));
-      if (!written.ok()) return Tell(number, written);
+      if (!written.ok()) Print(std::string(written.message()));  // what was made is made
     }
     Tell(number, *result);
   }

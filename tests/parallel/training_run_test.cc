@@ -314,11 +314,37 @@ TEST_F(TrainingRunTest, StopsBehindAStepWithACheckpoint) {
   EXPECT_EQ(asked.result.steps, 7);
   EXPECT_THAT(asked.result.checkpoint, HasSubstr("step-00000007"));
   done = 0;
-  events.stop = [&] { return done == 2 ? StopAsked::kCancel : StopAsked::kNo; };
-  EXPECT_EQ(Run(Plan({2, 1, 1}, 20), events).status.code(), absl::StatusCode::kCancelled);
+  events.stop = [&] { return done == 2 ? StopAsked::kEnd : StopAsked::kNo; };
+  const Outcome ended = Run(Plan({2, 1, 1}, 20), events);
+  ASSERT_TRUE(ended.status.ok()) << ended.status;
+  EXPECT_EQ(ended.result.stopped, StopAsked::kEnd);
+  EXPECT_THAT(ended.result.checkpoint, HasSubstr("step-00000009"));
 }
 
-// A disk that takes no checkpoint is an alarm, and the run goes on.
+// Cancelled, a run begins no checkpoint, but the one that is being written becomes one.
+TEST_F(TrainingRunTest, CancelledKeepsWhatIsBeingWritten) {
+  TrainingPlan plan = Plan({2, 1, 1}, 20);
+  plan.checkpoint_every = 5;
+  const auto kept = [&](int64_t steps) {
+    plan.directory = Directory(std::to_string(steps));
+    TrainingEvents events;
+    int64_t done = 0;
+    events.on_step = [&](const StepReport&) { ++done; };
+    events.stop = [&] { return done == steps ? StopAsked::kCancel : StopAsked::kNo; };
+    EXPECT_EQ(Run(plan, events).status.code(), absl::StatusCode::kCancelled);
+    std::vector<std::string> names;
+    for (const CheckpointEntry& entry :
+         Loadable(*ListCheckpoints(PosixFiles(), plan.directory + "/checkpoints"))) {
+      names.push_back(entry.name);
+    }
+    return names;
+  };
+  EXPECT_THAT(kept(5), testing::ElementsAre("step-00000005"));
+  EXPECT_THAT(kept(4), testing::IsEmpty());  // control
+}
+
+// A disk that takes no checkpoint is an alarm, and the run goes on; but without its last one it has
+// failed.
 TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenStopsNothing) {
   TrainingPlan plan = Plan({2, 1, 1}, 6);
   plan.checkpoint_every = 2;
@@ -329,11 +355,45 @@ TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenStopsNothing) {
     directory_.Write("run/checkpoints", "in the way");
   };
   const Outcome run = Run(plan, events);
-  ASSERT_TRUE(run.status.ok()) << run.status;
-  EXPECT_EQ(run.result.steps, 6);
-  EXPECT_EQ(run.result.checkpoint, "");
+  EXPECT_EQ(run.reports.size(), 6u);
   EXPECT_TRUE(run.Notes("no checkpoint of step 2"));
   EXPECT_TRUE(run.Notes("no checkpoint of step 6"));
+  EXPECT_EQ(run.alarms.size(), 4u);  // the last is tried twice
+  EXPECT_EQ(run.status.code(), absl::StatusCode::kAborted) << run.status;
+  EXPECT_THAT(run.status.message(), HasSubstr("the checkpoint of step 6"));
+  EXPECT_THAT(run.status.message(), HasSubstr("nothing is kept in " + plan.directory));
+  EXPECT_THAT(run.status.message(), HasSubstr("free space there, then start the same command"));
+}
+
+// The last checkpoint finds the disk as it was, or with room again.
+TEST_F(TrainingRunTest, TheLastCheckpointIsTriedTwice) {
+  TrainingPlan plan = Plan({2, 1, 1}, 6);
+  plan.checkpoint_every = 4;
+  const std::string checkpoints = plan.directory + "/checkpoints";
+  for (const bool mended : {true, false}) {
+    std::filesystem::remove_all(plan.directory);
+    TrainingEvents events;
+    // Each of the checkpoints gets a step of its own to be written in.
+    events.on_checkpoint = [&](const CheckpointOutcome& outcome) {
+      if (!outcome.status.ok()) return;
+      std::filesystem::rename(checkpoints, checkpoints + ".away");
+      directory_.Write("run/checkpoints", "in the way");
+    };
+    events.on_alarm = [&](const std::string&) {
+      if (!mended || std::filesystem::is_directory(checkpoints)) return;
+      std::filesystem::remove(checkpoints);
+      std::filesystem::rename(checkpoints + ".away", checkpoints);
+    };
+    const Outcome run = Run(plan, events);
+    EXPECT_EQ(run.reports.size(), 6u);
+    EXPECT_EQ(run.status.ok(), mended) << run.status;
+    if (mended) {
+      EXPECT_THAT(run.result.checkpoint, HasSubstr("step-00000006"));
+    } else {
+      EXPECT_THAT(run.status.message(),
+                  HasSubstr("no further than " + checkpoints + "/step-00000004"));
+    }
+  }
 }
 
 // The newest may turn out to be damaged: one is never all there is.

@@ -186,6 +186,7 @@ class TrainingJobTest : public testing::Test {
     TrainingEvents events;
     events.on_step = [this](const StepReport&) { ++seen_; };
     events.on_note = [this](const std::string& note) { notes_.push_back(note); };
+    events.on_alarm = events.on_note;
     events = (*job)->Record(std::move(events));
     events.on_note("resumed");
     for (const StepReport& step : steps) events.on_step(step);

@@ -65,7 +65,8 @@ class TrainingRunTest : public testing::Test {
     TrainingResult result;
     std::map<int64_t, double> losses;  // by step, the last time that it was done
     std::vector<StepReport> reports;
-    std::vector<std::string> notes;
+    std::vector<std::string> notes;  // alarms among them
+    std::vector<std::string> alarms;
     std::vector<float> weights;  // of rank 0's share, at the end
     GradientNoiseScale noise;    // the same
     bool Notes(const std::string& part) const {
@@ -100,6 +101,11 @@ class TrainingRunTest : public testing::Test {
       also(report);
     };
     events.on_note = [&outcome](const std::string& note) { outcome.notes.push_back(note); };
+    events.on_alarm = [&outcome, also = events.on_alarm](const std::string& alarm) {
+      outcome.notes.push_back(alarm);
+      outcome.alarms.push_back(alarm);
+      also(alarm);
+    };
     return events;
   }
 
