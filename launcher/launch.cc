@@ -25,11 +25,15 @@ namespace {
 
 volatile sig_atomic_t child = 0;        // mpirun's pid, for the signal handler
 volatile sig_atomic_t interrupted = 0;  // a signal asked us to stop
+volatile sig_atomic_t saves = 0;        // the ranks save when SIGUSR1 asks them to end
 
 // A terminal's Ctrl-C reaches mpirun by itself, being in the same process group; what was sent to
 // us alone is passed on.
 void PassOn(int signal, siginfo_t* info, void*) {
+  // Open MPI gives ranks a second from SIGTERM on, too little to save in. A second one is meant so.
+  const bool gently = saves != 0 && interrupted == 0 && signal == SIGTERM;
   if (signal == SIGINT || signal == SIGTERM) interrupted = 1;
+  if (gently) signal = SIGUSR1;
   if (info->si_code != SI_KERNEL && child > 0) kill(static_cast<pid_t>(child), signal);
 }
 
@@ -108,6 +112,7 @@ absl::Status RunLaunch(const Arguments& arguments) {
   }
   if (!arguments.Flag("--quiet")) Talk(absl::StrCat("+ ", ShellQuoted(line)));
 
+  saves = verb == "train";
   PassSignalsOn();
   ProcessSpec spec;  // mpirun gets SIGTERM at our end and passes it on: nothing outlives us
   spec.argv = line;

@@ -241,7 +241,8 @@ const Verb kTrainVerb = {
     .run = RunTrain,
     .details =
         "Started again with the same output directory, a run goes on from its newest checkpoint, "
-        "also on another\nmesh. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
+        "also on another\nmesh. Ctrl-C, SIGTERM and --timeout save first; a second signal does not "
+        "wait. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
         "events, logs/ and checkpoints/, export/ if asked for, and\nevidence/ after a failure. "
         "toroid "
         "config schema lists all fields of a job.",

@@ -73,9 +73,9 @@ def test_what_a_run_leaves():
         check(written[0]["loss"] == answer["first_loss"] and written[-1]["loss"] == answer["loss"], written[-1])
         check(all(0 < line["comm_exposed_s"] < line["step_s"] for line in written), written)
         check(not any("param_hash" in line for line in written), "a hash that nobody asked for")
-        check(sorted(os.listdir(top)) == sorted(["checkpoints", "config.textproto", "logs", "metrics.jsonl", "tokens",
-                                                 *map(os.path.basename, glob.glob(os.path.join(top, "events.*")))]),
-              os.listdir(top))
+        events = [os.path.basename(path) for path in glob.glob(os.path.join(top, "events.*"))]
+        check(sorted(os.listdir(top)) == sorted(["checkpoints", "config.textproto", "lock", "logs", "metrics.jsonl",
+                                                 "tokens", *events]), os.listdir(top))
         check(all(line["tokens"] == 128 and line["lr"] > 0 and line["peak_bytes"] > 0 for line in written), written)
         kept = sorted(os.listdir(os.path.join(top, "checkpoints")))
         check(kept == ["step-00000010", "step-00000012"], kept)
@@ -184,6 +184,22 @@ def test_sigusr1_asks_for_a_checkpoint_and_75():
         good(launch(2, *words(whole, done + 6), "-q"))
         check(losses(parts) == losses(whole), "another curve")
         check(weights(parts, done + 6) == weights(whole, done + 6), "other weights")
+
+
+def test_sigterm_saves_first():
+    for world in ([], ["launch", "-n", 2, "-q"]):
+        with tempfile.TemporaryDirectory() as top:
+            process = start(*world, *words(top, 100000), "-q", "-o", "json")
+            wait_for("steps are made", lambda: len(lines(top)) >= 7, 60)
+            process.send_signal(signal.SIGTERM)
+            result = good(finish(process), 130)
+            answer = result.json()
+            check(answer["stopped"] == ("requeue" if world else "interrupted"), answer)
+            check(answer["steps"] >= 7, answer)
+            check(answer["checkpoint"].endswith(f"step-{answer['steps']:08d}"), answer)
+            check(os.path.isdir(answer["checkpoint"]), answer)
+            check(len(result.said()) == 1 and answer["checkpoint"] in result.said()[0], result.err)
+            no_orphans()
 
 
 def test_ctrl_c_ends_a_run():
