@@ -116,6 +116,10 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
                                                       "moments that a checkpoint is written from: ",
                                                       writer->bytes_, " bytes"));
   TOROID_RETURN_IF_ERROR(ShareStatus(store.mesh().world(), status));
+  // Epochs count the launches of one job: what another one left may have a higher one.
+  if (store.mesh().rank() == 0) {
+    writer->latest_epoch_ = std::max(options.epoch, writer->LatestEpoch().value_or(0));
+  }
   return writer;
 }
 
@@ -301,10 +305,34 @@ absl::Status CheckpointWriter::WriteManifest(const std::vector<Card>& cards) {
   return files_.SyncDirectory(partial_);
 }
 
+// The highest that anything in the directory tells. A manifest that cannot be read tells none.
+absl::StatusOr<int64_t> CheckpointWriter::LatestEpoch() {
+  TOROID_ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries,
+                          ListCheckpoints(files_, options_.directory));
+  int64_t latest = 0;
+  for (const CheckpointEntry& entry : entries) {
+    latest = std::max(latest, entry.epoch);
+    if (entry.kind != CheckpointEntry::Kind::kWhole) continue;
+    const std::string path = absl::StrCat(Path(entry.name), "/", kManifestName);
+    const absl::StatusOr<std::string> text = ReadWhole(files_, path, kManifestBytes);
+    if (absl::IsNotFound(text.status()) || absl::IsDataLoss(text.status())) continue;
+    TOROID_RETURN_IF_ERROR(text.status());
+    const auto manifest = CheckpointManifest::Parse(*text, path);
+    if (manifest.ok()) latest = std::max(latest, manifest->epoch);
+  }
+  return latest;
+}
+
 // Gives the checkpoint its name. One of the same step and branch keeps being loadable under another
 // until then.
 absl::Status CheckpointWriter::Publish() {
   const TrainingState& state = manifest_.state;
+  TOROID_ASSIGN_OR_RETURN(const int64_t latest, LatestEpoch());
+  if (latest > latest_epoch_) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        options_.directory, ": a later launch, of epoch ", latest,
+        ", writes checkpoints here: this one, of epoch ", options_.epoch, ", must end"));
+  }
   const std::string replaced =
       Path(ReplacedName(state.step, state.branch, options_.epoch, manifest_.save_id));
   const absl::Status moved = files_.Rename(outcome_.path, replaced);

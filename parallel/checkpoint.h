@@ -14,6 +14,9 @@
 // a disk is fatal: it comes back as a Status, on all ranks alike, the partial checkpoint is
 // removed and those before stay.
 //
+// A launch of a higher epoch that begins to write in DIR ends the right of an earlier one to commit
+// there: its Saves fail with FailedPrecondition.
+//
 // DIR must be storage that all hosts share; ranks that see another one are named.
 //
 // All functions but in_flight and host_bytes are collective over the world, from the thread that
@@ -108,6 +111,7 @@ class CheckpointWriter {
   void Commit(const std::vector<Card>& cards);
   absl::Status CheckVisible(const std::vector<Card>& cards);
   absl::Status WriteManifest(const std::vector<Card>& cards);
+  absl::StatusOr<int64_t> LatestEpoch();
   absl::Status Publish();
   absl::Status RemoveSuperfluous();
 
@@ -118,7 +122,8 @@ class CheckpointWriter {
   CheckpointManifest manifest_;  // shards and parameters on rank 0 alone
   std::unique_ptr<char[]> copy_;
   int64_t bytes_ = 0;
-  std::string partial_;  // path of the directory being written
+  int64_t latest_epoch_ = 0;  // of this launch and of what was there before it, on rank 0
+  std::string partial_;       // path of the directory being written
 
   Stage stage_ = Stage::kIdle;
   std::thread thread_;

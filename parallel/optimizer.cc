@@ -39,15 +39,23 @@ absl::Status Validate(const OptimizerSpec& spec) {
   return Validate(spec.rate);
 }
 
+Tensor Optimizer::Constants(const ParamStore& store, const OptimizerSpec& spec) {
+  int64_t parameters = 0;
+  ForEachParameter(store.groups(), [&](int64_t, const ParamSpec&) { ++parameters; });
+  const int64_t fields = spec.kind == OptimizerSpec::Kind::kAdamW ? 5 : 4;
+  return Tensor(DType::kF64, {parameters, fields}, nullptr);
+}
+
+int64_t Optimizer::ConstantBytes(const ParamStore& store, const OptimizerSpec& spec) {
+  return Constants(store, spec).bytes();
+}
+
 absl::StatusOr<std::unique_ptr<Optimizer>> Optimizer::Create(Backend& ops, Stream s,
                                                              ParamStore& store,
                                                              const OptimizerSpec& spec) {
   std::unique_ptr<Optimizer> optimizer(new Optimizer(ops, s, store, spec));
-  int64_t parameters = 0;
-  ForEachParameter(store.groups(), [&](int64_t, const ParamSpec&) { ++parameters; });
-  const int64_t fields = spec.kind == OptimizerSpec::Kind::kAdamW ? 5 : 4;
   Tensor& steps = optimizer->steps_;
-  steps = Tensor(DType::kF64, {parameters, fields}, nullptr);
+  steps = Constants(store, spec);
   TOROID_ASSIGN_OR_RETURN(steps.data, ops.Allocate(steps.bytes()));
   return optimizer;
 }

@@ -37,6 +37,9 @@ class Optimizer {
                                                            const OptimizerSpec& spec);
   ~Optimizer();
 
+  // Bytes that an optimizer takes on the device, besides the store's moments.
+  static int64_t ConstantBytes(const ParamStore& store, const OptimizerSpec& spec);
+
   // Applies the stored gradients, each times gradient_scale, at learning rate LearningRate(step).
   // `updates`: how many updates were made before, which is `step` less the steps that were skipped.
   // Collective with Adafactor.
@@ -52,6 +55,8 @@ class Optimizer {
   Stream s_;
   ParamStore& store_;
   const OptimizerSpec spec_;
+  static Tensor Constants(const ParamStore& store, const OptimizerSpec& spec);  // without memory
+
   Tensor steps_;  // f64, the constants of each parameter: [parameters, 5 or 4]
 };
 

@@ -102,11 +102,11 @@ int64_t ParamStore::gathered_bytes() const {
   return bytes;
 }
 
-absl::Status ParamStore::Load(const ModelSource& source) {
+absl::Status ParamStore::Load(const ModelSource& source, std::atomic<int64_t>* ticks) {
   for (int64_t g = 0; g < groups_.count(); ++g) {
     for (const ParamPiece& piece : pieces_[g]) {
       TOROID_RETURN_IF_ERROR(LoadPiece(source, groups_.group(g).members[piece.member], piece,
-                                       Stored(Kind::kWeights, g, piece)));
+                                       Stored(Kind::kWeights, g, piece), ticks));
     }
   }
   return absl::OkStatus();
@@ -115,7 +115,8 @@ absl::Status ParamStore::Load(const ModelSource& source) {
 // Whole rows are read, a few at a time; of the first and the last only what the piece holds is
 // kept.
 absl::Status ParamStore::LoadPiece(const ModelSource& source, const GroupMember& member,
-                                   const ParamPiece& piece, Tensor out) {
+                                   const ParamPiece& piece, Tensor out,
+                                   std::atomic<int64_t>* ticks) {
   const int64_t cols = member.slice.col_count, end = piece.begin + piece.count;
   const int64_t step = std::max<int64_t>(1, kLoadBytes / RowBytes(out.dtype, cols));
   std::vector<char> staging;
@@ -129,6 +130,7 @@ absl::Status ParamStore::LoadPiece(const ModelSource& source, const GroupMember&
     const int64_t last = std::min(end, (row + part.row_count) * cols);
     ops_.Upload(s_, staging.data() + RowBytes(out.dtype, first - row * cols),
                 Elements(out, first - piece.begin, last - first));
+    if (ticks != nullptr) ++*ticks;
   }
   return absl::OkStatus();
 }

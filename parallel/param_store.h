@@ -44,7 +44,8 @@ class ParamStore {
   ~ParamStore();
 
   // This rank's ranges of the model's parameters into the stored weights.
-  absl::Status Load(const ModelSource& source);
+  // `ticks` (may be null) is raised with every piece of a few MiB.
+  absl::Status Load(const ModelSource& source, std::atomic<int64_t>* ticks = nullptr);
 
   // --- a walk
   // The group's weights, valid until the next but one Gather. next: the group that will be asked
@@ -92,7 +93,7 @@ class ParamStore {
   ParamStore(Backend& ops, Stream s, Mesh& mesh, ParamGroups groups, const Options& options);
   absl::Status Allocate();
   absl::Status LoadPiece(const ModelSource& source, const GroupMember& member,
-                         const ParamPiece& piece, Tensor out);
+                         const ParamPiece& piece, Tensor out, std::atomic<int64_t>* ticks);
   bool gathers() const { return mesh_.shard().size() > 1 || options_.narrow; }
   bool reduces() const { return mesh_.world().size() > 1; }
   void StartGather(int64_t group, int buffer);

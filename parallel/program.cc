@@ -317,8 +317,9 @@ class Runner {
     const EngineEvents events = Events(program.number);
     TOROID_ASSIGN_OR_RETURN(
         const TrainingTokens tokens,
-        OpenTokens(world_, *training.source, training.tokenizer.get(), plan.data,
-                   [&](const TokenCacheProgress&) { return !events.cancelled(); }));
+        OpenTokens(
+            world_, *training.source, training.tokenizer.get(), plan.data,
+            [&](const TokenCacheProgress&) { return !events.cancelled(); }, board_));
     TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<const Batches> batches,
                             BatchesOf(tokens, plan.data, plan.seed, plan.data.skipped));
     TOROID_ASSIGN_OR_RETURN(TrainBatch batch, BatchOfStep(*batches, 0));

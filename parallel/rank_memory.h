@@ -7,7 +7,7 @@ namespace toroid {
 
 struct RankMemory {
   int64_t weights = 0;       // stored, and in training the buffers that gather them
-  int64_t optimizer = 0;     // both moments
+  int64_t optimizer = 0;     // both moments, and the constants of a step
   int64_t gradients = 0;     // stored, and the buffers that reduce them
   int64_t activations = 0;   // both arenas, but for ring_buffers
   int64_t kv = 0;            // cache of generate

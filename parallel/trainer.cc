@@ -189,7 +189,8 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), store.status()));
   store_ = std::move(*store);
   At("load", -1);
-  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), store_->Load(*source_)));
+  TOROID_RETURN_IF_ERROR(ShareStatus(
+      mesh_->world(), store_->Load(*source_, board_ != nullptr ? board_->ticks() : nullptr)));
   auto optimizer = Optimizer::Create(*ops_, s_, *store_, options_.optimizer);
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), optimizer.status()));
   optimizer_ = std::move(*optimizer);
@@ -219,7 +220,8 @@ void Trainer::Restore(int64_t updates, const GradientNoiseScale& noise) {
 RankMemory Trainer::memory() {
   RankMemory memory;
   memory.weights = store_->state_bytes() + store_->gathered_bytes();
-  memory.optimizer = 2 * store_->state_bytes();
+  memory.optimizer =
+      2 * store_->state_bytes() + Optimizer::ConstantBytes(*store_, options_.optimizer);
   memory.gradients = store_->state_bytes() + store_->buffer_bytes() - store_->gathered_bytes();
   memory.ring_buffers = ring_bytes_;
   memory.activations = saved_->peak() + scratch_->peak() - ring_bytes_;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
+#include "parallel/progress_board.h"
 
 namespace toroid {
 namespace {
@@ -31,7 +32,7 @@ absl::StatusOr<std::vector<SourceFile>> FindSameSources(Communicator& world,
 absl::StatusOr<TokenDataset> Tokenise(
     Communicator& world, const std::vector<SourceFile>& files, const ModelSource& source,
     const Tokenizer* tokenizer, const TrainingData& data,
-    const std::function<bool(const TokenCacheProgress&)>& progress) {
+    const std::function<bool(const TokenCacheProgress&)>& progress, ProgressBoard* board) {
   if (tokenizer == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         source.path, " has no tokenizer: train it on token shards, or name a model that has one"));
@@ -39,6 +40,7 @@ absl::StatusOr<TokenDataset> Tokenise(
   TokenCacheOptions options;
   options.directory = data.cache;
   options.documents = data.documents;
+  if (board != nullptr) options.ticks = board->ticks();
   const auto cache = TokenCache::Create(files, TokenizerFingerprint(source.tokenizer), options);
   absl::Status made = cache.status();
   if (made.ok()) {
@@ -54,12 +56,14 @@ absl::StatusOr<TokenDataset> Tokenise(
 // Each error is shared where it may arise: all ranks make the same collective calls.
 absl::StatusOr<TrainingTokens> OpenTokens(
     Communicator& world, const ModelSource& source, const Tokenizer* tokenizer,
-    const TrainingData& data, const std::function<bool(const TokenCacheProgress&)>& progress) {
+    const TrainingData& data, const std::function<bool(const TokenCacheProgress&)>& progress,
+    ProgressBoard* board) {
+  if (board != nullptr) board->At("tokenise");
   TOROID_ASSIGN_OR_RETURN(const std::vector<SourceFile> files, FindSameSources(world, data));
   TrainingTokens tokens;
   absl::StatusOr<TokenDataset> set;
   if (files[0].format != DataFormat::kTokens) {
-    set = Tokenise(world, files, source, tokenizer, data, progress);
+    set = Tokenise(world, files, source, tokenizer, data, progress, board);
     if (tokenizer != nullptr) tokens.end_of_text = int32_t(tokenizer->eos_id());
   } else {
     std::vector<std::string> paths;

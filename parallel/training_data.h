@@ -19,6 +19,8 @@
 
 namespace toroid {
 
+class ProgressBoard;
+
 struct TrainingData {
   std::vector<std::string> paths;  // patterns, as FindSources takes them
   DataFormat format = DataFormat::kByName;
@@ -39,12 +41,14 @@ struct TrainingTokens {
 };
 
 // Tokenises what is not yet in data.cache and opens it, or the token shards that data names.
-// progress is asked on rank 0; false ends it with Cancelled. Collective; an error is the same on
+// progress is asked on rank 0; false ends it with Cancelled. board (may be null) moves with every
+// document. Collective; an error is the same on
 // all ranks. InvalidArgument: a vocabulary that is not the model's, text without a tokenizer
 // (null).
 absl::StatusOr<TrainingTokens> OpenTokens(
     Communicator& world, const ModelSource& source, const Tokenizer* tokenizer,
-    const TrainingData& data, const std::function<bool(const TokenCacheProgress&)>& progress);
+    const TrainingData& data, const std::function<bool(const TokenCacheProgress&)>& progress,
+    ProgressBoard* board);
 
 // seed: of the order of documents; skipped: instead of data.skipped, in a run that went back.
 // Errors are those of Batches::Create; InvalidArgument if no token at all has a successor to

@@ -15,6 +15,7 @@
 #include "parallel/launcher_environment.h"
 #include "parallel/memory_plan.h"
 #include "parallel/param_hash.h"
+#include "parallel/progress_board.h"
 
 namespace toroid {
 namespace {
@@ -23,6 +24,7 @@ namespace {
 constexpr char kUpdates[] = "updates", kSkippedSteps[] = "skipped steps";
 constexpr char kSpikeLosses[] = "spike losses", kRewinds[] = "rewinds", kForks[] = "forks";
 constexpr char kNoise[] = "noise scale", kList[] = "token list", kDropout[] = "dropout";
+constexpr char kOptimizer[] = "optimizer", kAdamW[] = "adamw";  // also of those that do not say
 
 constexpr int64_t kMostBranches = int64_t{1} << 20;
 
@@ -73,6 +75,11 @@ absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
   return ShareStatus(world, fits);
 }
 
+// What the moments are of; an optimizer would take another's for its own.
+std::string OptimizerText(const TrainOptions& options) {
+  return options.optimizer.kind == OptimizerSpec::Kind::kAdamW ? kAdamW : "adafactor";
+}
+
 // What dropout draws: a run that goes on with other draws, or another rate, is another run.
 std::string DropoutText(const TrainOptions& options) {
   if (options.dropout == 0) return "none";
@@ -113,13 +120,20 @@ absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_
   return plan.spike ? CheckSpikeRule(plan) : absl::OkStatus();
 }
 
+TrainingRun::TrainingRun(const TrainingPlan& plan, const TrainingEvents& events,
+                         ProgressBoard* board)
+    : plan_(plan),
+      events_(events),
+      board_(board),
+      files_(PosixFiles(), board != nullptr ? board->ticks() : nullptr) {}
+
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
     std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
     const TrainingEvents& events, ProgressBoard* board) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
   TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));
-  std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events));
+  std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events, board));
   run->skip_list_ = plan.data.skipped;
   TOROID_ASSIGN_OR_RETURN(run->trainer_,
                           Trainer::Create(std::move(world), source, plan.options, board));
@@ -136,8 +150,8 @@ absl::Status TrainingRun::OpenData(const ModelSource& source, const Tokenizer* t
     events_.on_tokenised(done);
     return events_.stop() == StopAsked::kNo;
   };
-  TOROID_ASSIGN_OR_RETURN(
-      tokens_, OpenTokens(trainer_->mesh().world(), source, tokenizer, plan_.data, progress));
+  TOROID_ASSIGN_OR_RETURN(tokens_, OpenTokens(trainer_->mesh().world(), source, tokenizer,
+                                              plan_.data, progress, board_));
   return absl::OkStatus();
 }
 
@@ -158,16 +172,37 @@ absl::Status TrainingRun::MakeBatches() {
 
 // --- checkpoints --------------------------------------------------------------------------------
 
+// Two runs in one directory would take each other's checkpoints for their own.
+absl::Status TrainingRun::Lock() {
+  absl::Status locked;
+  if (speaks()) {
+    locked = CreateDirectories(files_, plan_.directory);
+    if (locked.ok()) {
+      absl::StatusOr<DirectoryLock> lock = DirectoryLock::Take(plan_.directory);
+      locked = lock.status();
+      if (lock.ok()) lock_.emplace(*std::move(lock));
+    }
+    // Checkpoints that cannot be written stop no training; here nothing says that another is at it.
+    if (!locked.ok() && !absl::IsFailedPrecondition(locked)) {
+      Alarm(std::string(locked.message()));
+      locked = absl::OkStatus();
+    }
+  }
+  return ShareStatus(trainer_->mesh().world(), locked);
+}
+
 absl::Status TrainingRun::Resume(const ModelSource& source) {
+  TOROID_RETURN_IF_ERROR(Lock());
+  if (board_ != nullptr) board_->At("resume");
   CheckpointOptions options;
   options.directory = Checkpoints();
   options.keep = Kept(plan_);
   options.epoch = plan_.epoch;
   TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
-  TOROID_ASSIGN_OR_RETURN(writer_,
-                          CheckpointWriter::Create(trainer_->store(), trainer_->config(), options));
+  TOROID_ASSIGN_OR_RETURN(
+      writer_, CheckpointWriter::Create(trainer_->store(), trainer_->config(), options, files_));
   const absl::StatusOr<LoadedCheckpoint> loaded =
-      LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store());
+      LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store(), files_);
   if (absl::IsNotFound(loaded.status())) return absl::OkStatus();
   TOROID_RETURN_IF_ERROR(loaded.status());
   for (const std::string& refused : loaded->refused) Note(refused);
@@ -177,7 +212,7 @@ absl::Status TrainingRun::Resume(const ModelSource& source) {
     Communicator& world = trainer_->mesh().world();
     int64_t newest = branch_;
     if (speaks()) {
-      const auto entries = ListCheckpoints(PosixFiles(), Checkpoints());
+      const auto entries = ListCheckpoints(files_, Checkpoints());
       for (const CheckpointEntry& entry : entries.value_or(std::vector<CheckpointEntry>())) {
         if (entry.branch < kMostBranches) newest = std::max(newest, entry.branch);
       }
@@ -214,12 +249,21 @@ absl::Status TrainingRun::Restore(const TrainingState& state) {
   trainer_->Restore(int64_t(Number(state, kUpdates, 0)), noise);
   TOROID_RETURN_IF_ERROR(MakeBatches());
   const auto list = state.texts.find(kList);
+  // A model that was converted: its weights are where any run may begin.
+  if (state.step == 0 && list == state.texts.end()) return absl::OkStatus();
   if (state.seed != plan_.seed || list == state.texts.end() ||
       list->second != absl::StrCat(batches_->list_fingerprint())) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the checkpoint of step ", state.step,
         " was trained on other data, or with another seed: give those again, or another output "
         "directory"));
+  }
+  const auto optimizer = state.texts.find(kOptimizer);
+  const std::string moments = optimizer == state.texts.end() ? kAdamW : optimizer->second;
+  if (moments != OptimizerText(plan_.options)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the checkpoint of step ", state.step, " has the moments of ", moments, ", not of ",
+        OptimizerText(plan_.options), ": give that again, or another output directory"));
   }
   const auto dropout = state.texts.find(kDropout);
   const std::string drawn = dropout == state.texts.end() ? "none" : dropout->second;
@@ -247,6 +291,7 @@ TrainingState TrainingRun::State() const {
   const GradientNoiseScale& noise = trainer_->noise();
   state.numbers[kNoise] = {noise.gradient, noise.trace, noise.weight};
   state.texts[kList] = absl::StrCat(batches_->list_fingerprint());
+  state.texts[kOptimizer] = OptimizerText(plan_.options);
   state.texts[kDropout] = DropoutText(plan_.options);
   return state;
 }
@@ -255,7 +300,7 @@ TrainingState TrainingRun::State() const {
 // stays.
 absl::Status TrainingRun::Save() {
   if (writer_ == nullptr) return absl::OkStatus();
-  Take(writer_->Wait());
+  Wait();
   if (Saved()) return trainer_->mesh().Health();
   const absl::Status begun = writer_->Save(State());
   if (!begun.ok()) Alarm(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));
@@ -271,7 +316,7 @@ absl::Status TrainingRun::SaveLast() {
   if (writer_ == nullptr) return absl::OkStatus();
   for (int attempt = 0; attempt < 2; ++attempt) {
     TOROID_RETURN_IF_ERROR(Save());
-    Take(writer_->Wait());
+    Wait();
     TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
     if (Saved()) return absl::OkStatus();
   }
@@ -281,6 +326,12 @@ absl::Status TrainingRun::SaveLast() {
                        ? absl::StrCat("nothing is kept in ", Checkpoints())
                        : absl::StrCat("the weights are kept no further than ", result_.checkpoint),
                    ": free space there, then start the same command again"));
+}
+
+// Until what is being written is there.
+void TrainingRun::Wait() {
+  if (board_ != nullptr) board_->At("checkpoint");
+  Take(writer_->Wait());
 }
 
 void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
@@ -320,7 +371,7 @@ absl::Status TrainingRun::JudgeLoss(const StepReport& report) {
   if (!plan_.spike || report.result.labels == 0) return absl::OkStatus();
   const SpikeVerdict verdict = Observe(*plan_.spike, report.result.loss, spike_);
   if (!verdict.spike) return absl::OkStatus();
-  Take(writer_->Wait());
+  Wait();
   TOROID_ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, OwnCheckpoints());
   std::vector<int64_t> steps;
   for (const CheckpointEntry& entry : entries) steps.push_back(entry.step);
@@ -364,7 +415,7 @@ void TrainingRun::Fork(int64_t branch) {
 absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::OwnCheckpoints() {
   Communicator& world = trainer_->mesh().world();
   absl::StatusOr<std::vector<CheckpointEntry>> all = std::vector<CheckpointEntry>();
-  if (speaks()) all = ListCheckpoints(PosixFiles(), Checkpoints());
+  if (speaks()) all = ListCheckpoints(files_, Checkpoints());
   TOROID_RETURN_IF_ERROR(ShareStatus(world, all.status()));
   std::vector<std::string> names;
   for (const CheckpointEntry& entry : Loadable(std::move(*all))) {
@@ -383,7 +434,7 @@ absl::Status TrainingRun::GoBack(const Rewind& rewind, const std::string& checkp
   const int64_t branch = branch_ + 1;
   TOROID_ASSIGN_OR_RETURN(const LoadedCheckpoint loaded,
                           LoadCheckpoint(absl::StrCat(Checkpoints(), "/", checkpoint),
-                                         trainer_->config(), trainer_->store()));
+                                         trainer_->config(), trainer_->store(), files_));
   TOROID_RETURN_IF_ERROR(Restore(loaded.state));
   Fork(branch);
   skip_list_ = rewind.skipped;
@@ -392,7 +443,7 @@ absl::Status TrainingRun::GoBack(const Rewind& rewind, const std::string& checkp
   // Durable before the next step: a run killed later must not meet the window again. If the disk
   // will not have it, such a run will go back once more.
   TOROID_RETURN_IF_ERROR(Save());
-  Take(writer_->Wait());
+  Wait();
   return trainer_->mesh().Health();
 }
 
@@ -410,7 +461,7 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     result_.stopped = Stop();
     TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
     if (result_.stopped == StopAsked::kCancel) {
-      if (writer_ != nullptr) Take(writer_->Wait());
+      if (writer_ != nullptr) Wait();
       return absl::CancelledError("cancelled");
     }
     if (result_.stopped != StopAsked::kNo) break;

@@ -16,6 +16,8 @@
 
 #include "absl/status/statusor.h"
 #include "core/io/checkpoint_directory.h"
+#include "core/io/directory_lock.h"
+#include "core/io/ticking_files.h"
 #include "core/train/clip.h"
 #include "core/train/flops.h"
 #include "core/train/spike.h"
@@ -92,7 +94,8 @@ class TrainingRun {
   // the data and loads the newest checkpoint of plan.directory, if there is one. Collective; an
   // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
   // model's, data that ends before plan.steps or has nothing to predict. FailedPrecondition: a
-  // checkpoint of another run, or more memory than there is, with the smallest change that fits.
+  // checkpoint of another run, a directory that another run uses, or more memory than there is,
+  // with the smallest change that fits.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
@@ -105,10 +108,10 @@ class TrainingRun {
   Trainer& trainer() { return *trainer_; }
 
  private:
-  explicit TrainingRun(const TrainingPlan& plan, const TrainingEvents& events)
-      : plan_(plan), events_(events) {}
+  TrainingRun(const TrainingPlan& plan, const TrainingEvents& events, ProgressBoard* board);
   absl::Status OpenData(const ModelSource& source, const Tokenizer* tokenizer);
   absl::Status MakeBatches();
+  absl::Status Lock();
   absl::Status Resume(const ModelSource& source);
   absl::Status Restore(const TrainingState& state);
   TrainingState State() const;
@@ -116,6 +119,7 @@ class TrainingRun {
   absl::Status SaveLast();
   bool Saved() const;
   void Take(const std::optional<CheckpointOutcome>& outcome);
+  void Wait();
   absl::StatusOr<StepReport> Step();
   absl::Status JudgeLoss(const StepReport& report);
   bool OfThisHistory(const CheckpointEntry& entry) const;
@@ -134,10 +138,13 @@ class TrainingRun {
 
   const TrainingPlan plan_;
   const TrainingEvents events_;
+  ProgressBoard* const board_;  // may be null
   std::unique_ptr<Trainer> trainer_;
   TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
   int64_t end_ = 0;  // steps: plan_.steps, or fewer where batches were left out of finite data
+  TickingFiles files_;
+  std::optional<DirectoryLock> lock_;         // on rank 0
   std::unique_ptr<CheckpointWriter> writer_;  // null: nothing is written
 
   // What a checkpoint holds besides the store.

@@ -5,6 +5,7 @@
 //   metrics.jsonl            one object a step, in order: a launch that goes on from a checkpoint
 //                            takes back what was written of later steps; "epoch" is of the launch
 //   events.out.tfevents.*    the same numbers for TensorBoard
+//   lock                     held by the run that is at it (core/io/directory_lock.h)
 //   logs/rank-0000.log       JSON lines: begin, notes, alarms, checkpoints, export, end
 //   export/                  if it was asked for, a Hugging Face directory of the last weights
 // checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h), evidence/ is

@@ -15,6 +15,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little);
 
 constexpr int64_t kBlock = 1 << 20;
+// A slow disk gets no more than this to do in one call.
+constexpr int64_t kSyncBytes = 256 * kBlock;
 
 struct FileHeader {
   char magic[8] = {'T', 'O', 'R', 'O', 'I', 'D', 'S', 'H'};
@@ -96,7 +98,8 @@ absl::StatusOr<std::unique_ptr<ShardWriter>> ShardWriter::Create(FileSystem& fil
 absl::Status ShardWriter::WriteBlock(absl::Span<const uint8_t> block) {
   hashes_.push_back(HashOf(block));
   written_ += int64_t(block.size());
-  return file_->Append(block);
+  TOROID_RETURN_IF_ERROR(file_->Append(block));
+  return written_ % kSyncBytes == 0 ? file_->Sync() : absl::OkStatus();
 }
 
 // Whole blocks are written from where they lie; what is left of a piece waits for the next.

@@ -117,6 +117,7 @@ absl::Status TokenCache::MakeShard(const Tokenizer& tokenizer, int64_t shard,
     TOROID_RETURN_IF_ERROR(
         ForEachDocument(sources_[size_t(part.file)], part, options_.documents,
                         [&](std::string_view text) -> absl::Status {
+                          if (options_.ticks != nullptr) ++*options_.ticks;
                           if (text.empty()) return absl::OkStatus();
                           if (int64_t(text.size()) > kLargestDocument) return TooLarge(text);
                           TOROID_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,

@@ -8,6 +8,7 @@
 // Immutable, hence thread-safe; workers may be threads, ranks or hosts that share CACHE.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -28,6 +29,7 @@ struct TokenCacheOptions {
   // Text that spells a special token is text: a document cannot forge the end of another.
   EncodeOptions encode = {.add_special = true, .parse_special = false};
   int64_t portion_bytes = int64_t{64} << 20;  // of source text per shard
+  std::atomic<int64_t>* ticks = nullptr;      // raised with every document: a life sign
 };
 
 // What a worker has done of its own share.

@@ -292,6 +292,31 @@ TEST(CheckpointFaults, HostsThatSeeDifferentCheckpointsAreNamed) {
   });
 }
 
+// A launch that lives on after it was given up commits nothing over the one that took its place.
+TEST(CheckpointFaults, OfTwoLaunchesTheLaterOneCommits) {
+  const ModelConfig config = SmallestModel();
+  TemporaryDirectory directory;
+  RunOnMesh({1, 1, 1}, [&](Mesh& mesh) {
+    TrainingStore store(mesh, config);
+    const auto launch = [&](int64_t epoch) {
+      return *CheckpointWriter::Create(*store, config, {directory.path(), 4, epoch});
+    };
+    const auto first = launch(1);
+    EXPECT_TRUE(SaveAndWait(*first, StateAt(100, kOld)).status.ok());
+    const auto second = launch(2);
+    EXPECT_TRUE(SaveAndWait(*first, StateAt(110, kOld)).status.ok());  // control: not yet
+    EXPECT_TRUE(SaveAndWait(*second, StateAt(105, kNew)).status.ok());
+    const absl::Status late = SaveAndWait(*first, StateAt(120, kOld)).status;
+    EXPECT_TRUE(absl::IsFailedPrecondition(late)) << late;
+    EXPECT_THAT(std::string(late.message()), HasSubstr("a later launch, of epoch 2"));
+    EXPECT_THAT(*PosixFiles().List(directory.path()),
+                ElementsAre("step-00000100", "step-00000105", "step-00000110"));
+    EXPECT_TRUE(SaveAndWait(*second, StateAt(115, kNew)).status.ok());
+    // Another job, whose epochs begin anew, may take the directory over.
+    EXPECT_TRUE(SaveAndWait(*launch(1), StateAt(130, kNew)).status.ok());
+  });
+}
+
 // Whichever rank sees nothing: not NotFound, which would begin the run anew over its checkpoints.
 TEST(CheckpointFaults, ARankThatSeesNoCheckpointIsNamed) {
   const ModelConfig config = SmallestModel();

@@ -1,9 +1,11 @@
 // What goes wrong within a run: a loss that jumps takes it back, gradients that are not finite skip
 // steps.
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <set>
 
+#include "core/io/convert.h"
 #include "tests/support/passing_communicator.h"
 #include "tests/support/training_runs.h"
 
@@ -133,6 +135,21 @@ TEST_F(SpikeTest, MayComeEarly) {
   EXPECT_TRUE(spiked.Notes("step 7: loss"));
   EXPECT_TRUE(spiked.Notes("back to step 0, without the batches of steps 1 to 7"));
   EXPECT_FALSE(spiked.Notes("oldest checkpoint"));
+}
+
+// The same from a model that was converted into the run's directory.
+TEST_F(SpikeTest, MayComeEarlyAfterAConvertedModel) {
+  TrainingPlan plan = SpikePlan("early", {6});
+  LearnFast(plan);
+  const Outcome anew = Run(plan);
+  plan.directory = Directory("converted");
+  std::filesystem::create_directories(plan.directory + "/checkpoints");
+  ASSERT_TRUE(WriteCheckpoint(*source_, plan.directory + "/checkpoints/step-00000000", {}).ok());
+  const Outcome converted = Run(plan);
+  ASSERT_TRUE(converted.status.ok()) << converted.status;
+  EXPECT_EQ(converted.result.rewinds, 1);
+  EXPECT_EQ(converted.losses, anew.losses);
+  EXPECT_EQ(converted.weights, anew.weights);
 }
 
 // A checkpoint out of turn, of a run that was told to stop, takes the place of an older one.

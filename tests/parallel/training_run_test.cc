@@ -1,9 +1,13 @@
 // Runs of many steps: resumed bit for bit after a stop and after being killed, resumed on other
 // meshes, stopped when asked, refused when they cannot be right.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
+#include "core/io/convert.h"
 #include "parallel/memory_plan.h"
 #include "tests/support/training_runs.h"
 
@@ -407,6 +411,84 @@ TEST_F(TrainingRunTest, TwoCheckpointsAreKeptAtLeast) {
     const auto entries = ListCheckpoints(PosixFiles(), plan.directory + "/checkpoints");
     EXPECT_EQ(int64_t(entries->size()), std::max<int64_t>(2, keep));
   }
+}
+
+// --- one run in a directory ---------------------------------------------------------------------
+
+// The second run, begun while the first is at it, names who has the directory and changes nothing.
+TEST_F(TrainingRunTest, ADirectoryIsOfOneRunAtATime) {
+  TrainingPlan plan = Plan({2, 1, 1}, 4);
+  absl::Status second;
+  TrainingEvents events;
+  events.on_step = [&](const StepReport& report) {
+    if (report.result.step == 1) second = Run(plan).status;
+  };
+  const Outcome first = Run(plan, events);
+  ASSERT_TRUE(first.status.ok()) << first.status;
+  EXPECT_EQ(second.code(), absl::StatusCode::kFailedPrecondition) << second;
+  EXPECT_THAT(second.message(), HasSubstr(plan.directory + ": another run uses this directory"));
+  EXPECT_THAT(second.message(), HasSubstr(absl::StrCat("pid ", getpid())));
+  EXPECT_TRUE(Run(plan).status.ok());  // control: it is free again
+}
+
+// The moments of one optimizer are nothing that another can use.
+TEST_F(TrainingRunTest, AnotherOptimizerIsAnotherRun) {
+  TrainingPlan plan = Plan({1, 1, 1}, 2);
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.steps = 4;
+  TrainingPlan other = plan;
+  other.options.optimizer.kind = OptimizerSpec::Kind::kAdafactor;
+  const absl::Status refused = Run(other).status;
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_THAT(refused.message(), HasSubstr("has the moments of adamw, not of adafactor"));
+  EXPECT_TRUE(Run(plan).status.ok());  // control
+}
+
+// A model converted into the run's directory is what the run begins from.
+TEST_F(TrainingRunTest, BeginsFromAConvertedModel) {
+  TrainingPlan plan = Plan({2, 1, 1}, 3);
+  const Outcome anew = Run(plan);
+  ASSERT_TRUE(anew.status.ok()) << anew.status;
+  plan.directory = Directory("converted");
+  std::filesystem::create_directories(plan.directory + "/checkpoints");
+  const std::string path = plan.directory + "/checkpoints/step-00000000";
+  const auto converted = WriteCheckpoint(*source_, path, {});
+  ASSERT_TRUE(converted.ok()) << converted.status();
+  plan.data.skipped.Skip(0, 128);  // from where it begins, too
+  const Outcome from = Run(plan);
+  ASSERT_TRUE(from.status.ok()) << from.status;
+  EXPECT_TRUE(from.Notes("resumed from " + path));
+  EXPECT_EQ(from.reports.size(), 3u);
+  plan.data.skipped = {};
+  plan.directory = Directory("not skipped");
+  std::filesystem::create_directories(plan.directory + "/checkpoints");
+  ASSERT_TRUE(WriteCheckpoint(*source_, plan.directory + "/checkpoints/step-00000000", {}).ok());
+  const Outcome same = Run(plan);
+  ASSERT_TRUE(same.status.ok()) << same.status;
+  EXPECT_EQ(same.weights, anew.weights);
+  EXPECT_NE(from.weights, anew.weights);  // control
+}
+
+// --- memory -------------------------------------------------------------------------------------
+
+TEST_F(TrainingRunTest, MemoryCountsTheCopyOfCheckpoints) {
+  TrainingPlan plan = Plan({1, 1, 1}, 1);
+  const Outcome with = Run(plan);
+  plan.directory = "";
+  const Outcome without = Run(plan);
+  int64_t copy = 0, constants = 0, optimizer = 0, state = 0;
+  RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+    const auto trainer = Trainer::Create(std::move(world), source_, plan.options, nullptr);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    copy = CheckpointCopyBytes((*trainer)->store());
+    constants = Optimizer::ConstantBytes((*trainer)->store(), plan.options.optimizer);
+    optimizer = (*trainer)->memory().optimizer;
+    state = (*trainer)->store().state_bytes();
+  });
+  EXPECT_GT(copy, 0);
+  EXPECT_EQ(with.reports.at(0).peak_bytes - without.reports.at(0).peak_bytes, copy);
+  EXPECT_GT(constants, 0);
+  EXPECT_EQ(optimizer, 2 * state + constants);
 }
 
 // --- what cannot be right -----------------------------------------------------------------------
