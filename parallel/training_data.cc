@@ -53,6 +53,10 @@ absl::StatusOr<TokenDataset> Tokenise(
 
 }  // namespace
 
+absl::Status CheckSources(Communicator& world, const TrainingData& data) {
+  return FindSameSources(world, data).status();
+}
+
 // Each error is shared where it may arise: all ranks make the same collective calls.
 absl::StatusOr<TrainingTokens> OpenTokens(
     Communicator& world, const ModelSource& source, const Tokenizer* tokenizer,

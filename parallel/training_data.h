@@ -40,6 +40,10 @@ struct TrainingTokens {
   int32_t end_of_text = -1;  // put behind each document; -1: the shards have what they need
 };
 
+// Whether the data is there and the same for all ranks, before anything takes time. Collective;
+// errors as OpenTokens has them, the same on all ranks.
+absl::Status CheckSources(Communicator& world, const TrainingData& data);
+
 // Tokenises what is not yet in data.cache and opens it, or the token shards that data names.
 // progress is asked on rank 0; false ends it with Cancelled. board (may be null) moves with every
 // document. Collective; an error is the same on

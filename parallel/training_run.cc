@@ -132,6 +132,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
     const TrainingEvents& events, ProgressBoard* board) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
+  TOROID_RETURN_IF_ERROR(CheckSources(*world, plan.data));
   TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));
   std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events, board));
   run->skip_list_ = plan.data.skipped;

@@ -174,5 +174,19 @@ TEST_F(WatchedRunTest, AllRanksPassTheSamePlaces) {
   }
 }
 
+// A path that is wrong is told before a model of many GB is loaded.
+TEST_F(WatchedRunTest, DataThatIsMissingIsToldBeforeTheModelIsLoaded) {
+  for (const bool missing : {true, false}) {
+    TrainingPlan plan = Plan({1, 1, 1}, 1);
+    if (missing) plan.data.paths = {directory_.path() + "/none.tokens"};
+    ProgressBoard board;
+    RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+      const auto run = TrainingRun::Create(std::move(world), source_, tokenizer_, plan, {}, &board);
+      EXPECT_EQ(run.ok(), !missing);
+    });
+    EXPECT_EQ(board.Read().sequence > 0, !missing);
+  }
+}
+
 }  // namespace
 }  // namespace toroid
