@@ -202,9 +202,9 @@ def test_train_through_a_controller():
 def test_a_result_that_cannot_be_written_fails_no_job():
     with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
         os.makedirs(os.path.join(runs, "licence", "result.json"))  # in the way
-        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=3")).out.strip()
+        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=12")).out.strip()
         job = lines(up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl", timeout=120))[-1]["job"]
-        check(job["state"] == "SUCCEEDED" and job["result"]["steps"] == 3, job)
+        check(job["state"] == "SUCCEEDED" and job["result"]["steps"] == 12, job)
         check("cannot write runs/licence/result.json" in good(up.run("job", "logs", id)).out, "no word of it")
     no_orphans()
 
