@@ -2,14 +2,14 @@
 # finetune.sh: SmolLM2 learns the GPL by heart, on four ranks, in about three minutes. Gets the
 # model, starts a controller and a pod here, asks the model to go on with a sentence, submits a
 # training job, watches it, shows its log, exports what it learnt as a Hugging Face directory, asks
-# that the same again, and stops all that it started. STEPS (24) says how long it trains; the run
+# that the same again, and stops all that it started. STEPS (18) says how long it trains; the run
 # stays in RUN (build/finetune).
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 "$ROOT/deploy/build.sh"
 model=$("$ROOT/deploy/get_model.sh")
-steps=${STEPS:-24}
+steps=${STEPS:-18}
 run=${RUN:-$ROOT/build/finetune}
 work=$(mktemp -d)
 trap 'end_up; rm -rf "$work"' EXIT
@@ -30,7 +30,7 @@ train {
   optimizer { adamw { lr: 1e-4 } }
   schedule { kind: COSINE  warmup: 2  final_lr: 1e-5 }
   steps: $steps
-  checkpoint { every: 12  keep: 2 }
+  checkpoint { every: 9  keep: 2 }
 }
 max_restarts: 2
 JOB
