@@ -77,6 +77,18 @@ bool HasText(const Arguments& arguments) {
          arguments.Has("--prompt-ids");
 }
 
+// A proof on these ranks: its progress, then what it found.
+absl::Status RunAndPrint(const Arguments& arguments, DirectRun run, ProgressMeter& meter) {
+  absl::Status answered = absl::OkStatus();
+  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
+  run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
+    meter.Clear();
+    answered = Print(arguments, result);
+  };
+  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
+  return answered;
+}
+
 absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
   VerifyTask task = TaskOf(arguments);
@@ -94,14 +106,7 @@ absl::Status OnRanks(const Arguments& arguments) {
     TOROID_ASSIGN_OR_RETURN(program.verify.ids, VerifyIds(task, text, model));
     return program;
   };
-  absl::Status answered = absl::OkStatus();
-  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
-  run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
-    meter.Clear();
-    answered = Print(arguments, result);
-  };
-  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
-  return answered;
+  return RunAndPrint(arguments, std::move(run), meter);
 }
 
 absl::Status ThroughController(const Arguments& arguments) {
@@ -178,14 +183,7 @@ absl::Status JobOnRanks(const Arguments& arguments) {
     return VerifyProgram(spec, OutputDirectory(spec, spec.name.empty() ? "train" : spec.name));
   };
   ProgressMeter meter(ProgressOption(arguments));
-  absl::Status answered = absl::OkStatus();
-  run.channel.on_progress = [&](uint64_t, const Progress& p) { meter.Update(p); };
-  run.channel.on_verified = [&](uint64_t, const absl::StatusOr<VerifyResult>& result) {
-    meter.Clear();
-    answered = Print(arguments, result);
-  };
-  TOROID_RETURN_IF_ERROR(RunDirect(std::move(run)));
-  return answered;
+  return RunAndPrint(arguments, std::move(run), meter);
 }
 
 // As a job of its own, whose world has no model yet and is not kept.
