@@ -34,7 +34,9 @@ void PassOn(int signal, siginfo_t* info, void*) {
   const bool gently = saves != 0 && interrupted == 0 && signal == SIGTERM;
   if (signal == SIGINT || signal == SIGTERM) interrupted = 1;
   if (gently) signal = SIGUSR1;
+  const int errno_before = errno;  // what is interrupted goes on with it
   if (info->si_code != SI_KERNEL && child > 0) kill(static_cast<pid_t>(child), signal);
+  errno = errno_before;
 }
 
 void PassSignalsOn() {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -119,10 +120,13 @@ void OnSignal(int signal, siginfo_t* info, void* context) {
   }
 }
 
+// What it interrupts goes on, with the errno that it had.
 void OnStall(int) {
   const char* why = stall.load();
   if (why == nullptr) return;
+  const int errno_before = errno;
   WriteFile(why, 0);
+  errno = errno_before;
   stall = nullptr;
 }
 
