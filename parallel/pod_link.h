@@ -1,0 +1,80 @@
+// PodLink: how a rank of one pod reaches ranks of the other pods of its job. Gradients or weight
+// deltas travel over it, never what belongs to one pod's mesh.
+//
+// Messages between two ranks arrive whole, in order and exactly once, as long as both live, however
+// often the line between them is cut. What is on its way is bounded: Send waits while too much of
+// what it sent that peer has not been taken yet. A message of an earlier launch of its sender is
+// dropped and counted (`epoch`, house rules of fencing).
+//
+// Two implementations: in one process for tests (in_process_pod_link.h), gRPC streams (rpc).
+// Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace toroid {
+
+// A rank of a pod of this job.
+struct PodRank {
+  int64_t pod = 0, rank = 0;
+  auto operator<=>(const PodRank&) const = default;
+};
+
+// What a rank says of itself when it meets another.
+struct PodIdentity {
+  std::string job;
+  PodRank self;
+  uint64_t epoch = 0;  // of this pod's launch
+  // What both sides must have alike, each "name: value": version, model, exchange, data. The first
+  // that differs is an error that names both values.
+  std::vector<std::string> terms;
+};
+
+struct PodMessage {
+  PodRank from;        // filled in by the link
+  uint64_t epoch = 0;  // of the sender; filled in by the link
+  uint64_t view = 0;   // of the membership that it was made for
+  int32_t kind = 0;    // what it is: PodExchange's
+  int64_t step = 0;
+  int32_t fragment = 0;
+  int32_t codec = 0;
+  double weight = 0;  // tokens that it stands for
+  std::string payload;
+};
+
+// The most bytes of a payload.
+constexpr int64_t kMostPodPayload = int64_t{1} << 30;
+
+struct PodLinkCounters {
+  int64_t payload_sent = 0, payload_received = 0;  // bytes, each message once
+  int64_t wire_sent = 0;                           // with headers, and what was sent again
+  int64_t stale_dropped = 0;                       // messages of an earlier epoch
+  int64_t reconnects = 0;
+};
+
+class PodLink {
+ public:
+  virtual ~PodLink() = default;
+
+  virtual const PodIdentity& identity() const = 0;
+  // Takes the message. Waits while the peer's queue is full, until `deadline`: DeadlineExceeded
+  // naming the peer. NotFound: no such peer. FailedPrecondition: the peer's terms are other ones
+  // (and stays so).
+  virtual absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) = 0;
+  // The next message of any peer; empty at `deadline`. FailedPrecondition as above.
+  virtual absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) = 0;
+  // Since when nothing has been heard of a peer; InfinitePast if it never was, Now while its line
+  // is up.
+  virtual absl::Time LastHeard(PodRank peer) const = 0;
+  virtual PodLinkCounters counters() const = 0;
+};
+
+}  // namespace toroid
