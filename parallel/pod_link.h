@@ -27,6 +27,8 @@ struct PodRank {
   int64_t pod = 0, rank = 0;
   auto operator<=>(const PodRank&) const = default;
 };
+// "pod 1 rank 0"
+std::string ToString(PodRank rank);
 
 // What a rank says of itself when it meets another.
 struct PodIdentity {
@@ -49,6 +51,10 @@ struct PodMessage {
   double weight = 0;  // tokens that it stands for
   std::string payload;
 };
+
+// FailedPrecondition, with both values, if the two are of other jobs or differ in a term: what
+// `own` is told of `peer`.
+absl::Status CompareTerms(const PodIdentity& own, const PodIdentity& peer);
 
 // The most bytes of a payload.
 constexpr int64_t kMostPodPayload = int64_t{1} << 30;
