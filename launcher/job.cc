@@ -185,6 +185,9 @@ absl::Status RunList(const Arguments& arguments) {
 
 void PrintJob(const Arguments& arguments, const JobStatus& job) {
   WriteStdout(absl::StrCat(JsonOption(arguments) ? JobJson(job) : StateLine(job), "\n"));
+  if (JsonOption(arguments) || !job.checkpoint) return;
+  WriteStdout(absl::StrFormat("checkpoint  step %d  %s  %016x  epoch %d\n", job.checkpoint->step,
+                              job.checkpoint->path, job.checkpoint->hash, job.checkpoint->epoch));
 }
 
 absl::Status RunGet(const Arguments& arguments) {

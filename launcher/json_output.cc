@@ -3,6 +3,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_format.h"
+
 namespace toroid {
 namespace {
 
@@ -128,6 +130,13 @@ Json Job(const JobStatus& status) {
   json["mesh"] = MeshJson(status.mesh);
   json["epoch"] = status.epoch;
   json["restarts"] = status.restarts;
+  json["restarts_since_checkpoint"] = status.restarts_since_checkpoint;
+  if (status.checkpoint) {
+    json["checkpoint"] = {{"step", status.checkpoint->step},
+                          {"epoch", status.checkpoint->epoch},
+                          {"path", status.checkpoint->path},
+                          {"hash", absl::StrFormat("%016x", status.checkpoint->hash)}};
+  }
   json["priority"] = status.priority;
   json["created"] = TimeJson(status.created);
   json["started"] = TimeJson(status.started);

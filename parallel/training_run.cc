@@ -221,6 +221,13 @@ absl::Status TrainingRun::Resume(const ModelSource& source) {
     Fork(GatherHost(world, newest)[0] + 1);
   }
   Note(absl::StrCat("resumed from ", loaded->path, ", written on ", ToString(loaded->mesh)));
+  if (speaks()) {
+    CheckpointOutcome from;
+    from.step = step_;
+    from.path = loaded->path;
+    from.hash = loaded->hash;
+    events_.on_resumed(from);
+  }
   return absl::OkStatus();
 }
 

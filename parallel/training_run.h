@@ -71,6 +71,8 @@ struct TrainingEvents {
   std::function<void(const TokenCacheProgress&)> on_tokenised = [](const TokenCacheProgress&) {};
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
   std::function<void(const CheckpointOutcome&)> on_checkpoint = [](const CheckpointOutcome&) {};
+  // The durable one that the run goes on from.
+  std::function<void(const CheckpointOutcome&)> on_resumed = [](const CheckpointOutcome&) {};
   // A sentence for the user: resumed from, went back to.
   std::function<void(const std::string&)> on_note = [](const std::string&) {};
   // One that is never left out: what could not be written.

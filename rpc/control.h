@@ -92,9 +92,9 @@ struct WorldEnding {
 // What comes back from a world about program `number`; a Status is the request's error.
 struct WorldAnswer {
   uint64_t number = 0;
-  std::variant<LoadAnswer, ProgressAnswer, std::vector<TokenEvent>, GenerateResult, ScoreResult,
-               TrainResult, VerifyResult, TokenizeResult, DetokenizeAnswer, absl::Status,
-               WorldEnding>
+  std::variant<LoadAnswer, ProgressAnswer, JobCheckpoint, std::vector<TokenEvent>, GenerateResult,
+               ScoreResult, TrainResult, VerifyResult, TokenizeResult, DetokenizeAnswer,
+               absl::Status, WorldEnding>
       body;
 };
 

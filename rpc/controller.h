@@ -138,6 +138,7 @@ class Controller {
                         const std::string& message);
   absl::Status StartJob(Job& job, Pod& pod);
   void JobProgressed(Job& job, const TaskProgress& progress);
+  void JobCommits(const World& world, JobCheckpoint checkpoint);
   void JobFinished(Job& job, const absl::StatusOr<RequestResult>& result);
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);

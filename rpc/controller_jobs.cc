@@ -17,6 +17,8 @@ namespace toroid {
 namespace {
 
 constexpr size_t kMaxJobs = 10000;  // that have not ended
+// A job that trains fails if so many restarts brought no checkpoint of a later step.
+constexpr int64_t kRestartsWithoutCheckpoint = 3;
 
 std::string NewJobId(const std::string& name) {
   char bytes[4];
@@ -287,6 +289,26 @@ void Controller::JobProgressed(Job& job, const TaskProgress& progress) {
   Publish(job, {job.sequence, now, job.status});
 }
 
+// Of the launch that is present, since it has come by its stream; the store has the last word.
+void Controller::JobCommits(const World& world, JobCheckpoint checkpoint) {
+  const auto found = jobs_.find(world.job);
+  if (found == jobs_.end()) {
+    ++stale_dropped_;
+    return;
+  }
+  Job& job = *found->second;
+  checkpoint.epoch = world.id.epoch;
+  JobStatus status = job.status;
+  const bool later = !status.checkpoint || checkpoint.step > status.checkpoint->step;
+  if (later) status.restarts_since_checkpoint = 0;
+  status.checkpoint = checkpoint;
+  const absl::Status committed =
+      store_->Commit(status.id, {checkpoint.epoch, checkpoint.step, checkpoint.hash},
+                     codec_.encode_status(status));
+  if (committed.code() == absl::StatusCode::kFailedPrecondition) ++stale_dropped_;
+  if (committed.ok()) job.status = std::move(status);
+}
+
 // The world has answered the job's task.
 void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& result) {
   if (job.ending) {
@@ -324,8 +346,20 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const Worl
     (void)SetState(job, JobState::kFailed, reason, message);
     return;
   }
+  const bool trains = std::holds_alternative<TrainTask>(job.spec.task) && !job.spec.verify;
+  if (trains && job.status.restarts_since_checkpoint >= kRestartsWithoutCheckpoint) {
+    (void)SetState(
+        job, JobState::kFailed, "NoProgress",
+        absl::StrCat(job.status.restarts_since_checkpoint, " restarts without a new checkpoint (",
+                     job.status.checkpoint
+                         ? absl::StrCat("the last is ", job.status.checkpoint->path)
+                         : "there is none",
+                     "): the last failure was ", reason, ": ", message));
+    return;
+  }
   const int64_t doublings = std::min<int64_t>(job.status.restarts, 6);
   ++job.status.restarts;
+  ++job.status.restarts_since_checkpoint;
   job.not_before = std::max(
       earliest, Now() + std::min(absl::Seconds(60), times_.backoff * (int64_t{1} << doublings)));
   (void)SetState(job, JobState::kRestarting, reason, message);

@@ -155,6 +155,9 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     if (!ending->status.ok()) world.failure = ending->status;
     return;
   }
+  if (const auto* checkpoint = std::get_if<JobCheckpoint>(&answer.body)) {
+    return JobCommits(world, *checkpoint);  // of a cancelled program too
+  }
   if (world.ending() || answer.number != world.program) return;  // of a cancelled program
   const auto it = requests_.find(world.request);
   Request* request = it == requests_.end() ? nullptr : it->second.get();

@@ -69,6 +69,8 @@ v1::Job ToProto(const JobStatus& status);
 absl::StatusOr<JobStatus> FromProto(const v1::Job& job);
 v1::JobEvent ToProto(const JobEvent& event);
 absl::StatusOr<JobEvent> FromProto(const v1::JobEvent& event);
+v1::Checkpoint ToProto(const JobCheckpoint& checkpoint);
+JobCheckpoint FromProto(const v1::Checkpoint& checkpoint);
 v1::WorldExit ToProto(const WorldExit& exit);
 WorldExit FromProto(const v1::WorldExit& exit);
 v1::LogLine ToProto(const LogLine& line);

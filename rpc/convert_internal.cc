@@ -157,6 +157,8 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     out.mutable_loaded()->set_load_s(loaded->load_s);
   } else if (const auto* progress = std::get_if<ProgressAnswer>(&body)) {
     *out.mutable_progress() = ToProto(*progress);
+  } else if (const auto* checkpoint = std::get_if<JobCheckpoint>(&body)) {
+    *out.mutable_checkpoint() = ToProto(*checkpoint);
   } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&body)) {
     for (const TokenEvent& token : *tokens) *out.mutable_tokens()->add_tokens() = ToProto(token);
   } else if (const auto* generated = std::get_if<GenerateResult>(&body)) {
@@ -189,6 +191,9 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       return out;
     case Message::kProgress:
       out.body = FromProto(in.progress());
+      return out;
+    case Message::kCheckpoint:
+      out.body = FromProto(in.checkpoint());
       return out;
     case Message::kTokens: {
       std::vector<TokenEvent> tokens;

@@ -154,6 +154,19 @@ WorldExit FromProto(const v1::WorldExit& exit) {
           exit.has_rank() ? exit.rank() : -1, exit.host(), exit.message()};
 }
 
+v1::Checkpoint ToProto(const JobCheckpoint& checkpoint) {
+  v1::Checkpoint out;
+  out.set_epoch(checkpoint.epoch);
+  out.set_step(checkpoint.step);
+  out.set_path(MendUtf8(checkpoint.path));
+  out.set_hash(checkpoint.hash);
+  return out;
+}
+
+JobCheckpoint FromProto(const v1::Checkpoint& in) {
+  return {in.epoch(), in.step(), in.path(), in.hash()};
+}
+
 v1::Job ToProto(const JobStatus& status) {
   v1::Job out;
   out.set_id(status.id);
@@ -183,6 +196,8 @@ v1::Job ToProto(const JobStatus& status) {
     *out.mutable_verify_result() = ToProto(*verified);
   }
   if (status.progress.has_value()) *out.mutable_progress() = ToProto(*status.progress);
+  if (status.checkpoint.has_value()) *out.mutable_checkpoint() = ToProto(*status.checkpoint);
+  out.set_restarts_since_checkpoint(status.restarts_since_checkpoint);
   return out;
 }
 
@@ -207,6 +222,8 @@ absl::StatusOr<JobStatus> FromProto(const v1::Job& in) {
   if (in.has_train_result()) out.result = FromProto(in.train_result());
   if (in.has_verify_result()) out.result = FromProto(in.verify_result());
   if (in.has_progress()) out.progress = FromProto(in.progress());
+  if (in.has_checkpoint()) out.checkpoint = FromProto(in.checkpoint());
+  out.restarts_since_checkpoint = in.restarts_since_checkpoint();
   return out;
 }
 

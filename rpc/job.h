@@ -127,6 +127,14 @@ struct WorldExit {
   std::string message;  // a sentence
 };
 
+// A durable checkpoint of a job that trains, as the store has committed it.
+struct JobCheckpoint {
+  uint64_t epoch = 0;  // of the launch that told of it
+  int64_t step = 0;    // steps done
+  std::string path;
+  uint64_t hash = 0;  // of its manifest
+};
+
 // The present state of a job.
 struct JobStatus {
   std::string id;
@@ -136,13 +144,15 @@ struct JobStatus {
   std::string message;  // a sentence
   std::string pod;
   MeshShape mesh;
-  uint64_t epoch = 0;    // launches so far
-  int64_t restarts = 0;  // of those, after a failure
+  uint64_t epoch = 0;                     // launches so far
+  int64_t restarts = 0;                   // of those, after a failure
+  int64_t restarts_since_checkpoint = 0;  // of those, since a checkpoint of a later step came
   int64_t priority = 0;
-  absl::Time created, started, ended;    // InfinitePast: not yet
-  WorldExit exit;                        // of the last world
-  TaskResult result;                     // once SUCCEEDED
-  std::optional<TaskProgress> progress;  // of the last launch; not kept in the store
+  absl::Time created, started, ended;       // InfinitePast: not yet
+  WorldExit exit;                           // of the last world
+  TaskResult result;                        // once SUCCEEDED
+  std::optional<JobCheckpoint> checkpoint;  // the last one that was committed
+  std::optional<TaskProgress> progress;     // of the last launch; not kept in the store
 };
 
 struct JobEvent {

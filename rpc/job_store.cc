@@ -119,8 +119,9 @@ absl::StatusOr<StoredJob> GetOne(sqlite3* db, const std::string& where, const st
 
 absl::StatusOr<uint64_t> Bump(sqlite3* db, const std::string& job, const std::string& pod) {
   Statement row(db,
-                "INSERT INTO epochs (job, pod, epoch) VALUES (?, ?, 1) ON CONFLICT (job, pod) DO "
-                "UPDATE SET epoch = epoch + 1 RETURNING epoch",
+                "INSERT INTO epochs (job, pod, epoch) VALUES (?1, ?2, (SELECT COALESCE(MAX(epoch), "
+                "0) + 1 FROM epochs WHERE job = ?1)) ON CONFLICT (job, pod) DO UPDATE SET epoch = "
+                "excluded.epoch RETURNING epoch",
                 {job, pod});
   TOROID_ASSIGN_OR_RETURN(const bool found, row.Step("bump epoch"));
   if (!found) return absl::InternalError("job store: no epoch came back");
@@ -152,8 +153,9 @@ absl::StatusOr<std::unique_ptr<JobStore>> JobStore::Open(const std::string& path
         "CASCADE, sequence INTEGER NOT NULL, time_us INTEGER NOT NULL, status BLOB NOT NULL, "
         "PRIMARY KEY (job, sequence))",
         "CREATE TABLE IF NOT EXISTS epochs (job BLOB NOT NULL, pod BLOB NOT NULL, epoch INTEGER "
-        "NOT "
-        "NULL, PRIMARY KEY (job, pod))"}) {
+        "NOT NULL, PRIMARY KEY (job, pod))",
+        "CREATE TABLE IF NOT EXISTS checkpoints (job BLOB PRIMARY KEY REFERENCES jobs (id) ON "
+        "DELETE CASCADE, epoch INTEGER NOT NULL, step INTEGER NOT NULL, hash INTEGER NOT NULL)"}) {
     TOROID_RETURN_IF_ERROR(Run(db, sql));
   }
   int version = 0;
@@ -204,6 +206,27 @@ absl::Status JobStore::Update(const std::string& id, int state, const std::strin
   return transaction.Commit();
 }
 
+absl::Status JobStore::Commit(const std::string& id, const StoredCheckpoint& checkpoint,
+                              const std::string& status) {
+  Transaction transaction(db_);
+  TOROID_RETURN_IF_ERROR(transaction.begun());
+  TOROID_RETURN_IF_ERROR(Run(db_, "UPDATE jobs SET status = ? WHERE id = ?", {status, id}));
+  if (sqlite3_changes(db_) != 1) return absl::NotFoundError(absl::StrCat("no such job: ", id));
+  TOROID_RETURN_IF_ERROR(Run(
+      db_,
+      "INSERT INTO checkpoints (job, epoch, step, hash) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO "
+      "UPDATE SET epoch = excluded.epoch, step = excluded.step, hash = excluded.hash WHERE "
+      "excluded.epoch >= epoch",
+      {id, static_cast<int64_t>(checkpoint.epoch), checkpoint.step,
+       static_cast<int64_t>(checkpoint.hash)}));
+  if (sqlite3_changes(db_) != 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", id, ": the checkpoint of epoch ", checkpoint.epoch,
+                     " is not committed: a later launch has committed one"));
+  }
+  return transaction.Commit();
+}
+
 absl::Status JobStore::Delete(const std::string& id) {
   TOROID_RETURN_IF_ERROR(Run(db_, "DELETE FROM jobs WHERE id = ?", {id}));
   if (sqlite3_changes(db_) != 1) return absl::NotFoundError(absl::StrCat("no such job: ", id));
@@ -244,6 +267,14 @@ absl::StatusOr<std::vector<StoredEvent>> JobStore::Events(const std::string& id,
     if (!more) return out;
     out.push_back({static_cast<uint64_t>(row.Int(0)), row.Int(1), row.Bytes(2)});
   }
+}
+
+absl::StatusOr<StoredCheckpoint> JobStore::Committed(const std::string& id) {
+  Statement row(db_, "SELECT epoch, step, hash FROM checkpoints WHERE job = ?", {id});
+  TOROID_ASSIGN_OR_RETURN(const bool found, row.Step("committed"));
+  if (!found) return absl::NotFoundError(absl::StrCat("no checkpoint of job ", id));
+  return StoredCheckpoint{static_cast<uint64_t>(row.Int(0)), row.Int(1),
+                          static_cast<uint64_t>(row.Int(2))};
 }
 
 absl::StatusOr<uint64_t> JobStore::BumpEpoch(const std::string& job, const std::string& pod) {

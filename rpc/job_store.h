@@ -33,6 +33,13 @@ struct StoredEvent {
   std::string status;
 };
 
+// The last checkpoint of a job that was committed.
+struct StoredCheckpoint {
+  uint64_t epoch = 0;
+  int64_t step = 0;
+  uint64_t hash = 0;
+};
+
 class JobStore {
  public:
   // FailedPrecondition: another process holds it, or a newer version wrote it.
@@ -46,6 +53,10 @@ class JobStore {
   // A new state and its event, in one transaction. NotFound.
   absl::Status Update(const std::string& id, int state, const std::string& status,
                       uint64_t sequence, int64_t time_us);
+  // A checkpoint, and the state that names it, in one transaction, without an event. A compare and
+  // set: FailedPrecondition if a later epoch has committed one. NotFound.
+  absl::Status Commit(const std::string& id, const StoredCheckpoint& checkpoint,
+                      const std::string& status);
   absl::Status Delete(const std::string& id);
 
   absl::StatusOr<StoredJob> Get(const std::string& id);                // NotFound
@@ -54,8 +65,9 @@ class JobStore {
   absl::StatusOr<std::vector<StoredJob>> List(const std::vector<int>& states, uint64_t before,
                                               int limit);
   absl::StatusOr<std::vector<StoredEvent>> Events(const std::string& id, uint64_t from_sequence);
+  absl::StatusOr<StoredCheckpoint> Committed(const std::string& id);  // NotFound: none yet
 
-  // One more than ever before for this (job, pod), durable before it is returned.
+  // More than ever before for this job on any pod, durable before it is returned.
   absl::StatusOr<uint64_t> BumpEpoch(const std::string& job, const std::string& pod);
   // The same for the membership of pods.
   absl::StatusOr<uint64_t> BumpView();

@@ -303,8 +303,12 @@ class Connection final : public WorkerConnection {
       next_line_ = now + kLogInterval;
       Print(StepLine(report, steps, job_->Use(report)));
     };
-    events.on_checkpoint = [this](const CheckpointOutcome& outcome) {
+    events.on_checkpoint = [this, number](const CheckpointOutcome& outcome) {
       if (outcome.status.ok()) Print(absl::StrCat("checkpoint ", outcome.path));
+      if (outcome.status.ok()) TellCheckpoint(number, outcome);
+    };
+    events.on_resumed = [this, number](const CheckpointOutcome& from) {
+      TellCheckpoint(number, from);
     };
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
     events.on_alarm = events.on_note;
@@ -314,6 +318,11 @@ class Connection final : public WorkerConnection {
       return lost_ ? StopAsked::kEnd : StopAsked::kNo;
     };
     return job_->Record(std::move(events));
+  }
+
+  void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {
+    Tell(number, JobCheckpoint{options_.epoch, checkpoint.step,
+                               NameRoots(checkpoint.path, options_.roots), checkpoint.hash});
   }
 
   // Into the job's log.

@@ -181,6 +181,13 @@ def test_a_training_job_goes_on_after_a_dead_rank():
         log = good(up.run("job", "logs", id)).out
         check("resumed from runs/licence/checkpoints/step-" in log and runs not in log, log)
         check("signal 9" in log and "step 300/300  loss " in log, log)
+        last = glob.glob(os.path.join(run_of_job, "checkpoints", "step-*"))
+        seen = good(run("inspect", max(last), "-o", "json")).json()["checkpoint"]
+        told = job["checkpoint"]  # what the store has committed is what lies there
+        check(told["path"] == "runs/licence/checkpoints/step-00000300" and told["step"] == 300, told)
+        check(told["hash"] == seen["hash"] and told["epoch"] == seen["epoch"] == 2, told, seen)
+        check(job["restarts_since_checkpoint"] == 0, job)
+        check(f"checkpoint  step 300  {told['path']}" in good(up.run("job", "get", id)).out, "job get")
         # The same numbers as a run that nobody disturbed.
         good(launch(2, "train", TRAIN, *sets, "--set", f"output.dir={alone}", "-q"))
         check(losses(run_of_job) == losses(alone), "another curve")

@@ -403,6 +403,87 @@ TEST_F(ControllerTest, ATrainingJobLoadsForItselfAndGoesOnAfterAFailure) {
   EXPECT_TRUE(world->Runs<ExitTask>());
 }
 
+TEST_F(ControllerTest, RestartsWithoutANewCheckpointAreThree) {
+  auto agent = Connect("a");
+  const auto die = [&](const FakeWorld& world) {
+    EndWorld(*agent, world.id, {137, 9, 1, "h", "rank 1 on host h was ended by signal 9"});
+    const size_t launches = agent->launches.size();
+    for (int second = 0; second < 61 && agent->launches.size() == launches; ++second) {
+      controller_->AgentHeartbeat(agent->session);
+      Advance(absl::Seconds(1));
+    }
+  };
+  JobSpec spec = Job("book");
+  spec.task = TrainTask();
+  spec.max_restarts = 100;
+  const JobStatus job = Submit(spec);
+  for (int launch = 0; launch < 2; ++launch) die(*Attach(*agent));
+  EXPECT_EQ(Get(job.id).restarts_since_checkpoint, 2);
+  EXPECT_FALSE(Get(job.id).checkpoint.has_value());
+  auto world = Attach(*agent);
+  Tell(*world, JobCheckpoint{0, 10, "runs/book/checkpoints/step-00000010", 77});
+  JobStatus status = Get(job.id);
+  EXPECT_EQ(status.restarts_since_checkpoint, 0);
+  ASSERT_TRUE(status.checkpoint.has_value());
+  EXPECT_EQ(status.checkpoint->step, 10);
+  EXPECT_EQ(status.checkpoint->epoch, 3u);  // the launch's, whatever was told
+  EXPECT_EQ(status.checkpoint->path, "runs/book/checkpoints/step-00000010");
+  EXPECT_EQ(store_->Committed(job.id)->hash, 77u);
+  EXPECT_EQ(store_->Committed(job.id)->epoch, 3u);
+  die(*world);
+  for (int launch = 0; launch < 3; ++launch) {
+    EXPECT_EQ(Get(job.id).restarts_since_checkpoint, launch + 1);
+    world = Attach(*agent);
+    // Where it goes on from is durable, but nothing new.
+    Tell(*world, JobCheckpoint{0, 10, "runs/book/checkpoints/step-00000010", 77});
+    EXPECT_EQ(store_->Committed(job.id)->epoch, 4u + launch);
+    die(*world);
+  }
+  status = Get(job.id);
+  EXPECT_EQ(status.state, JobState::kFailed);
+  EXPECT_EQ(status.reason, "NoProgress");
+  EXPECT_THAT(status.message, HasSubstr("3 restarts without a new checkpoint"));
+  EXPECT_THAT(status.message, HasSubstr("step-00000010"));
+  EXPECT_THAT(status.message, HasSubstr("signal 9"));
+  EXPECT_EQ(status.restarts, 5);
+  EXPECT_EQ(status.exit.rank, 1);
+  Start();  // all of it is durable
+  EXPECT_EQ(Get(job.id).checkpoint->hash, 77u);
+}
+
+TEST_F(ControllerTest, ACheckpointOfAnEarlierLaunchIsDropped) {
+  auto agent = Connect("a");
+  JobSpec spec = Job("book");
+  spec.task = TrainTask();
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  auto first = Attach(*agent);
+  EndWorld(*agent, first->id, {137, 9, 1, "h", "died"});
+  Advance(absl::Milliseconds(1100));
+  auto second = Attach(*agent);
+  Tell(*second, JobCheckpoint{0, 5, "five", 55});
+  const uint64_t dropped = controller_->stale_dropped();
+  Tell(*first, JobCheckpoint{0, 9, "nine", 99});
+  EXPECT_EQ(controller_->stale_dropped(), dropped + 1);
+  EXPECT_EQ(Get(job.id).checkpoint->step, 5);
+  EXPECT_EQ(store_->Committed(job.id)->hash, 55u);
+}
+
+TEST_F(ControllerTest, AJobThatMovesToAnotherPodHasALaterEpoch) {
+  auto a = Connect("a");
+  JobSpec spec = Job("book");
+  spec.max_restarts = 1;
+  const JobStatus job = Submit(spec);
+  EXPECT_EQ(a->last().world.epoch, 1u);
+  EndWorld(*a, a->last().world, {137, 9, 1, "h", "died"});
+  ASSERT_TRUE(controller_->DrainPod("a", true).ok());
+  auto b = Connect("b");
+  Advance(absl::Milliseconds(1100));
+  ASSERT_EQ(b->launches.size(), 1u);
+  EXPECT_EQ(b->last().world.epoch, 2u);
+  EXPECT_EQ(Get(job.id).epoch, 2u);
+}
+
 TEST_F(ControllerTest, AJobThatIsVerifiedHasItsVerdict) {
   auto agent = Connect("a");
   JobSpec spec = Job("proof");

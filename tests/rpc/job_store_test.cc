@@ -44,7 +44,9 @@ TEST_F(JobStoreTest, SurvivesReopening) {
   EXPECT_EQ(job->sequence, 2u);
   EXPECT_EQ(store->Events("a", 1)->size(), 2u);
   EXPECT_EQ(*store->BumpEpoch("a", "p"), 2u);
-  EXPECT_EQ(*store->BumpEpoch("a", "q"), 1u);
+  EXPECT_EQ(*store->BumpEpoch("a", "q"), 3u);  // a launch elsewhere is later too
+  EXPECT_EQ(*store->BumpEpoch("a", "p"), 4u);
+  EXPECT_EQ(*store->BumpEpoch("b", "p"), 1u);
 }
 
 TEST_F(JobStoreTest, KeysAreUniqueAndMissingIsNotFound) {
@@ -60,6 +62,27 @@ TEST_F(JobStoreTest, KeysAreUniqueAndMissingIsNotFound) {
   EXPECT_EQ(store->Update("z", 1, "", 2, 0).code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(store->Delete("a").ok());
   EXPECT_TRUE(store->Events("a", 0)->empty());
+}
+
+TEST_F(JobStoreTest, ACheckpointIsCommittedOnlyIfNoLaterEpochHasOne) {
+  auto store = Open();
+  ASSERT_TRUE(store->Insert({"a", 0, "", "spec", 0, "s0", 1}, 0).ok());
+  EXPECT_EQ(store->Committed("a").status().code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(store->Commit("a", {2, 10, ~uint64_t{0}}, "s10").ok());
+  EXPECT_EQ(store->Commit("a", {1, 20, 7}, "s20").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store->Get("a")->status, "s10");              // nothing of it came through
+  ASSERT_TRUE(store->Commit("a", {2, 5, 6}, "s5").ok());  // a run that went back
+  ASSERT_TRUE(store->Commit("a", {3, 6, 7}, "s6").ok());
+  EXPECT_EQ(store->Commit("z", {3, 6, 7}, "s6").code(), absl::StatusCode::kNotFound);
+  store.reset();
+  store = Open();
+  EXPECT_EQ(store->Committed("a")->epoch, 3u);
+  EXPECT_EQ(store->Committed("a")->step, 6);
+  EXPECT_EQ(store->Committed("a")->hash, 7u);
+  EXPECT_EQ(store->Get("a")->status, "s6");
+  EXPECT_EQ(store->Get("a")->sequence, 1u);  // no event
+  ASSERT_TRUE(store->Delete("a").ok());
+  EXPECT_EQ(store->Committed("a").status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(JobStoreTest, OneControllerAtATime) {
