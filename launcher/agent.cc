@@ -33,6 +33,7 @@ absl::Status RunAgentVerb(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(options.roots, RootOptions(arguments));
   TOROID_ASSIGN_OR_RETURN(options.toroid, OwnPath());
   options.mpirun_extra = arguments.Texts("--mpirun-arg");
+  options.tls_dir = arguments.Text("--tls-dir");
   options.stall_timeout = arguments.Text("--stall-timeout");
   // Launch files carry credentials: a directory of this process alone, unless
   // one is named.
@@ -53,10 +54,12 @@ absl::Status RunAgentVerb(const Arguments& arguments) {
           WriteStdout(absl::StrCat("READY pod ", options.pod, " at ", options.controller, "\n"));
         }
       },
-      [&] {
+      [&](const absl::Status& why) {
         if (Interrupt::Cancelled()) return;
-        Talk(absl::StrCat("controller is not reachable: ", options.controller, ": pod ",
-                          options.pod, " tries again"));
+        const bool refused = why.code() == absl::StatusCode::kUnauthenticated;
+        Talk(absl::StrCat(refused ? std::string(why.message())
+                                  : "controller is not reachable: " + options.controller,
+                          ": pod ", options.pod, " tries again"));
       });
 }
 
@@ -79,16 +82,16 @@ const Verb kAgentVerb = {
     .name = "agent",
     .summary = "one per pod: starts worlds for the controller and watches them",
     .positionals = {},
-    .tables = {&kPodOptions, &kAgentOptionsTable, &kServiceOptions},
+    .tables = {&kPodOptions, &kAgentOptionsTable, &kTlsOptions, &kServiceOptions},
     .examples =
         "toroid agent --pod a --controller 127.0.0.1:7070 --slots 8 --root "
         "models=/models\n"
-        "toroid agent --pod b --controller head:7070 --hostfile hosts.txt",
+        "toroid agent --pod b --controller head:7070 --hostfile hosts.txt --tls-dir pki/node1",
     .run = RunAgentVerb,
     .details =
         "Prints READY once the controller has accepted the pod. Only "
         "models under a --root "
-        "and random: models may run.",
+        "and random: models may run. --tls-dir must lie at the same path on the host of rank 0.",
 };
 
 }  // namespace toroid

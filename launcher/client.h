@@ -9,7 +9,7 @@
 
 namespace toroid {
 
-extern const OptionTable kClientOptions;  // --controller, --timeout
+extern const OptionTable kClientOptions;  // --controller, --tls-dir, --timeout
 
 // --controller or TOROID_CONTROLLER, else 127.0.0.1:7070. Installs Ctrl-C.
 absl::StatusOr<std::unique_ptr<Client>> ConnectClient(const Arguments& arguments);

@@ -20,6 +20,7 @@ absl::Status RunController(const Arguments& arguments) {
   if (options.lease < absl::Seconds(2)) {
     return UsageError("bad value of --lease: agents are heard once a second: give at least 2s");
   }
+  TOROID_ASSIGN_OR_RETURN(options.tls, ReadTls(arguments.Text("--tls-dir")));
   options.reflection = !arguments.Flag("--no-reflection");
   Interrupt::Install(/*timeout=*/0);
   TOROID_ASSIGN_OR_RETURN(const auto server, StartController(options));
@@ -36,14 +37,15 @@ const Verb kControllerVerb = {
     .name = "controller",
     .summary = "the service that holds jobs and gives them to pods",
     .positionals = {},
-    .tables = {&kControllerOptionsTable, &kServiceOptions},
+    .tables = {&kControllerOptionsTable, &kTlsOptions, &kServiceOptions},
     .examples =
         "toroid controller --state /var/lib/toroid\n"
-        "toroid controller --listen 127.0.0.1:0 --state /tmp/toroid",
+        "toroid controller --listen 127.0.0.1:0 --state /tmp/toroid\n"
+        "toroid controller --listen 0.0.0.0:7070 --state /var/lib/toroid --tls-dir pki/head",
     .run = RunController,
     .details =
-        "Prints READY and the address once it listens. Plaintext, hence "
-        "on loopback only.",
+        "Prints READY and the address once it listens. Without --tls-dir it "
+        "speaks plaintext, hence on\nloopback only; with it whoever dials shows a certificate.",
 };
 
 }  // namespace toroid

@@ -118,11 +118,20 @@ const OptionTable kDetailOptions = {
          "on stderr: each rank's place and host, and what each phase took and sent", true},
     }};
 
+const Option kTlsDir = {
+    "--tls-dir",
+    ValueKind::kText,
+    "DIR",
+    "",
+    "ca.pem, cert.pem, key.pem (toroid pki): TLS, both sides verified; also TOROID_TLS_DIR",
+    true};
+
 const OptionTable kControllerOptions = {
     "on a cluster",
     {
         {"--controller", ValueKind::kText, "HOST:PORT", "",
          "run there instead of in this process (also TOROID_CONTROLLER)", true},
+        kTlsDir,
         {"--pod", ValueKind::kText, "POD", "", "there: on this pod; default: any that is free",
          true},
         {"--keep-alive", ValueKind::kSeconds, "T", "5m",
@@ -356,7 +365,7 @@ ProgressMode ProgressOption(const Arguments& arguments) {
 
 absl::StatusOr<std::string> ControllerOption(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
-  for (const char* flag : {"--pod", "--keep-alive"}) {
+  for (const char* flag : {"--pod", "--keep-alive", "--tls-dir"}) {
     if (!UnderLauncher() && controller.empty() && arguments.OriginOf(flag) == Origin::kFlag) {
       return UsageError(absl::StrCat(flag,
                                      " without --controller: it is of pods, and nothing runs "

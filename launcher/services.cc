@@ -13,6 +13,7 @@
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
+#include "launcher/options.h"
 #include "rpc/agent_process.h"
 
 namespace toroid {
@@ -21,11 +22,13 @@ const OptionTable kServiceOptions = {"process",
                                      {{"--end-with-parent", ValueKind::kFlag, "", "",
                                        "stop when the process that started this does"}}};
 
+const OptionTable kTlsOptions = {"security", {kTlsDir}};
+
 const OptionTable kControllerOptionsTable = {
     "controller",
     {
         {"--listen", ValueKind::kText, "HOST:PORT", "127.0.0.1:7070",
-         "loopback only; port 0: any free one", true},
+         "without --tls-dir loopback only; port 0: any free one", true},
         {"--state", ValueKind::kText, "DIR", "",
          "jobs and logs; default ~/.local/state/toroid; of up: none that stays", true},
         {"--lease", ValueKind::kSeconds, "T", "15s", "an agent unheard of for so long is lost",

@@ -10,7 +10,8 @@
 
 namespace toroid {
 
-extern const OptionTable kServiceOptions;          // of all three
+extern const OptionTable kServiceOptions;          // --end-with-parent
+extern const OptionTable kTlsOptions;              // --tls-dir
 extern const OptionTable kControllerOptionsTable;  // --listen --state --lease --no-reflection
 extern const OptionTable kAgentOptionsTable;       // --root --stall-timeout --mpirun-arg
 

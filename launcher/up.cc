@@ -142,6 +142,13 @@ class Family {
   Clock::time_point restart_at_{};
 };
 
+// Where this machine dials what listens on all of its addresses.
+std::string Reachable(const std::string& listens) {
+  absl::string_view port = listens;
+  const bool all = absl::ConsumePrefix(&port, "0.0.0.0:") || absl::ConsumePrefix(&port, "[::]:");
+  return all ? absl::StrCat("127.0.0.1:", port) : listens;
+}
+
 std::string PodName(int64_t index) {
   std::string name(1, static_cast<char>('a' + index % 26));
   return index < 26 ? name : absl::StrCat(name, index / 26);
@@ -154,6 +161,8 @@ absl::Status RunUp(const Arguments& arguments) {
   }
   // Said once here, before anything starts.
   TOROID_RETURN_IF_ERROR(RootOptions(arguments).status());
+  ClientOptions options;
+  TOROID_ASSIGN_OR_RETURN(options.tls, ReadTls(arguments.Text("--tls-dir")));
   Interrupt::Install(/*timeout=*/0, /*grace=*/30);
   ScratchDir scratch;
   std::string state = arguments.Text("--state");
@@ -173,7 +182,9 @@ absl::Status RunUp(const Arguments& arguments) {
                                    arguments.Text("--lease"),
                                    "--end-with-parent"};
   if (arguments.Flag("--no-reflection")) argv.push_back("--no-reflection");
-  TOROID_ASSIGN_OR_RETURN(const std::string address, family.StartController(argv));
+  if (options.tls.on()) argv.insert(argv.end(), {"--tls-dir", options.tls.dir});
+  TOROID_ASSIGN_OR_RETURN(const std::string listens, family.StartController(argv));
+  const std::string address = Reachable(listens);
   for (int64_t i = 0; i < pods; ++i) {
     argv = {self,
             "agent",
@@ -186,6 +197,7 @@ absl::Status RunUp(const Arguments& arguments) {
             "--stall-timeout",
             arguments.Text("--stall-timeout"),
             "--end-with-parent"};
+    if (options.tls.on()) argv.insert(argv.end(), {"--tls-dir", options.tls.dir});
     for (const char* flag : {"--root", "--mpirun-arg"}) {
       for (const std::string& text : arguments.Texts(flag)) {
         argv.insert(argv.end(), {flag, text});
@@ -194,7 +206,6 @@ absl::Status RunUp(const Arguments& arguments) {
     TOROID_RETURN_IF_ERROR(family.StartAgent(PodName(i), argv));
   }
 
-  ClientOptions options;
   options.controller = address;
   options.timeout = absl::Seconds(1);
   options.interrupt = Interrupt::Flag();
@@ -204,7 +215,7 @@ absl::Status RunUp(const Arguments& arguments) {
     if (client->AwaitPods(static_cast<int>(pods), absl::Milliseconds(200)).ok()) break;
   }
   if (!Interrupt::Cancelled()) {
-    WriteStdout(absl::StrCat("READY ", address, " pods=", pods, " ranks=", ranks, "\n"));
+    WriteStdout(absl::StrCat("READY ", listens, " pods=", pods, " ranks=", ranks, "\n"));
   }
   while (!Interrupt::Cancelled()) {
     TOROID_RETURN_IF_ERROR(family.Look(/*ready=*/true));
@@ -226,10 +237,11 @@ const Verb kUpVerb = {
     .name = "up",
     .summary = "controller and agents on this machine, until Ctrl-C",
     .positionals = {},
-    .tables = {&kUpOptions, &kControllerOptionsTable, &kAgentOptionsTable},
+    .tables = {&kUpOptions, &kControllerOptionsTable, &kAgentOptionsTable, &kTlsOptions},
     .examples =
         "toroid up --pods 2 --ranks 2 --root models=$HOME/.cache/toroid/models\n"
-        "toroid up --listen 127.0.0.1:0 --state /tmp/state",
+        "toroid up --listen 127.0.0.1:0 --state /tmp/state\n"
+        "toroid up --listen 0.0.0.0:7070 --tls-dir pki/head",
     .run = RunUp,
     .details =
         "Prints one line, READY ADDRESS, once all pods are there. Without --state jobs are\n"

@@ -13,8 +13,8 @@ namespace toroid {
 extern const Verb kAgentVerb, kBenchVerb, kConfigSchemaVerb, kConfigShowVerb, kControllerVerb,
     kConvertVerb, kGenerateVerb, kInspectVerb, kJobCancelVerb, kJobDeleteVerb, kJobGetVerb,
     kJobListVerb, kJobLogsVerb, kJobSubmitVerb, kJobWatchVerb, kLaunchVerb, kModelsVerb,
-    kPodDrainVerb, kPodGetVerb, kPodListVerb, kPlanVerb, kScoreVerb, kTokenizeVerb, kTrainVerb,
-    kUpVerb, kVerifyVerb, kVersionVerb, kWorkerVerb;
+    kPkiInitVerb, kPkiIssueVerb, kPodDrainVerb, kPodGetVerb, kPodListVerb, kPlanVerb, kScoreVerb,
+    kTokenizeVerb, kTrainVerb, kUpVerb, kVerifyVerb, kVersionVerb, kWorkerVerb;
 
 // In the order of `toroid --help`.
 const std::vector<const Verb*>& Verbs();

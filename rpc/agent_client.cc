@@ -1,13 +1,13 @@
 #include "rpc/agent_client.h"
 
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 
 #include <mutex>
 #include <utility>
 
 #include "rpc/convert.h"
 #include "rpc/dialled_stream.h"
+#include "rpc/grpc_credentials.h"
 #include "toroid/internal/v1/agent.grpc.pb.h"
 
 namespace toroid {
@@ -20,10 +20,10 @@ constexpr size_t kLogBytes = kMaxControlBytes / 4;  // MendUtf8 may make three b
 
 class GrpcAgentClient final : public AgentClient {
  public:
-  GrpcAgentClient(const std::string& controller, std::function<void()> wake)
+  GrpcAgentClient(const std::string& controller, const Tls& tls, std::function<void()> wake)
       : wake_(std::move(wake)),
-        stub_(internal::v1::Agents::NewStub(grpc::CreateCustomChannel(
-            controller, grpc::InsecureChannelCredentials(), ClientChannelArguments()))),
+        stub_(internal::v1::Agents::NewStub(
+            grpc::CreateCustomChannel(controller, DialCredentials(tls), ClientChannelArguments()))),
         stream_([this](const ControllerMessage& message) { Receive(message); },
                 [this](const absl::Status& status) { Add(StreamClosed{status}); }) {}
 
@@ -118,10 +118,10 @@ class GrpcAgentClient final : public AgentClient {
 
 }  // namespace
 
-std::unique_ptr<AgentClient> DialController(const std::string& controller,
+std::unique_ptr<AgentClient> DialController(const std::string& controller, const Tls& tls,
                                             const PodRegistration& registration,
                                             std::function<void()> wake) {
-  auto client = std::make_unique<GrpcAgentClient>(controller, std::move(wake));
+  auto client = std::make_unique<GrpcAgentClient>(controller, tls, std::move(wake));
   client->Start(registration);
   return client;
 }

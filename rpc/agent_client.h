@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "rpc/agent.h"
 #include "rpc/control.h"
+#include "rpc/tls.h"
 
 namespace toroid {
 
@@ -36,7 +37,7 @@ class AgentClient {
 
 // Dials `controller` and registers. `wake` is called (on any thread) when there is an order to
 // take; StreamClosed is the last.
-std::unique_ptr<AgentClient> DialController(const std::string& controller,
+std::unique_ptr<AgentClient> DialController(const std::string& controller, const Tls& tls,
                                             const PodRegistration& registration,
                                             std::function<void()> wake);
 

@@ -71,7 +71,8 @@ absl::StatusOr<int> CountSlots(const AgentOptions& options, const LaunchPlace& p
 class AgentLoop {
  public:
   AgentLoop(const AgentOptions& options, const LaunchPlace& place, int slots,
-            const std::function<void()>& registered, const std::function<void()>& lost)
+            const std::function<void()>& registered,
+            const std::function<void(const absl::Status&)>& lost)
       : options_(options),
         place_(place),
         slots_(slots),
@@ -103,7 +104,7 @@ class AgentLoop {
         shutdown_end = absl::Now() + kShutdownLimit;
       }
       if (stop.load() && (process_ == std::nullopt || shutdown_end <= absl::Now())) break;
-      if (client_ == nullptr && absl::Now() >= next_dial_) Dial();
+      if (client_ == nullptr && absl::Now() >= next_dial_) TOROID_RETURN_IF_ERROR(Dial());
       if (client_ != nullptr && absl::Now() >= next_heartbeat_) {
         client_->Heartbeat();
         next_heartbeat_ = absl::Now() + kHeartbeat;
@@ -118,14 +119,22 @@ class AgentLoop {
   }
 
  private:
-  void Dial() {
+  // Certificates are read each time: a new one is taken up without a restart.
+  absl::Status Dial() {
+    absl::StatusOr<Tls> tls = ReadTls(options_.tls_dir);
+    if (tls.ok()) {
+      tls_ = *std::move(tls);
+    } else if (!accepted_) {
+      return tls.status();
+    }
     PodRegistration registration{options_.pod, place_.host,  slots_,
                                  kVersion,     incarnation_, agent_.running()};
-    client_ = DialController(options_.controller, registration, [fd = wake_fd_] {
+    client_ = DialController(options_.controller, tls_, registration, [fd = wake_fd_] {
       const uint64_t one = 1;
       (void)!write(fd, &one, sizeof(one));
     });
     next_heartbeat_ = absl::Now() + kHeartbeat;
+    return absl::OkStatus();
   }
 
   void Poll() {
@@ -181,6 +190,7 @@ class AgentLoop {
         agent_.RenewLease(lease_);
         if (lease->registered) {
           failures_ = 0;
+          accepted_ = true;
           registered_();
         }
       } else if (const auto* launch = std::get_if<LaunchOrder>(&order)) {
@@ -195,7 +205,11 @@ class AgentLoop {
             why.code() == absl::StatusCode::kFailedPrecondition) {
           return why;
         }
-        if (failures_ == 0) lost_();
+        if (failures_ == 0) {
+          const absl::Status kept_apart = WhyNoConnection(options_.controller, tls_);
+          if (!kept_apart.ok() && !accepted_) return kept_apart;
+          lost_(kept_apart.ok() ? why : kept_apart);
+        }
         // 0.1 s, doubling up to 2 s, with jitter so that agents do not come all at once.
         const double base = std::min(2.0, 0.1 * (1 << std::min(failures_++, 5)));
         next_dial_ =
@@ -218,7 +232,7 @@ class AgentLoop {
     const std::string file = world_dir_ + "/launch.json";
     TOROID_RETURN_IF_ERROR(WriteLaunchFile(
         file, {options_.controller, order.world.job, order.world.epoch, order.world.view,
-               options_.pod, order.credential, world_dir_, options_.roots}));
+               options_.pod, order.credential, world_dir_, options_.roots, options_.tls_dir}));
     MpirunRequest request;
     request.ranks = order.ranks;
     request.hosts = options_.hosts;
@@ -239,7 +253,7 @@ class AgentLoop {
   const LaunchPlace place_;
   const int slots_;
   const std::function<void()> registered_;
-  const std::function<void()> lost_;
+  const std::function<void(const absl::Status&)> lost_;
   const uint64_t incarnation_;
   const int wake_fd_;
   Agent agent_;
@@ -247,6 +261,8 @@ class AgentLoop {
   std::string world_dir_;
   std::deque<LogLine> tail_;
   std::unique_ptr<AgentClient> client_;
+  Tls tls_;
+  bool accepted_ = false;  // by a controller, ever
   absl::Duration lease_ = absl::Seconds(15);
   absl::Time next_dial_ = absl::InfinitePast(), next_heartbeat_ = absl::InfiniteFuture();
   int failures_ = 0;
@@ -255,7 +271,8 @@ class AgentLoop {
 }  // namespace
 
 absl::Status RunAgent(const AgentOptions& options, const std::atomic<bool>& stop,
-                      const std::function<void()>& registered, const std::function<void()>& lost) {
+                      const std::function<void()>& registered,
+                      const std::function<void(const absl::Status&)>& lost) {
   if (options.pod.empty()) return absl::InvalidArgumentError("pod: missing: give --pod a name");
   if (options.toroid.empty() || options.toroid[0] != '/') {
     return absl::InvalidArgumentError("toroid: the binary's path must be absolute");

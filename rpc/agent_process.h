@@ -22,6 +22,7 @@ struct AgentOptions {
   std::string scratch_dir;                // launch files and rank records; created, mode 0700
   std::string mpirun;                     // empty: from PATH
   std::vector<std::string> mpirun_extra;  // the operator's own arguments for mpirun
+  std::string tls_dir;                    // rpc/tls.h; its ranks read it too; empty: plaintext
   std::string stall_timeout = "60s";      // handed to `toroid worker --stall-timeout`
 };
 
@@ -29,12 +30,14 @@ struct AgentOptions {
 // again (0.1 to 2 s, with jitter); worlds are ended when the lease has run out. REQUIRES the
 // calling thread to be the main thread and to stay alive: children get a parent-death signal, which
 // follows the thread that forked. `registered` is called (on any thread) each time the controller
-// has accepted the pod, `lost` when no controller could be reached, once until the next
-// registration. Errors: InvalidArgument (options), AlreadyExists (the pod's name is taken),
-// FailedPrecondition (mpirun missing), Unavailable never: it dials on.
+// has accepted the pod, `lost` when no controller could be reached, and why, once until the
+// next registration. Errors: InvalidArgument (options), AlreadyExists (the pod's name is taken),
+// FailedPrecondition (mpirun missing), those of ReadTls, Unauthenticated (TLS keeps it from the
+// controller, which has not accepted it yet), Unavailable never: it dials on.
 absl::Status RunAgent(
     const AgentOptions& options, const std::atomic<bool>& stop,
-    const std::function<void()>& registered = [] {}, const std::function<void()>& lost = [] {});
+    const std::function<void()>& registered = [] {},
+    const std::function<void(const absl::Status&)>& lost = [](const absl::Status&) {});
 
 // "NAME=DIR" of a --root flag; DIR must exist and is made canonical.
 absl::StatusOr<Root> ParseRoot(absl::string_view text);

@@ -1,7 +1,6 @@
 #include "rpc/client.h"
 
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <sys/random.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "core/status_macros.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
+#include "rpc/grpc_credentials.h"
 #include "rpc/grpc_status.h"
 #include "toroid/v1/inference.grpc.pb.h"
 #include "toroid/v1/job.grpc.pb.h"
@@ -97,7 +97,7 @@ class GrpcClient final : public Client {
  public:
   explicit GrpcClient(const ClientOptions& options)
       : options_(options),
-        channel_(grpc::CreateCustomChannel(options.controller, grpc::InsecureChannelCredentials(),
+        channel_(grpc::CreateCustomChannel(options.controller, DialCredentials(options.tls),
                                            ClientChannelArguments())),
         jobs_(v1::Jobs::NewStub(channel_)),
         pods_(v1::Pods::NewStub(channel_)),
@@ -409,6 +409,7 @@ class GrpcClient final : public Client {
   // Our servers' errors carry their details; without them the connection itself failed.
   absl::Status Explain(const grpc::Status& status) const {
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty()) {
+      TOROID_RETURN_IF_ERROR(WhyNoConnection(options_.controller, options_.tls));
       constexpr absl::string_view kBoilerplate = "failed to connect to all addresses; last error: ";
       return NotReachable(absl::StripPrefix(status.error_message(), kBoilerplate));
     }

@@ -1,7 +1,8 @@
 // What the launcher's client mode calls: jobs, pods and inference of one controller.
 //
 // Errors are absl::Status with the server's code, sentence and ErrorInfo (rpc/error_info.h);
-// Unavailable means that the controller cannot be reached. Thread-safe.
+// Unavailable means that the controller cannot be reached, Unauthenticated (TLS_REFUSED) that TLS
+// keeps the two apart. Thread-safe.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "rpc/job.h"
+#include "rpc/tls.h"
 
 namespace toroid {
 
@@ -23,6 +25,7 @@ struct ClientOptions {
   // Of one stream of events or log lines. The next begins where it ended, once a call has shown
   // that the controller is there: a job may be watched for longer than any call may last.
   absl::Duration stream = absl::Minutes(10);
+  Tls tls;
   const std::atomic<bool>* interrupt = nullptr;  // turns true: calls in flight are cancelled
 };
 

@@ -50,6 +50,7 @@ absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& optio
                      {"pod", options.pod},
                      {"credential", options.credential},
                      {"scratch", options.scratch_dir},
+                     {"tls_dir", options.tls_dir},
                      {"roots", roots}};
   (void)unlink(path.c_str());
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -85,6 +86,7 @@ absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path) {
     options.pod = file.at("pod");
     options.credential = file.at("credential");
     options.scratch_dir = file.at("scratch");
+    options.tls_dir = file.at("tls_dir");
     for (const json& root : file.at("roots")) {
       options.roots.push_back({root.at("name"), root.at("dir")});
     }

@@ -1,8 +1,8 @@
 // The controller's process: job store, logic and gRPC services behind one listening address.
 //
 // Services: toroid.v1.Jobs, Pods and Inference for clients; toroid.internal.v1.Agents and Workers
-// for our own processes; grpc.health.v1, reflection and channelz for probes. Plaintext, hence on
-// loopback addresses only.
+// for our own processes; grpc.health.v1, reflection and channelz for probes. Without TLS on
+// loopback addresses only; with it everybody who dials, probes too, shows a certificate.
 #pragma once
 
 #include <memory>
@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "rpc/tls.h"
 
 namespace toroid {
 
@@ -18,6 +19,7 @@ struct ControllerOptions {
   std::string state_dir;                     // jobs and logs; created if missing
   absl::Duration lease = absl::Seconds(15);  // an agent unheard of for so long is lost
   bool reflection = true;
+  Tls tls;
 };
 
 // Thread-safe.
@@ -32,7 +34,8 @@ class ControllerServer {
   virtual void Wait() = 0;
 };
 
-// Returns once the port listens. InvalidArgument: an unreadable or non-loopback address;
+// Returns once the port listens. InvalidArgument: an unreadable address, or one that is not
+// loopback without TLS;
 // FailedPrecondition: the address cannot be listened on, state_dir is in use by another controller;
 // PermissionDenied or Internal: state_dir cannot be used.
 absl::StatusOr<std::unique_ptr<ControllerServer>> StartController(const ControllerOptions& options);

@@ -1,7 +1,6 @@
 // Rank 0's stream to the controller, as a ProgramChannel.
 #include <google/protobuf/util/json_util.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -17,6 +16,7 @@
 #include "rpc/convert.h"
 #include "rpc/dialled_stream.h"
 #include "rpc/error_info.h"
+#include "rpc/grpc_credentials.h"
 #include "rpc/prompt.h"
 #include "rpc/roots.h"
 #include "rpc/training_job.h"
@@ -71,11 +71,12 @@ absl::Status NoTokenizer() {
 
 class Connection final : public WorkerConnection {
  public:
-  explicit Connection(const WorkerOptions& options)
+  Connection(const WorkerOptions& options, Tls tls)
       : options_(options),
+        tls_(std::move(tls)),
         world_{options.job, options.epoch, options.view},
         stub_(internal::v1::Workers::NewStub(grpc::CreateCustomChannel(
-            options.controller, grpc::InsecureChannelCredentials(), ClientChannelArguments()))),
+            options.controller, DialCredentials(tls_), ClientChannelArguments()))),
         stream_([this](const WorldMessage& message) { Receive(message); },
                 [this](const absl::Status& status) { Closed(status); }, Merge) {}
 
@@ -100,6 +101,7 @@ class Connection final : public WorkerConnection {
     const bool heard = changed_.wait_for(lock, absl::ToChronoMilliseconds(kAttachTimeout),
                                          [this] { return lost_ || !inbox_.empty(); });
     if (!heard) {
+      TOROID_RETURN_IF_ERROR(WhyNoConnection(options_.controller, tls_));
       return absl::UnavailableError(
           absl::StrCat("controller is not reachable: ", options_.controller));
     }
@@ -383,6 +385,7 @@ class Connection final : public WorkerConnection {
   }
 
   const WorkerOptions options_;
+  const Tls tls_;
   const WorldId world_;
   const std::unique_ptr<internal::v1::Workers::Stub> stub_;
   std::mutex mutex_;
@@ -401,7 +404,8 @@ class Connection final : public WorkerConnection {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options) {
-  auto connection = std::make_unique<Connection>(options);
+  TOROID_ASSIGN_OR_RETURN(Tls tls, ReadTls(options.tls_dir));
+  auto connection = std::make_unique<Connection>(options, std::move(tls));
   TOROID_RETURN_IF_ERROR(connection->Attach());
   return std::unique_ptr<WorkerConnection>(std::move(connection));
 }

@@ -29,6 +29,7 @@ struct WorkerOptions {
   std::string credential;  // of this epoch
   std::string scratch_dir;
   std::vector<Root> roots;
+  std::string tls_dir;  // rpc/tls.h; empty: plaintext
 };
 
 // A worker's line on stderr that begins so is for the agent's own log, and no client sees it.
@@ -54,7 +55,8 @@ class WorkerConnection {
   virtual void Finish(const absl::Status& status) = 0;
 };
 
-// Dials and attaches. Unavailable: the controller cannot be reached; PermissionDenied: credential
+// Dials and attaches. Unavailable: the controller cannot be reached; as ReadTls and
+// WhyNoConnection (rpc/tls.h); PermissionDenied: credential
 // or epoch are not those of the present launch.
 absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options);
 

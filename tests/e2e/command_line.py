@@ -26,7 +26,7 @@ def test_mistakes_are_usage_errors():
 def test_planned_verbs_are_refused_and_not_shown():
     shown = run("--help")
     check(shown.code == 0 and "generate" in shown.out, shown.out)
-    for verb in ["serve", "doctor", "manifest", "completion", "pki"]:
+    for verb in ["serve", "doctor", "manifest", "completion"]:
         refused(run(verb, "x"), 2, "not in this version", verb)
         check(f"\n  {verb} " not in shown.out, verb, "is shown")
     check("worker" not in shown.out, "worker is shown")

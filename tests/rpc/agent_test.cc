@@ -246,7 +246,7 @@ TEST_F(FilesTest, ClientsHearTheNamesOfRootsAlone) {
 
 TEST_F(FilesTest, LaunchFileIsPrivate) {
   const std::string path = dir_ + "/launch.json";
-  WorkerOptions options{"127.0.0.1:1", "j", 3, 4, "a", "secret", dir_, {{"r", dir_}}};
+  WorkerOptions options{"127.0.0.1:1", "j", 3, 4, "a", "secret", dir_, {{"r", dir_}}, "pki/a"};
   ASSERT_TRUE(WriteLaunchFile(path, options).ok());
   struct stat info;
   ASSERT_EQ(stat(path.c_str(), &info), 0);
@@ -254,6 +254,7 @@ TEST_F(FilesTest, LaunchFileIsPrivate) {
   const auto read = ReadLaunchFile(path);
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->credential, "secret");
+  EXPECT_EQ(read->tls_dir, "pki/a");
   EXPECT_EQ(read->epoch, 3u);
   EXPECT_EQ(read->roots.at(0).name, "r");
   chmod(path.c_str(), 0644);

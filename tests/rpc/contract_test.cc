@@ -135,6 +135,9 @@ TEST(Contract, LogicKnowsNoGrpc) {
                                                  "world_exit",
                                                  "world_process",
                                                  "launch_file",
+                                                 "tls",
+                                                 "tls_probe",
+                                                 "pki",
                                                  "rank_record",
                                                  "agent_process"};
     static const std::set<std::string> kForLaunchers = {"client", "server", "worker_process"};

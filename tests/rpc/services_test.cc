@@ -144,7 +144,7 @@ class FakePod {
  public:
   FakePod(const std::string& controller, const std::string& name, int slots, Gate* gate)
       : controller_(controller), name_(name), gate_(gate) {
-    client_ = DialController(controller, {name, "here", slots, kVersion, 7, {}}, [this] {
+    client_ = DialController(controller, Tls(), {name, "here", slots, kVersion, 7, {}}, [this] {
       const std::lock_guard<std::mutex> lock(mutex_);
       woken_ = true;
       changed_.notify_all();
@@ -594,7 +594,7 @@ TEST_F(ServicesTest, PodsAreListedAndDrained) {
   std::mutex mutex;
   std::condition_variable changed;
   bool woken = false;
-  auto twin = DialController(server_->address(), {"a", "there", 2, kVersion, 8, {}}, [&] {
+  auto twin = DialController(server_->address(), Tls(), {"a", "there", 2, kVersion, 8, {}}, [&] {
     const std::lock_guard<std::mutex> lock(mutex);
     woken = true;
     changed.notify_all();
