@@ -261,7 +261,7 @@ int64_t PayloadBytes(const ExchangePart& part, bool sent, Codec codec) {
 }
 
 // First the scales, then the codes.
-std::string Pack(const ExchangePart& part, const CodedRange& own) {
+std::string PackPart(const ExchangePart& part, const CodedRange& own) {
   const auto nothing = [](const ExchangeRun&, int64_t, int64_t) {};
   const Extent extent = ForEachRun(part, true, nothing);
   std::string payload(PayloadBytes(extent, own.codec), '\0');
@@ -281,8 +281,8 @@ std::string Pack(const ExchangePart& part, const CodedRange& own) {
 }
 
 template <typename T>
-absl::Status Unpack(ThreadPool& pool, const ExchangePart& part, Codec codec,
-                    absl::string_view payload, T* values) {
+absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
+                        absl::string_view payload, T* values) {
   const auto nothing = [](const ExchangeRun&, int64_t, int64_t) {};
   const Extent extent = ForEachRun(part, false, nothing);
   const int64_t bytes = PayloadBytes(extent, codec);
@@ -307,7 +307,7 @@ absl::Status Unpack(ThreadPool& pool, const ExchangePart& part, Codec codec,
   template void Decode(ThreadPool&, const CodedRange&, T*);                        \
   template CodedRange ExchangeCoder::Encode(ThreadPool&, int64_t, const T*, Codec, \
                                             const CodecRounding&) const;           \
-  template absl::Status Unpack(ThreadPool&, const ExchangePart&, Codec, absl::string_view, T*);
+  template absl::Status UnpackPart(ThreadPool&, const ExchangePart&, Codec, absl::string_view, T*);
 TOROID_INSTANTIATE(float)
 TOROID_INSTANTIATE(double)
 #undef TOROID_INSTANTIATE

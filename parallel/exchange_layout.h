@@ -100,12 +100,12 @@ class ExchangeLayout {
 int64_t PayloadBytes(const ExchangePart& part, bool sent, Codec codec);
 
 // The payload of a part of sends().
-std::string Pack(const ExchangePart& part, const CodedRange& own);
+std::string PackPart(const ExchangePart& part, const CodedRange& own);
 
 // The payload of a part of receives() into the stored range, whose other elements stay.
 // InvalidArgument if its size is not what it must be.
 template <typename T>
-absl::Status Unpack(ThreadPool& pool, const ExchangePart& part, Codec codec,
-                    absl::string_view payload, T* values);
+absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
+                        absl::string_view payload, T* values);
 
 }  // namespace toroid

@@ -76,7 +76,7 @@ void Optimizer::UploadAdamW(int64_t step, int64_t updates, double gradient_scale
 
 void Optimizer::UploadAdafactor(int64_t step, int64_t updates, double gradient_scale) {
   const double rate = LearningRate(spec_.rate, step);
-  const std::vector<double> squares = store_.SquaredSums(Kind::kWeights);
+  const std::vector<double> squares = squares_();
   std::vector<AdafactorStep> steps;
   ForEachParameter(store_.groups(), [&](int64_t i, const ParamSpec& parameter) {
     steps.push_back(AdafactorUpdate(updates + 1, gradient_scale, rate,

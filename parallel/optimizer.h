@@ -6,7 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/backend.h"
@@ -40,6 +43,12 @@ class Optimizer {
   // Bytes that an optimizer takes on the device, besides the store's moments.
   static int64_t ConstantBytes(const ParamStore& store, const OptimizerSpec& spec);
 
+  // Where Adafactor takes the squared sums of all weights from: by default the store, which is
+  // collective.
+  void TakeSquaresFrom(std::function<std::vector<double>()> squares) {
+    squares_ = std::move(squares);
+  }
+
   // Applies the stored gradients, each times gradient_scale, at learning rate LearningRate(step).
   // `updates`: how many updates were made before, which is `step` less the steps that were skipped.
   // Collective with Adafactor.
@@ -47,7 +56,9 @@ class Optimizer {
 
  private:
   Optimizer(Backend& ops, Stream s, ParamStore& store, const OptimizerSpec& spec)
-      : ops_(ops), s_(s), store_(store), spec_(spec) {}
+      : ops_(ops), s_(s), store_(store), spec_(spec), squares_([&store] {
+          return store.SquaredSums(ParamStore::Kind::kWeights);
+        }) {}
   void UploadAdamW(int64_t step, int64_t updates, double gradient_scale);
   void UploadAdafactor(int64_t step, int64_t updates, double gradient_scale);
 
@@ -57,6 +68,7 @@ class Optimizer {
   const OptimizerSpec spec_;
   static Tensor Constants(const ParamStore& store, const OptimizerSpec& spec);  // without memory
 
+  std::function<std::vector<double>()> squares_;
   Tensor steps_;  // f64, the constants of each parameter: [parameters, 5 or 4]
 };
 

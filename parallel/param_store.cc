@@ -1,6 +1,7 @@
 #include "parallel/param_store.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/io/weights.h"
 #include "core/status_macros.h"
@@ -213,14 +214,17 @@ FindParam ParamStore::Gradients(int64_t group) {
   return Finder(group, flat, Tensor());
 }
 
-void ParamStore::Reduce() {
+void ParamStore::Reduce(bool whole) {
   TOROID_CHECK_GE(gradient_group_, 0);
-  if (reduces()) {
-    if (waiting_ >= 0) FinishReductions();
-    waiting_ = gradient_group_;
-    waiting_buffer_ = gradient_buffer_;
+  const int64_t group = std::exchange(gradient_group_, -1);
+  if (!reduces()) {
+    if (whole) on_whole_(group);
+    return;
   }
-  gradient_group_ = -1;
+  if (waiting_ >= 0) FinishReductions();
+  waiting_ = group;
+  waiting_buffer_ = gradient_buffer_;
+  waiting_whole_ = whole;
 }
 
 // REQUIRES: nothing travels.
@@ -228,8 +232,9 @@ void ParamStore::StartReduction() {
   if (waiting_ < 0) return;
   const Tensor whole = Elements(gradients_[waiting_buffer_], 0, groups_.group(waiting_).size);
   if (mesh_.shard().size() == 1) {
-    ops_.Add(s_, Row(Stored(Kind::kGradients, waiting_)), Row(whole));
-    waiting_ = -1;
+    const int64_t group = std::exchange(waiting_, -1);
+    ops_.Add(s_, Row(Stored(Kind::kGradients, group)), Row(whole));
+    if (waiting_whole_) on_whole_(group);
     return;
   }
   ops_.Fork(s_, weights_s_);  // weights_s waits for: the gradients written, arriving_ read
@@ -237,15 +242,17 @@ void ParamStore::StartReduction() {
                               Elements(arriving_, 0, whole.rows() / mesh_.shard().size()));
   travelling_ = waiting_;
   travelling_buffer_ = waiting_buffer_;
+  travelling_whole_ = waiting_whole_;
   waiting_ = -1;
 }
 
 // REQUIRES: s has waited for weights_s.
 void ParamStore::AddArrived() {
   if (travelling_ < 0) return;
-  const Tensor stored = Stored(Kind::kGradients, travelling_);
+  const int64_t group = std::exchange(travelling_, -1);
+  const Tensor stored = Stored(Kind::kGradients, group);
   ops_.Add(s_, Row(stored), Row(Elements(arriving_, 0, stored.rows())));
-  travelling_ = -1;
+  if (travelling_whole_) on_whole_(group);
 }
 
 void ParamStore::FinishReductions() {

@@ -16,6 +16,7 @@
 // thread at a time.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,7 +57,11 @@ class ParamStore {
   // gradients.
   FindParam Gradients(int64_t group);
   // The buffer that Gradients gave last is complete up to sums over `tensor`, which are paid.
-  void Reduce();
+  // whole: nothing more comes to this group's gradient.
+  void Reduce(bool whole = false);
+  // Called when the stored gradient of a group is whole, in the order of the reductions; what
+  // writes it was given to stream().
+  void OnWhole(std::function<void(int64_t group)> on_whole) { on_whole_ = std::move(on_whole); }
   // Waits until every reduction is in the stored gradients.
   void FinishReductions();
   void ZeroGradients();
@@ -124,6 +129,8 @@ class ParamStore {
   int64_t gradient_group_ = -1;             // in that buffer, not yet given to Reduce
   int64_t waiting_ = -1, travelling_ = -1;  // groups whose reduction is due, and under way
   int waiting_buffer_ = 0, travelling_buffer_ = 0;
+  bool waiting_whole_ = false, travelling_whole_ = false;
+  std::function<void(int64_t)> on_whole_ = [](int64_t) {};
 };
 
 }  // namespace toroid

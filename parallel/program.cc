@@ -297,8 +297,9 @@ class Runner {
         return asked == StopAsked::kNo && channel_.cancelled(number) ? StopAsked::kCancel : asked;
       };
     }
-    auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
-                                   training.tokenizer, training.plan, events, board_);
+    auto run =
+        TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
+                            training.tokenizer, training.plan, events, board_, channel_.link);
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, run.status()));
     const std::string& directory = training.plan.directory;
     const KeepEvidence evidence(board_, directory.empty() ? "" : directory + "/evidence");
@@ -313,6 +314,7 @@ class Runner {
   absl::StatusOr<VerifyResult> VerifyStep(const Program& program) {
     TOROID_ASSIGN_OR_RETURN(Training training, Prepare(program));
     TrainingPlan& plan = training.plan;
+    plan.options.pods = {};  // the step of one pod
     TOROID_RETURN_IF_ERROR(Validate(plan, training.source->config, world_.size()));
     const EngineEvents events = Events(program.number);
     TOROID_ASSIGN_OR_RETURN(

@@ -61,8 +61,11 @@ struct LoadedModel {
   std::vector<std::string> hosts;  // by world rank
 };
 
-// Rank 0's ends of the loop. Callbacks run on the loop's thread and must not block for long.
+// Rank 0's ends of the loop, but for `link`. Callbacks run on the loop's thread and must not block
+// for long.
 struct ProgramChannel {
+  // This rank's way to the other pods of a job that trains on several; on every rank.
+  PodLink* link = nullptr;
   // Blocks until there is a program. After kExit it is not called again.
   std::function<Program()> next;
   // Asked between layers and tokens; true ends the program with FinishReason::kCancelled.
@@ -90,10 +93,10 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<TrainingResult>&) {};
 };
 
-// Runs programs until kExit. Collective over `world`; `channel` is used on rank 0 only. An error
-// that leaves the world unusable (a peer or link died) is returned on every rank that can still
-// return. A model stays loaded until another kLoad with a different request; the same request again
-// costs nothing. `board` is bumped at every op and may be null.
+// Runs programs until kExit. Collective over `world`; but for the link, `channel` is used on rank 0
+// only. An error that leaves the world unusable (a peer or link died) is returned on every rank
+// that can still return. A model stays loaded until another kLoad with a different request; the
+// same request again costs nothing. `board` is bumped at every op and may be null.
 absl::Status RunPrograms(std::unique_ptr<Communicator> world, const ProgramChannel& channel,
                          ProgressBoard* board);
 

@@ -138,17 +138,19 @@ absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
                                                          const TrainOptions& options,
-                                                         ProgressBoard* board, RoundsRule rounds) {
+                                                         ProgressBoard* board, RoundsRule rounds,
+                                                         const PodAccess& pods) {
   std::unique_ptr<Trainer> trainer(new Trainer());
   trainer->options_ = options;
   trainer->rounds_ = std::move(rounds);
   trainer->source_ = std::move(source);
   trainer->board_ = board;
-  TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/false));
+  TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/false, pods));
   return trainer;
 }
 
-absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) {
+absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting,
+                            const PodAccess& pods) {
   const ModelConfig& model = config();
   TOROID_RETURN_IF_ERROR(Validate(options_, model, world->size()));
   const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
@@ -198,7 +200,25 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting) 
   shadow_->options_ = options_;
   shadow_->rounds_ = rounds_;
   shadow_->source_ = source_;
-  return shadow_->Setup(NewCountingTwin(mesh_->world(), s_), /*counting=*/true);
+  TOROID_RETURN_IF_ERROR(
+      shadow_->Setup(NewCountingTwin(mesh_->world(), s_), /*counting=*/true, {}));
+  return options_.pods.count > 1 ? MeetPods(pods) : absl::OkStatus();
+}
+
+absl::Status Trainer::MeetPods(const PodAccess& access) {
+  if (access.link == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a run of ", options_.pods.count, " pods needs a link between them"));
+  }
+  At("meet pods", -1);
+  PodExchange::Options pods;
+  pods.pods = options_.pods.count;
+  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads};
+  pods.watch = {board_, access.interrupted, access.note};
+  TOROID_ASSIGN_OR_RETURN(exchange_,
+                          PodExchange::Create(*access.link, pods, config(), layers_, *store_));
+  optimizer_->TakeSquaresFrom([this] { return SquaredSums(Kind::kWeights); });
+  return absl::OkStatus();
 }
 
 void Trainer::At(const char* op, int64_t layer) const {
@@ -243,9 +263,11 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   trainer->source_ = std::move(source);
   Trainer& t = *trainer;
   TOROID_RETURN_IF_ERROR(
-      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), /*counting=*/true));
+      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), /*counting=*/true, {}));
   constexpr int64_t kStep = 1;  // one that does not measure the noise scale
-  for (const Range& range : t.MicroBatchesOf(kStep, int64_t(packs.size()))) {
+  const int64_t pods = options.pods.count;
+  const int64_t own = (int64_t(packs.size()) + pods - 1) / pods;  // of the pod that has most
+  for (const Range& range : t.MicroBatchesOf(kStep, own)) {
     Tokens tokens{TokenLayout::Packed(options.layout,
                                       {packs.begin() + range.begin, packs.begin() + range.end},
                                       options.mesh.data, options.mesh.ring)};
@@ -253,7 +275,7 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
     tokens.ids.assign(tokens.positions.size(), 0);
     tokens.labels = tokens.ids;
     tokens.numbers.assign(tokens.positions.size(), 0);
-    t.Accumulate(kStep, tokens, 1);
+    t.Accumulate(kStep, tokens, 1, /*last=*/true);
   }
   t.store_->FinishReductions();
   t.store_->SquaredSums(Kind::kGradients);
@@ -292,7 +314,7 @@ void Trainer::Forward(MicroBatchOf& micro) {
 }
 
 // The loss, which makes dx, and the layers in reverse; each group's gradients leave as it is done.
-void Trainer::Backward(MicroBatchOf& micro) {
+void Trainer::Backward(MicroBatchOf& micro, bool last) {
   const ParamGroups& groups = store_->groups();
   At("loss", -1);
   const ModelEnds ends =
@@ -300,7 +322,7 @@ void Trainer::Backward(MicroBatchOf& micro) {
   FindParam gradients = store_->Gradients(groups.head());
   CrossEntropy(micro.pass, ends, micro.targets, micro.x_uD, micro.log_p_t, micro.log_z_t,
                micro.dx_uD, BindEnds(config(), *layout_, gradients));
-  Reduce(groups.head(), gradients);
+  Reduce(groups.head(), gradients, last && groups.head() != groups.embedding());
   for (int64_t layer = layers_ - 1; layer >= 0; --layer) {
     At("backward", layer);
     const int64_t next = layer > 0 ? groups.layer(layer - 1) : -1;
@@ -309,24 +331,24 @@ void Trainer::Backward(MicroBatchOf& micro) {
     gradients = store_->Gradients(groups.layer(layer));
     block.Backward(micro.pass, layer, micro.saved[layer], micro.dx_uD,
                    BindBlock(config(), *layout_, layer, gradients));
-    Reduce(groups.layer(layer), gradients);
+    Reduce(groups.layer(layer), gradients, last);
   }
   At("embed backward", -1);
   gradients = store_->Gradients(groups.embedding());
   BindEnds(config(), *layout_, gradients)
       .EmbedBackward(micro.pass, micro.ids_t, micro.dx_uD, BindEnds(config(), *layout_, gradients));
-  Reduce(groups.embedding(), gradients);
+  Reduce(groups.embedding(), gradients, last);
 }
 
-void Trainer::Reduce(int64_t group, const FindParam& gradients) {
+void Trainer::Reduce(int64_t group, const FindParam& gradients, bool whole) {
   SumOwedOverTensor(*ops_, s_, *scratch_, mesh_->tensor(), config(), specs_[group], gradients);
-  store_->Reduce();
+  store_->Reduce(whole);
 }
 
-double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight) {
+double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight, bool last) {
   MicroBatchOf micro(*this, step, tokens, weight);
   Forward(micro);
-  Backward(micro);
+  Backward(micro, last);
   ring_bytes_ = std::max(ring_bytes_, micro.ring.buffer_bytes());
   std::vector<double> log_p(micro.t), log_z(micro.t);
   ops_->Download(s_, micro.log_p_t, log_p.data());
@@ -342,6 +364,7 @@ double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight) {
 
 // The packs of each micro-batch.
 std::vector<Range> Trainer::MicroBatchesOf(int64_t step, int64_t packs) const {
+  if (packs == 0) return {};  // a batch of fewer packs than pods
   const int64_t data = options_.mesh.data, each = options_.packs_per_rank;
   const int64_t every = options_.noise_scale_every, count = MicroBatches(packs, data, each);
   const bool measured = every > 0 && step % every == 0;
@@ -351,27 +374,35 @@ std::vector<Range> Trainer::MicroBatchesOf(int64_t step, int64_t packs) const {
   return ranges;
 }
 
-// This rank's tokens of every micro-batch, and how many tokens of each have a label, on all ranks.
+// This rank's tokens of every micro-batch, and how many tokens of each have a label, on all ranks
+// of the pod.
 absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(int64_t step,
                                                                 const TrainBatch& batch,
                                                                 std::vector<double>& labels) {
-  const int64_t data = options_.mesh.data, packs = int64_t(batch.documents.size());
+  const int64_t data = options_.mesh.data;
   int64_t longest = 0;  // tokens of a pack: numbers of tokens are dealt so many to each
+  std::vector<std::vector<int64_t>> own;  // this pod's packs, and
+  std::vector<int64_t> numbers;           // their numbers in the batch
+  const int64_t pods = options_.pods.count, pod = exchange_ != nullptr ? exchange_->pod() : 0;
   for (const std::vector<int64_t>& pack : batch.documents) {
     longest = std::max(longest, std::accumulate(pack.begin(), pack.end(), int64_t{0}));
+    const int64_t number = &pack - batch.documents.data();
+    if (number % pods != pod) continue;
+    own.push_back(pack);
+    numbers.push_back(number);
   }
   std::vector<Tokens> all;
   absl::Status status;
-  for (const Range& range : MicroBatchesOf(step, packs)) {
-    const std::vector<std::vector<int64_t>> documents(batch.documents.begin() + range.begin,
-                                                      batch.documents.begin() + range.end);
+  for (const Range& range : MicroBatchesOf(step, int64_t(own.size()))) {
+    const std::vector<std::vector<int64_t>> documents(own.begin() + range.begin,
+                                                      own.begin() + range.end);
     Tokens tokens{TokenLayout::Packed(options_.layout, documents, data, options_.mesh.ring)};
     int64_t read = -1;  // pack in hand
     Pack pack;
     for (const Run& run : tokens.layout.runs(mesh_->data_rank(), mesh_->ring_rank())) {
       const SequencePlace& place = tokens.layout.place(run.sequence);
       if (place.pack != read && status.ok()) {
-        auto got = batch.read(range.begin + place.pack);
+        auto got = batch.read(numbers[range.begin + place.pack]);
         status = got.status();
         if (status.ok()) pack = std::move(*got);
         read = place.pack;
@@ -383,7 +414,7 @@ absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(int64_t step,
       };
       from(pack.ids, tokens.ids);
       from(pack.labels, tokens.labels);
-      const int64_t first = (range.begin + place.pack) * longest + place.begin + run.first;
+      const int64_t first = numbers[range.begin + place.pack] * longest + place.begin + run.first;
       for (int64_t i = 0; i < run.count; ++i) tokens.numbers.push_back(first + i);
     }
     tokens.positions = tokens.layout.Positions(mesh_->data_rank(), mesh_->ring_rank());
@@ -392,7 +423,7 @@ absl::StatusOr<std::vector<Trainer::Tokens>> Trainer::ReadBatch(int64_t step,
     all.push_back(std::move(tokens));
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), status));
-  SumHost(mesh_->shard(), labels);
+  if (!labels.empty()) SumHost(mesh_->shard(), labels);
   return all;
 }
 
@@ -407,7 +438,7 @@ absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
     if (!foreseen_.insert(lengths).second) continue;
     shadow_->saved_->ResetPeak();
     shadow_->scratch_->ResetPeak();
-    shadow_->Accumulate(0, tokens, 1);
+    shadow_->Accumulate(0, tokens, 1, /*last=*/true);
     saved = std::max(saved, shadow_->saved_->peak());
     scratch = std::max(scratch, shadow_->scratch_->peak());
   }
@@ -419,27 +450,39 @@ absl::Status Trainer::Reserve(const std::vector<Tokens>& batch) {
 absl::StatusOr<double> Trainer::Gradient(int64_t step, const TrainBatch& batch) {
   StepResult result;
   result.step = step;
-  TOROID_RETURN_IF_ERROR(GradientOf(batch, result));
+  TOROID_RETURN_IF_ERROR(GradientOf(batch, result).status());
   if (result.labels > 0) return result.loss;
   return absl::InvalidArgumentError(
       "no token of the batch has a successor to predict: give documents of two tokens or more");
 }
 
-absl::Status Trainer::GradientOf(const TrainBatch& batch, StepResult& result) {
-  const int64_t step = result.step;
+absl::StatusOr<bool> Trainer::GradientOf(const TrainBatch& batch, StepResult& result) {
   std::vector<double> labels;  // of each micro-batch
-  TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(step, batch, labels));
-  const double all = std::accumulate(labels.begin(), labels.end(), 0.0);
-  result.labels = int64_t(all);
-  if (result.labels == 0) return mesh_->Health();
-  TOROID_RETURN_IF_ERROR(Reserve(tokens));
-  const int64_t every = options_.noise_scale_every;
-  const bool measured = every > 0 && step % every == 0 && labels[0] > 0 && labels[0] < all;
+  TOROID_ASSIGN_OR_RETURN(const std::vector<Tokens> tokens, ReadBatch(result.step, batch, labels));
+  result.labels = int64_t(std::accumulate(labels.begin(), labels.end(), 0.0));
   part_.reset();
+  if (exchange_ != nullptr) exchange_->Begin(result.step, result.labels);
+  if (result.labels > 0) TOROID_RETURN_IF_ERROR(OwnGradient(tokens, labels, result));
+  TOROID_RETURN_IF_ERROR(mesh_->Health());
+  if (exchange_ == nullptr) return result.labels > 0;
+  At("exchange", -1);
+  TOROID_ASSIGN_OR_RETURN(const PodExchange::Applied applied, exchange_->Finish(result.loss));
+  result.loss = applied.loss;
+  result.labels = applied.labels;
+  if (part_) part_->all_labels = double(applied.labels);
+  return applied.update;
+}
+
+absl::Status Trainer::OwnGradient(const std::vector<Tokens>& tokens,
+                                  const std::vector<double>& labels, StepResult& result) {
+  const int64_t step = result.step, every = options_.noise_scale_every;
+  const double all = double(result.labels);
+  TOROID_RETURN_IF_ERROR(Reserve(tokens));
+  const bool measured = every > 0 && step % every == 0 && labels[0] > 0 && labels[0] < all;
   store_->ZeroGradients();
   std::vector<double> loss = {0};
   for (const Tokens& micro : tokens) {
-    loss[0] += Accumulate(step, micro, 1 / all);
+    loss[0] += Accumulate(step, micro, 1 / all, /*last=*/&micro == &tokens.back());
     if (!measured || part_) continue;
     store_->FinishReductions();  // what is stored is the first part's sum over `all`
     const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
@@ -449,7 +492,7 @@ absl::Status Trainer::GradientOf(const TrainBatch& batch, StepResult& result) {
   store_->FinishReductions();
   SumHost(mesh_->shard(), loss);
   result.loss = loss[0];
-  return mesh_->Health();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) {
@@ -459,14 +502,19 @@ absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) 
   for (const std::vector<int64_t>& pack : batch.documents) {
     for (int64_t length : pack) result.tokens += length;
   }
-  TOROID_RETURN_IF_ERROR(GradientOf(batch, result));
-  if (result.labels > 0) TOROID_RETURN_IF_ERROR(Update(result));
+  TOROID_ASSIGN_OR_RETURN(const bool update, GradientOf(batch, result));
+  if (update) TOROID_RETURN_IF_ERROR(Update(result));
   return result;
+}
+
+std::vector<double> Trainer::SquaredSums(Kind kind) {
+  return exchange_ != nullptr ? exchange_->SquaredSums(kind) : store_->SquaredSums(kind);
 }
 
 absl::Status Trainer::Update(StepResult& result) {
   At("norm", -1);
-  const std::vector<double> squares = store_->SquaredSums(Kind::kGradients);
+  const std::vector<double> squares = SquaredSums(Kind::kGradients);
+  if (exchange_ != nullptr) TOROID_RETURN_IF_ERROR(exchange_->status());
   double sum = 0;
   for (size_t i = 0; i < squares.size(); ++i) {
     if (!std::isfinite(squares[i]) && result.skipped.empty()) {
@@ -483,6 +531,7 @@ absl::Status Trainer::Update(StepResult& result) {
     optimizer_->Update(result.step, updates_, clip.factor);
     ++updates_;
   }
+  if (exchange_ != nullptr) TOROID_RETURN_IF_ERROR(exchange_->status());
   return mesh_->Health();
 }
 

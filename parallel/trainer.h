@@ -26,12 +26,28 @@
 #include "parallel/mesh.h"
 #include "parallel/optimizer.h"
 #include "parallel/param_store.h"
+#include "parallel/pod_exchange.h"
 #include "parallel/rank_memory.h"
 #include "parallel/request.h"
 
 namespace toroid {
 
 class ProgressBoard;
+
+// The job's pods, each a world of its own with a mesh of its own, as one of them is told.
+struct PodsOptions {
+  int64_t count = 1;
+  ExchangeSpec exchange;  // of no concern with one pod
+};
+
+// A rank's way to the other pods.
+struct PodAccess {
+  PodLink* link = nullptr;
+  // Of rank 0, while another pod is waited for: whether to end the wait, and the step, with
+  // Cancelled; a sentence for the user. Both may be null.
+  std::function<PodMail::Interrupt()> interrupted;
+  std::function<void(const std::string&)> note;
+};
 
 struct TrainOptions {
   MeshShape mesh;
@@ -54,12 +70,14 @@ struct TrainOptions {
   int64_t noise_scale_every = 0;
   int64_t layers = 0;  // the first so many, 0: all
   OptimizerSpec optimizer;
+  PodsOptions pods;
 };
 
 // InvalidArgument naming the option that is out of range, or the mesh and one that fits. Pure.
 absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int64_t ranks);
 
-// A global batch: packs of all data ranks, pack p for data rank p mod data of its micro-batch.
+// A global batch: packs of all pods, pack p for pod p mod pods; of its packs the i-th for data rank
+// i mod data of its micro-batch.
 struct TrainBatch {
   std::vector<std::vector<int64_t>> documents;  // lengths, of each pack
   std::function<absl::StatusOr<Pack>(int64_t pack)> read;
@@ -67,11 +85,13 @@ struct TrainBatch {
 
 struct StepResult {
   int64_t step = 0;
-  int64_t labels = 0;    // tokens that have one; 0: there is no loss, and no update is made
+  // Tokens that have one; 0: there is no loss. Of all pods with the exchange `exact`, else, as the
+  // loss, of this pod's part of the batch.
+  int64_t labels = 0;
   double loss = 0;       // mean of -log p + zeta (log Z)^2 over them
   double grad_norm = 0;  // before the clip, of the mean's gradient
   double rate = 0;       // learning rate; Step's
-  int64_t tokens = 0;    // of the batch
+  int64_t tokens = 0;    // of the batch, of all pods
   std::string skipped;   // the parameter whose gradient is not finite: no update was made
   std::optional<double> noise_scale;  // in labels, over about the last hundred measurements
 };
@@ -79,12 +99,14 @@ struct StepResult {
 class Trainer {
  public:
   // Collective over `world`; `rounds` makes the schedules of ring attention. `source` is opened by
-  // each rank for itself. InvalidArgument: Validate's; OutOfRange: no memory.
+  // each rank for itself. `pods`: needed if there are other pods; the link outlives the trainer.
+  // InvalidArgument: Validate's; OutOfRange: no memory.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
                                                          const TrainOptions& options,
                                                          ProgressBoard* board,
-                                                         RoundsRule rounds = Rounds);
+                                                         RoundsRule rounds = Rounds,
+                                                         const PodAccess& pods = {});
   ~Trainer();
 
   // One step with the batch of `step`. Errors are those of `read` and of lost peers.
@@ -98,6 +120,7 @@ class Trainer {
   // The store was loaded from a checkpoint that `updates` updates had made, with this noise().
   void Restore(int64_t updates, const GradientNoiseScale& noise);
 
+  PodExchange* exchange() { return exchange_.get(); }  // null: of one pod
   Mesh& mesh() { return *mesh_; }
   ParamStore& store() { return *store_; }
   Backend& backend() { return *ops_; }
@@ -124,19 +147,24 @@ class Trainer {
   struct Tokens;        // this rank's part of a micro-batch, on the host
   struct MicroBatchOf;  // and on the device
   Trainer() = default;
-  absl::Status Setup(std::unique_ptr<Communicator> world, bool counting);
+  absl::Status Setup(std::unique_ptr<Communicator> world, bool counting, const PodAccess& pods);
+  absl::Status MeetPods(const PodAccess& access);
   std::vector<Range> MicroBatchesOf(int64_t step, int64_t packs) const;
   absl::StatusOr<std::vector<Tokens>> ReadBatch(int64_t step, const TrainBatch& batch,
                                                 std::vector<double>& labels);
   absl::Status Reserve(const std::vector<Tokens>& batch);
-  // Gradient, into result.loss and result.labels; of a batch without labels nothing is done.
-  absl::Status GradientOf(const TrainBatch& batch, StepResult& result);
-  // This rank's part of the loss.
-  double Accumulate(int64_t step, const Tokens& tokens, double weight);
+  // The gradient to apply, into the store; result.loss and result.labels. False: there is none.
+  absl::StatusOr<bool> GradientOf(const TrainBatch& batch, StepResult& result);
+  // Of this pod's part of the batch. `labels` of them.
+  absl::Status OwnGradient(const std::vector<Tokens>& tokens, const std::vector<double>& labels,
+                           StepResult& result);
+  // This rank's part of the loss. last: no micro-batch follows in this step.
+  double Accumulate(int64_t step, const Tokens& tokens, double weight, bool last);
   void Forward(MicroBatchOf& micro);
-  void Backward(MicroBatchOf& micro);
+  void Backward(MicroBatchOf& micro, bool last);
   Tensor Upload(const char* name, DType type, int64_t size, const void* host);
-  void Reduce(int64_t group, const FindParam& gradients);
+  void Reduce(int64_t group, const FindParam& gradients, bool whole);
+  std::vector<double> SquaredSums(ParamStore::Kind kind);
   void At(const char* op, int64_t layer) const;
 
   TrainOptions options_;
@@ -151,6 +179,7 @@ class Trainer {
   std::unique_ptr<Arena> saved_, scratch_;
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<PodExchange> exchange_;
   int64_t layers_ = 0, updates_ = 0;
   int64_t ring_bytes_ = 0;  // the most of scratch that blocks of the ring have taken
   GradientNoiseScale noise_ = {.decay = 0.99};

@@ -26,6 +26,7 @@ constexpr char kSpikeLosses[] = "spike losses", kRewinds[] = "rewinds", kForks[]
 constexpr char kNoise[] = "noise scale", kList[] = "token list", kDropout[] = "dropout";
 constexpr char kOptimizer[] = "optimizer", kAdamW[] = "adamw";  // also of those that do not say
 
+constexpr int64_t kMostPods = 1024;
 constexpr int64_t kMostBranches = int64_t{1} << 20;
 
 double Number(const TrainingState& state, const char* name, size_t i) {
@@ -51,6 +52,24 @@ absl::Status CheckSpikeRule(const TrainingPlan& plan) {
       absl::StrCat("spike rule: it goes back ", asked, " steps, but ", Kept(plan),
                    " checkpoints, one every ", plan.checkpoint_every, " steps, reach back ", reach,
                    "; keep ", (asked + plan.checkpoint_every - 1) / plan.checkpoint_every + 1));
+}
+
+absl::Status CheckPods(const TrainingPlan& plan) {
+  const PodsOptions& pods = plan.options.pods;
+  if (pods.count < 1 || pods.count > kMostPods) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pods: ", pods.count, ", must be 1 to ", kMostPods));
+  }
+  if (pods.count == 1) return absl::OkStatus();
+  if (pods.exchange.mode != ExchangeSpec::Mode::kExact) {
+    return absl::InvalidArgumentError("exchange: a run of several pods exchanges `exact`");
+  }
+  if (plan.spike) {
+    return absl::InvalidArgumentError(
+        "spike rule: a run of several pods cannot go back; leave the rule out, or train on one "
+        "pod");
+  }
+  return absl::OkStatus();
 }
 
 // Collective; the same answer on every rank, since ranks may have hosts of different size.
@@ -117,6 +136,7 @@ absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_
         absl::StrCat("steps between hashes of the weights: ", plan.param_hash_every,
                      ", bytes of a rank: ", plan.memory_limit, "; neither can be negative"));
   }
+  TOROID_RETURN_IF_ERROR(CheckPods(plan));
   return plan.spike ? CheckSpikeRule(plan) : absl::OkStatus();
 }
 
@@ -130,17 +150,27 @@ TrainingRun::TrainingRun(const TrainingPlan& plan, const TrainingEvents& events,
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
     std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
-    const TrainingEvents& events, ProgressBoard* board) {
+    const TrainingEvents& events, ProgressBoard* board, PodLink* link) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
+  if (plan.options.pods.count > 1 && link == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the job wants ", plan.options.pods.count,
+                     " pods: start each of them by itself, the first "
+                     "with\n  mpirun -n ",
+                     world->size(),
+                     " toroid train job.textproto --pod 0 --pod-peers "
+                     "hostA:7091,hostB:7091"));
+  }
   TOROID_RETURN_IF_ERROR(CheckSources(*world, plan.data));
   TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));
   std::unique_ptr<TrainingRun> run(new TrainingRun(plan, events, board));
   run->skip_list_ = plan.data.skipped;
-  TOROID_ASSIGN_OR_RETURN(run->trainer_,
-                          Trainer::Create(std::move(world), source, plan.options, board));
+  TOROID_ASSIGN_OR_RETURN(run->trainer_, Trainer::Create(std::move(world), source, plan.options,
+                                                         board, Rounds, run->Pods(link)));
   TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
   TOROID_RETURN_IF_ERROR(run->MakeBatches());
   if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume(*source));
+  if (run->trainer_->exchange() != nullptr) TOROID_RETURN_IF_ERROR(run->CheckPodsAlike());
   return run;
 }
 
@@ -202,14 +232,16 @@ absl::Status TrainingRun::Resume(const ModelSource& source) {
   TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
   TOROID_ASSIGN_OR_RETURN(
       writer_, CheckpointWriter::Create(trainer_->store(), trainer_->config(), options, files_));
+  const bool alone = trainer_->exchange() == nullptr;
   const absl::StatusOr<LoadedCheckpoint> loaded =
-      LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store(), files_);
+      alone ? LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store(), files_)
+            : LoadWithPods();
   if (absl::IsNotFound(loaded.status())) return absl::OkStatus();
   TOROID_RETURN_IF_ERROR(loaded.status());
   for (const std::string& refused : loaded->refused) Note(refused);
   TOROID_RETURN_IF_ERROR(Restore(loaded->state));
   result_.checkpoint = loaded->path;
-  if (!loaded->refused.empty()) {  // damaged newer ones: their history is left here
+  if (!loaded->refused.empty()) {  // newer ones that do not count: their history is left here
     Communicator& world = trainer_->mesh().world();
     int64_t newest = branch_;
     if (speaks()) {
@@ -360,13 +392,16 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   TOROID_ASSIGN_OR_RETURN(const TrainBatch packs, BatchOfStep(*batches_, step_));
   StepReport report;
   const std::optional<double> waited = trainer_->exposed_seconds();
+  StepReport::Pods pods;
+  CountPods(pods, -1);
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
   if (waited) report.exposed_seconds = *trainer_->exposed_seconds() - *waited;
+  if (CountPods(pods, +1)) report.pods = pods;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_s = double(report.result.tokens) / report.seconds;
   report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());
   report.flops =
-      FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, packs.documents);
+      FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, OwnDocuments(packs));
   const int64_t hash_every = plan_.param_hash_every;
   if (hash_every > 0 && (step_ + 1) % hash_every == 0) {
     report.param_hash = ParamHash(trainer_->store());
@@ -419,15 +454,15 @@ void TrainingRun::Fork(int64_t branch) {
   branch_ = branch;
 }
 
-// Those that this run can go back to, newest first. Rank 0's list counts.
-absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::OwnCheckpoints() {
+// All that can be loaded, newest first. Rank 0's list counts.
+absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::LoadableCheckpoints() {
   Communicator& world = trainer_->mesh().world();
   absl::StatusOr<std::vector<CheckpointEntry>> all = std::vector<CheckpointEntry>();
   if (speaks()) all = ListCheckpoints(files_, Checkpoints());
   TOROID_RETURN_IF_ERROR(ShareStatus(world, all.status()));
   std::vector<std::string> names;
   for (const CheckpointEntry& entry : Loadable(std::move(*all))) {
-    if (OfThisHistory(entry)) names.push_back(entry.name);
+    names.push_back(entry.name);
   }
   const std::string text = BroadcastText(world, absl::StrJoin(names, "/"));
   TOROID_RETURN_IF_ERROR(world.Health());
@@ -435,6 +470,13 @@ absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::OwnCheckpoints() {
   for (const absl::string_view name : absl::StrSplit(text, '/', absl::SkipEmpty())) {
     TOROID_CHECK(ParseCheckpointName(name, entries.emplace_back()));
   }
+  return entries;
+}
+
+// Those that this run can go back to.
+absl::StatusOr<std::vector<CheckpointEntry>> TrainingRun::OwnCheckpoints() {
+  TOROID_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, LoadableCheckpoints());
+  std::erase_if(entries, [this](const CheckpointEntry& entry) { return !OfThisHistory(entry); });
   return entries;
 }
 
@@ -458,7 +500,11 @@ absl::Status TrainingRun::GoBack(const Rewind& rewind, const std::string& checkp
 StopAsked TrainingRun::Stop() {
   Mesh& mesh = trainer_->mesh();
   const StopAsked own = speaks() ? events_.stop() : StopAsked::kNo;
-  return StopAsked(mesh.Agree(int64_t(own)));
+  const StopAsked asked = StopAsked(mesh.Agree(int64_t(own)));
+  PodExchange* pods = trainer_->exchange();
+  if (pods == nullptr || asked == StopAsked::kCancel) return asked;
+  pods->Say(int64_t(asked));  // with this step: all pods end behind it
+  return StopAsked(pods->heard());
 }
 
 absl::StatusOr<TrainingResult> TrainingRun::Run() {
@@ -473,7 +519,10 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
       return absl::CancelledError("cancelled");
     }
     if (result_.stopped != StopAsked::kNo) break;
-    TOROID_ASSIGN_OR_RETURN(const StepReport report, Step());
+    const absl::StatusOr<StepReport> stepped = Step();
+    if (absl::IsCancelled(stepped.status())) return EndWaiting(stepped.status());
+    TOROID_RETURN_IF_ERROR(stepped.status());
+    const StepReport& report = *stepped;
     const StepResult& step = report.result;
     if (speaks()) events_.on_step(report);
     TOROID_RETURN_IF_ERROR(skipped_.Count(step_, {step.grad_norm, 1, step.skipped.empty()},

@@ -32,7 +32,7 @@ struct TrainingPlan {
   TrainingData data;
   int64_t steps = 0;
   uint64_t seed = 0;             // of the order of documents
-  std::string directory;         // of the run; empty: nothing is written
+  std::string directory;         // of the run, and of this pod alone; empty: nothing is written
   int64_t checkpoint_every = 0;  // steps; 0: at the end alone
   int64_t keep = 3;              // checkpoints; never less than two are kept
   int64_t epoch = 0;             // of this launch
@@ -41,6 +41,13 @@ struct TrainingPlan {
   int64_t param_hash_every = 0;  // steps from one hash of all weights to the next; 0: never
   int64_t memory_limit = 0;      // bytes of a rank; 0: its share of what its host has free
 };
+
+// Where a pod of a run in `directory` keeps what it writes: "directory/pod-1"; of a single one the
+// directory itself.
+std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods);
+
+// What all pods of a run must have alike, for PodIdentity::terms: "name: value".
+std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model);
 
 // What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,
 // schedules and rules. InvalidArgument naming the field. Pure.
@@ -55,7 +62,16 @@ struct StepReport {
   // In which this rank waited for messages, computing nothing; none on a GPU.
   std::optional<double> exposed_seconds;
   std::optional<uint64_t> param_hash;  // of the weights after the step, if it was asked for
-  // Of the step, on all ranks: divided by seconds x ranks x the peak rate of one, MFU and HFU.
+  // With other pods: of this rank in this step.
+  struct Pods {
+    int64_t taking_part = 0;
+    int64_t staleness = 0;   // steps from a gradient to the update by it
+    int64_t bytes_sent = 0;  // of payloads
+    double seconds_waited = 0;
+  };
+  std::optional<Pods> pods;
+  // Of the step, on all ranks of the pod: divided by seconds x ranks x the peak rate of one, MFU
+  // and HFU.
   TrainingFlops flops;
 };
 
@@ -97,11 +113,12 @@ class TrainingRun {
   // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
   // model's, data that ends before plan.steps or has nothing to predict. FailedPrecondition: a
   // checkpoint of another run, a directory that another run uses, or more memory than there is,
-  // with the smallest change that fits.
+  // with the smallest change that fits. With other pods, `link` leads to them and outlives the run:
+  // it begins where all have been, and ends when one is asked to stop, behind the same step on all.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
-      const TrainingEvents& events, ProgressBoard* board);
+      const TrainingEvents& events, ProgressBoard* board, PodLink* link = nullptr);
 
   // Steps until plan.steps are done or it is asked to stop; ends with a checkpoint. Aborted naming
   // the last one there is if this last one cannot be written; Cancelled after kCancel.
@@ -115,6 +132,13 @@ class TrainingRun {
   absl::Status MakeBatches();
   absl::Status Lock();
   absl::Status Resume(const ModelSource& source);
+  // With other pods (training_run_pods.cc).
+  PodAccess Pods(PodLink* link);
+  absl::StatusOr<LoadedCheckpoint> LoadWithPods();
+  absl::Status CheckPodsAlike();
+  absl::StatusOr<TrainingResult> EndWaiting(const absl::Status& why);
+  std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);
+  bool CountPods(StepReport::Pods& pods, int sign);
   absl::Status Restore(const TrainingState& state);
   TrainingState State() const;
   absl::Status Save();
@@ -125,6 +149,7 @@ class TrainingRun {
   absl::StatusOr<StepReport> Step();
   absl::Status JudgeLoss(const StepReport& report);
   bool OfThisHistory(const CheckpointEntry& entry) const;
+  absl::StatusOr<std::vector<CheckpointEntry>> LoadableCheckpoints();
   absl::StatusOr<std::vector<CheckpointEntry>> OwnCheckpoints();
   void Fork(int64_t branch);
   absl::Status GoBack(const Rewind& rewind, const std::string& checkpoint);

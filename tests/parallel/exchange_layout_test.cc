@@ -212,12 +212,12 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
       const ExchangeLayout other(config, config.layers, peer, part.rank, own);
       for (const ExchangePart& back : other.sends(g)) {
         if (back.rank != rank) continue;
-        std::string payload = Pack(back, coded);
+        std::string payload = PackPart(back, coded);
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(part, false, codec));
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(back, true, codec));
-        ASSERT_TRUE(Unpack(pool, part, codec, payload, arrived.data()).ok());
+        ASSERT_TRUE(UnpackPart(pool, part, codec, payload, arrived.data()).ok());
         payload.pop_back();
-        const absl::Status shorter = Unpack(pool, part, codec, payload, arrived.data());
+        const absl::Status shorter = UnpackPart(pool, part, codec, payload, arrived.data());
         EXPECT_EQ(shorter.code(), absl::StatusCode::kInvalidArgument);
       }
       for (const ExchangeRun& run : part.runs) {

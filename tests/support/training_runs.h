@@ -76,9 +76,11 @@ class TrainingRunTest : public testing::Test {
 
   // One rank of a run; the first one fills `outcome`.
   void RunRank(const TrainingPlan& plan, const TrainingEvents& events,
-               std::unique_ptr<Communicator> world, Outcome& outcome) const {
+               std::unique_ptr<Communicator> world, Outcome& outcome,
+               PodLink* link = nullptr) const {
     const bool first = world->rank() == 0;
-    auto run = TrainingRun::Create(std::move(world), source_, tokenizer_, plan, events, nullptr);
+    auto run =
+        TrainingRun::Create(std::move(world), source_, tokenizer_, plan, events, nullptr, link);
     absl::Status status = run.status();
     if (run.ok()) {
       const auto result = (*run)->Run();

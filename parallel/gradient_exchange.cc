@@ -1,0 +1,160 @@
+#include "parallel/gradient_exchange.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
+
+namespace toroid {
+namespace {
+
+using Kind = ParamStore::Kind;
+
+}  // namespace
+
+GradientExchange::GradientExchange(PodSwap& swap)
+    : swap_(swap),
+      store_(swap.store()),
+      read_s_(store_.ops().NewStream(/*communication=*/false)),
+      width_(RowBytes(store_.ops().dtype(), 1)) {
+  int64_t most = 0;
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    most = std::max(most, store_.Stored(Kind::kGradients, g).bytes());
+  }
+  reading_.resize(size_t(most));
+  merged_.resize(size_t(most));
+  const size_t all = size_t(store_.groups().stored_size() * width_);
+  if (swap.spec().error_feedback) residual_.resize(all);
+  store_.OnWhole([this](int64_t group) { Contribute(group); });
+}
+
+GradientExchange::~GradientExchange() {
+  store_.OnWhole([](int64_t) {});
+  swap_.mail().FinishWork();  // it reads what is freed here
+}
+
+void GradientExchange::Begin(int64_t step, int64_t labels) {
+  step_ = step;
+  labels_ = labels;
+  // A peer that has this rank's part of `step` may be delay + 1 steps ahead, never more.
+  swap_.mail().Accept(step - delay(), step + delay() + 1);
+  for (int64_t g = 0; labels == 0 && g < store_.groups().count(); ++g) {
+    swap_.mail().Do([this, step, g] {
+      swap_.Offer(step, g, 0, nullptr, nullptr);
+      return absl::OkStatus();
+    });
+  }
+}
+
+void GradientExchange::Contribute(int64_t group) {
+  // read_s waits for: the gradient whole.
+  store_.ops().Fork(store_.stream(), read_s_);
+  swap_.mail().Do([this, group, step = step_, labels = labels_] {
+    const Tensor gradient = store_.Stored(Kind::kGradients, group);
+    store_.ops().Download(read_s_, gradient, reading_.data());
+    char* residual = residual_.empty()
+                         ? nullptr
+                         : residual_.data() + store_.groups().StoredBegin(group) * width_;
+    swap_.Offer(step, group, double(labels), reading_.data(), residual);
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
+  swap_.mail().FinishWork();  // the store's gradient has been read: it can be replaced
+  const std::vector<double> card = {loss, double(labels_), double(word)};
+  swap_.SendCard(PodSwap::kCard, step_, card);
+  if (delay() == 0) {
+    TOROID_RETURN_IF_ERROR(Await(step_));
+    TOROID_ASSIGN_OR_RETURN(const PodTotals totals, Totals(step_, card));
+    TOROID_RETURN_IF_ERROR(Merge(step_));
+    return totals;
+  }
+  PodTotals totals;
+  if (before_ == Before::kTravels) {
+    TOROID_RETURN_IF_ERROR(Await(step_ - 1));
+    TOROID_ASSIGN_OR_RETURN(totals, Totals(step_ - 1, card_));
+    TOROID_RETURN_IF_ERROR(Merge(step_ - 1));
+  } else if (before_ == Before::kSettled) {
+    totals = totals_;
+    for (int64_t g = 0; g < store_.groups().count(); ++g) {
+      store_.ops().Upload(store_.stream(), Pending(g), store_.Stored(Kind::kGradients, g));
+    }
+  }
+  before_ = Before::kTravels;
+  card_ = card;
+  return totals;
+}
+
+// Until all shares of a step have come.
+absl::Status GradientExchange::Await(int64_t step) {
+  int64_t group = 0;
+  return swap_.mail().Await(store_.mesh().world(), absl::StrCat("the gradient of step ", step),
+                            [&, step] {
+                              for (; group < store_.groups().count(); ++group) {
+                                const int64_t pod = swap_.Missing(step, group);
+                                if (pod >= 0) return pod;
+                              }
+                              return swap_.MissingCard(PodSwap::kCard, step);
+                            });
+}
+
+absl::StatusOr<PodTotals> GradientExchange::Totals(int64_t step, const std::vector<double>& own) {
+  TOROID_ASSIGN_OR_RETURN(const auto cards, swap_.TakeCards(PodSwap::kCard, step, own));
+  PodTotals totals;
+  double labels = 0, loss = 0;
+  for (const std::vector<double>& card : cards) {
+    if (card[1] > 0) loss += card[0] * card[1];
+    labels += card[1];
+    totals.word = std::max(totals.word, int64_t(card[2]));
+  }
+  totals.labels = int64_t(labels);
+  if (labels > 0) totals.loss = loss / labels;
+  return totals;
+}
+
+absl::Status GradientExchange::Merge(int64_t step) {
+  absl::Status status;
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    status.Update(swap_.Merge(step, g, merged_.data()).status());
+    store_.ops().Upload(store_.stream(), merged_.data(), store_.Stored(Kind::kGradients, g));
+  }
+  return ShareStatus(store_.mesh().world(), status);
+}
+
+// --- the gradient that the next step applies -----------------------------------------------------
+
+char* GradientExchange::Pending(int64_t group) {
+  return pending_.data() + store_.groups().StoredBegin(group) * width_;
+}
+
+absl::StatusOr<void*> GradientExchange::Settle() {
+  if (before_ == Before::kNothing) return nullptr;
+  if (before_ == Before::kTravels) {
+    TOROID_RETURN_IF_ERROR(Await(step_));
+    TOROID_ASSIGN_OR_RETURN(totals_, Totals(step_, card_));
+    pending_.resize(size_t(store_.groups().stored_size() * width_));
+    absl::Status status;
+    for (int64_t g = 0; g < store_.groups().count(); ++g) {
+      status.Update(swap_.Merge(step_, g, Pending(g)).status());
+    }
+    TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
+    before_ = Before::kSettled;
+  }
+  return static_cast<void*>(pending_.data());
+}
+
+void* GradientExchange::Restore(const PodTotals& totals) {
+  before_ = Before::kSettled;
+  totals_ = totals;
+  pending_.resize(size_t(store_.groups().stored_size() * width_));
+  return pending_.data();
+}
+
+int64_t GradientExchange::host_bytes() const {
+  return int64_t(reading_.size() + merged_.size() + residual_.size() + pending_.capacity());
+}
+
+}  // namespace toroid

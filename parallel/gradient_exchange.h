@@ -1,0 +1,77 @@
+// GradientExchange: all pods make one update from the gradient of the whole batch (spec A9).
+//
+//   exact    step k applies   G(k) = sum_q n_q g_q(k) / sum_q n_q
+//   delayed  step k applies   G(k - 1), so that its way has the time of a whole step; the first
+//            step applies nothing
+//
+// where g_q is the mean gradient over the n_q labels of pod q. Each group is on its way as soon as
+// its gradient is whole, while the backward still runs. Applied is what all pods have bit for bit,
+// so that weights stay equal; a step that one pod would skip is skipped by all.
+//
+// SPMD over the rank's own world. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/pod_swap.h"
+
+namespace toroid {
+
+// What the pods' cards of a step say together.
+struct PodTotals {
+  double loss = 0;     // mean over labels
+  int64_t labels = 0;  // of all pods
+  int64_t word = 0;    // the largest that any pod said
+};
+
+class GradientExchange {
+ public:
+  explicit GradientExchange(PodSwap& swap);
+  ~GradientExchange();
+
+  // The step begins; `labels`: of this pod's part of the batch, 0: it has no gradient.
+  void Begin(int64_t step, int64_t labels);
+  // The store's gradient of this group is whole. Of each group once, unless there are no labels.
+  void Contribute(int64_t group);
+  // The step's own gradient is whole. Puts the gradient to apply into the store and tells what it
+  // is of: labels 0: nothing is to be applied. loss: of this pod, mean; word: told to all pods.
+  // Collective. Waits for pods that are away; errors are PodMail::Await's.
+  absl::StatusOr<PodTotals> Finish(double loss, int64_t word);
+
+  // --- delayed: the gradient that the next step applies, for checkpoints
+  // Waits until it is here. Collective. Null if there is none.
+  absl::StatusOr<void*> Settle();
+  const PodTotals& settled_totals() const { return totals_; }
+  // Room for one that a checkpoint has, to be filled; the next step applies it.
+  void* Restore(const PodTotals& totals);
+
+  int64_t host_bytes() const;
+
+ private:
+  int64_t delay() const { return swap_.spec().mode == ExchangeSpec::Mode::kDelayed; }
+  char* Pending(int64_t group);
+  absl::Status Await(int64_t step);
+  absl::StatusOr<PodTotals> Totals(int64_t step, const std::vector<double>& own);
+  absl::Status Merge(int64_t step);
+
+  PodSwap& swap_;
+  ParamStore& store_;
+  const Stream read_s_;  // on which gradients leave the device
+  const int64_t width_;  // bytes of an element
+  int64_t step_ = 0, labels_ = 0;
+  std::vector<char> reading_, merged_;  // of the largest group: on the mail's thread, on ours
+  std::vector<char> residual_;          // of all groups; error feedback
+
+  // delayed: of the step before.
+  enum class Before { kNothing, kTravels, kSettled };
+  Before before_ = Before::kNothing;
+  std::vector<double> card_;   // own, while it travels
+  std::vector<char> pending_;  // all groups, once settled
+  PodTotals totals_;           // the same
+};
+
+}  // namespace toroid

@@ -1,0 +1,274 @@
+#include "parallel/pod_mail.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/check.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
+#include "parallel/progress_board.h"
+
+namespace toroid {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A rank that waits looks up so often: whether others have an error, whether the run shall end.
+constexpr auto kSlice = std::chrono::milliseconds(200);
+// The user hears of a wait after so long, and again after twice as long.
+constexpr double kPatienceSeconds = 5;
+// A pod that was not heard of for so long is away.
+constexpr absl::Duration kAway = absl::Seconds(2);
+// A full queue is tried again after so long.
+constexpr absl::Duration kSend = absl::Seconds(2);
+// At the end of a run, for what was posted to be with the link.
+constexpr auto kFlush = std::chrono::seconds(10);
+// The receiving thread looks so often whether it shall end.
+constexpr absl::Duration kReceive = absl::Milliseconds(50);
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+std::string SentenceOf(absl::string_view what, int64_t pod, double seconds, absl::Time heard) {
+  std::string sentence =
+      absl::StrCat("waits for pod ", pod, " for ", int64_t(seconds), " s: ", what);
+  if (heard == absl::InfinitePast()) return absl::StrCat(sentence, "; it was never heard of");
+  const int64_t silent = absl::ToInt64Seconds(absl::Now() - heard);
+  if (silent > 0) absl::StrAppend(&sentence, "; nothing was heard of it for ", silent, " s");
+  return sentence;
+}
+
+}  // namespace
+
+PodMail::PodMail(PodLink& link, uint64_t view, Watch watch,
+                 std::function<void(const Key&)> on_arrival)
+    : link_(link),
+      view_(view),
+      watch_(std::move(watch)),
+      on_arrival_(std::move(on_arrival)),
+      worker_([this] { Work(work_); }),
+      sender_([this] { Work(sends_); }),
+      receiver_([this] { Receive(); }) {}
+
+PodMail::~PodMail() {
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_for(lock, kFlush,
+                      [this] { return (work_.idle() && sends_.idle()) || !status_.ok(); });
+    stop_ = true;
+  }
+  changed_.notify_all();
+  worker_.join();
+  sender_.join();
+  receiver_.join();
+}
+
+// --- work and sending ----------------------------------------------------------------------------
+
+void PodMail::Give(Queue& queue, std::function<absl::Status()> item) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    queue.items.push_back(std::move(item));
+  }
+  changed_.notify_all();
+}
+
+void PodMail::Do(std::function<absl::Status()> work) { Give(work_, std::move(work)); }
+
+void PodMail::Post(PodRank to, PodMessage message) {
+  message.view = view_;
+  Give(sends_, [this, to, message = std::move(message)] { return Send(to, message); });
+}
+
+// A peer that takes nothing is waited for; only the end of this ends that.
+absl::Status PodMail::Send(PodRank to, const PodMessage& message) {
+  for (;;) {
+    const absl::Status sent = link_.Send(to, message, absl::Now() + kSend);
+    if (!absl::IsDeadlineExceeded(sent)) return sent;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stop_ || !status_.ok()) return sent;
+  }
+}
+
+// After an error nothing more is done: whoever waits learns of the error.
+void PodMail::Work(Queue& queue) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return stop_ || !queue.items.empty(); });
+    if (stop_) return;
+    std::function<absl::Status()> item = std::move(queue.items.front());
+    queue.items.pop_front();
+    if (!status_.ok()) continue;
+    queue.busy = true;
+    lock.unlock();
+    const absl::Status status = item();
+    item = nullptr;
+    lock.lock();
+    queue.busy = false;
+    status_.Update(status);
+    ++changes_;
+    changed_.notify_all();
+  }
+}
+
+void PodMail::FinishWork() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return work_.idle() || !status_.ok(); });
+}
+
+// --- receiving -----------------------------------------------------------------------------------
+
+void PodMail::Receive() {
+  for (;;) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (stop_) return;
+    }
+    absl::StatusOr<std::optional<PodMessage>> message = link_.Receive(absl::Now() + kReceive);
+    if (!message.ok()) return Fail(message.status());
+    if (message->has_value()) Keep(**std::move(message));
+  }
+}
+
+void PodMail::Keep(PodMessage message) {
+  const Key key = {message.kind, message.step, message.fragment, message.from};
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (message.step == kBeginning && oldest_ > kBeginning) {
+      status_.Update(absl::AbortedError(
+          absl::StrCat("pod ", key.from.pod,
+                       " was started anew: start all pods again, they go on from the "
+                       "newest checkpoint that all have")));
+    } else if (message.view != view_ || message.step < oldest_) {
+      ++late_;
+      return;
+    } else if (message.step > newest_ || kept_.count(key) > 0) {
+      status_.Update(absl::InternalError(absl::StrCat(
+          "rank ", key.from.rank, " of pod ", key.from.pod, " sent kind ", key.kind, " of step ",
+          key.step, key.step > newest_ ? ", further ahead than it can be: here step " : " twice; ",
+          newest_, " is the last to expect")));
+    } else {
+      kept_bytes_ += int64_t(message.payload.size());
+      kept_bytes_peak_ = std::max(kept_bytes_peak_, kept_bytes_);
+      kept_.emplace(key, std::move(message));
+    }
+    ++changes_;
+  }
+  changed_.notify_all();
+  on_arrival_(key);
+}
+
+void PodMail::Accept(int64_t oldest, int64_t newest) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  oldest_ = oldest;
+  newest_ = newest;
+  std::erase_if(kept_, [&](const auto& entry) {
+    if (entry.first.step >= oldest) return false;
+    kept_bytes_ -= int64_t(entry.second.payload.size());
+    ++late_;
+    return true;
+  });
+}
+
+bool PodMail::Has(const Key& key) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return kept_.count(key) > 0;
+}
+
+PodMessage PodMail::Take(const Key& key) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = kept_.find(key);
+  TOROID_CHECK(found != kept_.end());
+  PodMessage message = std::move(found->second);
+  kept_bytes_ -= int64_t(message.payload.size());
+  kept_.erase(found);
+  return message;
+}
+
+int64_t PodMail::kept_bytes_peak() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return kept_bytes_peak_;
+}
+
+absl::Status PodMail::status() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return status_;
+}
+
+void PodMail::Fail(const absl::Status& status) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    status_.Update(status);
+    ++changes_;
+  }
+  changed_.notify_all();
+}
+
+void PodMail::Changed() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++changes_;
+  }
+  changed_.notify_all();
+}
+
+// --- waiting -------------------------------------------------------------------------------------
+
+// What missing() says at the end of the slice, or as soon as it is -1.
+int64_t PodMail::AwaitSlice(const std::function<int64_t()>& missing) {
+  const Clock::time_point end = Clock::now() + kSlice;
+  for (;;) {
+    int64_t seen;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!status_.ok()) return -1;
+      seen = changes_;
+    }
+    const int64_t pod = missing();
+    if (pod < 0) return pod;
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (!changed_.wait_until(lock, end, [&] { return changes_ != seen; })) return pod;
+  }
+}
+
+bool PodMail::EndsWait(int64_t pod) const {
+  const Interrupt asked = watch_.interrupted ? watch_.interrupted() : Interrupt::kNo;
+  if (asked != Interrupt::kIfAway || pod < 0) return asked == Interrupt::kNow;
+  return absl::Now() - link_.LastHeard({pod, 0}) > kAway;
+}
+
+// Ranks that have all they need meet the others at the end of a slice at the latest; the others
+// come as soon as they have it too. So no wait is longer than its slowest rank's.
+absl::Status PodMail::Await(Communicator& world, absl::string_view what,
+                            const std::function<int64_t()>& missing) {
+  const Clock::time_point begin = Clock::now();
+  double patience = kPatienceSeconds;
+  for (;;) {
+    const int64_t pod = AwaitSlice(missing);
+    const absl::Status own = status();
+    const bool first = world.rank() == 0;
+    const bool stop = first && EndsWait(pod);
+    if (watch_.board != nullptr) watch_.board->Tick();
+    // The pod that is missed, whether there is an error, whether to stop: of any rank.
+    std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, stop ? 1.0 : 0.0};
+    MaxHost(world, of_any);
+    TOROID_RETURN_IF_ERROR(world.Health());
+    if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0) {
+      waited_seconds_ += SecondsSince(begin);
+      if (of_any[1] > 0) return ShareStatus(world, own);
+      if (of_any[0] < 0) return absl::OkStatus();
+      return absl::CancelledError(
+          absl::StrCat("stopped while pod ", int64_t(of_any[0]), " was waited for: ", what));
+    }
+    if (!first || !watch_.note || SecondsSince(begin) < patience) continue;
+    const PodRank peer = {int64_t(of_any[0]), 0};
+    watch_.note(SentenceOf(what, peer.pod, SecondsSince(begin), link_.LastHeard(peer)));
+    patience *= 2;
+  }
+}
+
+}  // namespace toroid

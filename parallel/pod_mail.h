@@ -1,0 +1,127 @@
+// PodMail: the post of one rank with ranks of the other pods, so that neither sending nor receiving
+// holds up its computation.
+//
+// Three threads: one does the work that it is given in order (what reads the device, encodes and
+// posts), one sends what was posted, one takes what arrives and keeps it under its key until it is
+// taken. What is kept is bounded: a peer cannot be further ahead than the exchange lets it, and
+// what claims to be is an error. The first error of the link or of any work stays.
+//
+// Thread-safe, but for Await: that is collective over the rank's own world, from the thread that
+// makes its other collective calls.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "core/communicator.h"
+#include "parallel/pod_link.h"
+
+namespace toroid {
+
+class ProgressBoard;
+
+class PodMail {
+ public:
+  // What tells messages of one view apart.
+  struct Key {
+    int32_t kind = 0;
+    int64_t step = 0;
+    int32_t fragment = 0;
+    PodRank from;
+    auto operator<=>(const Key&) const = default;
+  };
+  // Whether a wait shall end: kIfAway, if the pod that is missing is not to be reached.
+  enum class Interrupt { kNo, kIfAway, kNow };
+  struct Watch {
+    ProgressBoard* board = nullptr;  // may be null, as all of these
+    // Asked of rank 0 while it waits: ends the wait with Cancelled.
+    std::function<Interrupt()> interrupted;
+    // A sentence for the user: who is waited for.
+    std::function<void(const std::string&)> note;
+  };
+
+  // on_arrival is called on the receiving thread when a message can be taken. `link` outlives this.
+  PodMail(PodLink& link, uint64_t view, Watch watch, std::function<void(const Key&)> on_arrival);
+  // Waits, some seconds at most, until the work that was given is done and what was posted is with
+  // the link, unless there was an error.
+  ~PodMail();
+
+  // Runs on the working thread, after what was given before.
+  void Do(std::function<absl::Status()> work);
+  // Sends, after what was posted before.
+  void Post(PodRank to, PodMessage message);
+  // Until all work given so far is done, or there was an error. What it posted may still be on its
+  // way.
+  void FinishWork();
+
+  // The step of what a rank sends first of all. To come from a rank that was heard before it means
+  // that its pod was launched anew: an error, once Accept was called.
+  static constexpr int64_t kBeginning = -1;
+  // Messages of steps below `oldest` are of no use any more: what is kept or comes of them is
+  // dropped and counted. One above `newest` is an error.
+  void Accept(int64_t oldest, int64_t newest);
+  bool Has(const Key& key) const;
+  // REQUIRES Has.
+  PodMessage Take(const Key& key);
+
+  // Waits until missing(), which is asked after each change, says -1, else a pod that is waited
+  // for; `what` is waited for, "the gradient of step 7". Returns the same on all ranks of `world`:
+  // OK; the link's error; Cancelled once rank 0 is interrupted. Waits for a pod that is away for as
+  // long as it takes: the board ticks meanwhile, and rank 0 says so now and then.
+  absl::Status Await(Communicator& world, absl::string_view what,
+                     const std::function<int64_t()>& missing);
+  // A change for whoever awaits one: work has come to something.
+  void Changed();
+
+  absl::Status status() const;
+  void Fail(const absl::Status& status);
+  double waited_seconds() const { return waited_seconds_; }  // in Await, of this rank
+  int64_t late() const { return late_.load(); }              // messages dropped
+  int64_t kept_bytes_peak() const;                           // of payloads, the most ever
+  PodLink& link() { return link_; }
+
+ private:
+  // What a thread does one after the other.
+  struct Queue {
+    std::deque<std::function<absl::Status()>> items;
+    bool busy = false;
+    bool idle() const { return items.empty() && !busy; }
+  };
+  void Give(Queue& queue, std::function<absl::Status()> item);
+  void Work(Queue& queue);
+  absl::Status Send(PodRank to, const PodMessage& message);
+  void Receive();
+  void Keep(PodMessage message);
+  bool EndsWait(int64_t pod) const;
+  int64_t AwaitSlice(const std::function<int64_t()>& missing);
+
+  PodLink& link_;
+  const uint64_t view_;
+  const Watch watch_;
+  const std::function<void(const Key&)> on_arrival_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  Queue work_, sends_;  // guarded by mutex_, as all below
+  bool stop_ = false;
+  std::map<Key, PodMessage> kept_;
+  int64_t kept_bytes_ = 0, kept_bytes_peak_ = 0;
+  int64_t oldest_ = INT64_MIN, newest_ = INT64_MAX;
+  int64_t changes_ = 0;
+  absl::Status status_;
+
+  std::atomic<int64_t> late_ = 0;
+  double waited_seconds_ = 0;
+  std::thread worker_, sender_, receiver_;
+};
+
+}  // namespace toroid

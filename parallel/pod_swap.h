@@ -1,0 +1,121 @@
+// PodSwap: a group's values of one rank, given to the ranks of the other pods that store them too,
+// and the mean of all pods', the same bits everywhere.
+//
+// Of an element that pods q of the view hold as x_q, with weights n_q, all get
+//
+//   (n_0 d(x_0) + n_1 d(x_1) + ..) / (n_0 + n_1 + ..)      in the order of pods,
+//
+// summed in double, where d(x) is what the codec leaves of x: a pod takes its own values through it
+// too (spec A9, "quantise own contribution too"). Pods of weight 0 send nothing and are left out.
+// Which elements travel between which ranks: parallel/exchange_layout.h. With error feedback what
+// the codec leaves out of a value is added to the next one of the same element (Seide et al. 2014).
+//
+// Cards are small rows of numbers that rank 0s swap and all ranks learn.
+//
+// One thread at a time, but for Offer, which may run on the mail's thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/exchange_layout.h"
+#include "parallel/exchange_spec.h"
+#include "parallel/param_store.h"
+#include "parallel/pod_mail.h"
+
+namespace toroid {
+
+class PodSwap {
+ public:
+  // What a message is, PodMessage::kind.
+  enum Kind : int32_t { kHello = 1, kPart, kCard, kGradientSquares, kWeightSquares, kResume };
+
+  struct Options {
+    ExchangeSpec spec;
+    uint64_t seed = 0;  // of stochastic rounding
+    int threads = 1;    // of a rank
+  };
+
+  // Meets the other pods: their rank 0s tell their meshes, and are waited for. Collective. Pods are
+  // 0 .. pods - 1, all of them of the view. `link` and `store` outlive this. FailedPrecondition: a
+  // pod that computes in another type.
+  static absl::StatusOr<std::unique_ptr<PodSwap>> Create(PodLink& link, int64_t pods,
+                                                         const ModelConfig& config, int64_t layers,
+                                                         ParamStore& store, const Options& options,
+                                                         const PodMail::Watch& watch);
+
+  int64_t pods() const { return int64_t(meshes_.size()); }
+  int64_t pod() const { return pod_; }
+  const std::vector<MeshShape>& meshes() const { return meshes_; }
+  const ExchangeSpec& spec() const { return options_.spec; }
+  ParamStore& store() { return store_; }
+  PodMail& mail() { return *mail_; }
+
+  // --- values
+  // Encodes this rank's stored range of a group and posts what others take of it. values: host
+  // memory, of the store's type, as are `residual` (null: no error feedback), which is added and
+  // gets what the codec left out. weight 0: values are not read, nothing is to be added.
+  void Offer(int64_t step, int64_t group, double weight, void* values, void* residual);
+  // -1 once all of a group can be merged, else a pod whose share is missing.
+  int64_t Missing(int64_t step, int64_t group) const;
+  // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
+  // REQUIRES: nothing is missing, once for each offer. InvalidArgument: a share of a wrong size.
+  absl::StatusOr<double> Merge(int64_t step, int64_t group, void* out);
+
+  // --- cards
+  // Rank 0's numbers to all pods; on other ranks nothing.
+  void SendCard(Kind kind, int64_t step, const std::vector<double>& numbers);
+  int64_t MissingCard(Kind kind, int64_t step) const;  // -1 on ranks other than 0
+  // The cards of all pods, this one's `own` among them, on all ranks; each as long as `own`.
+  // Collective. REQUIRES: none is missing.
+  absl::StatusOr<std::vector<std::vector<double>>> TakeCards(Kind kind, int64_t step,
+                                                             const std::vector<double>& own);
+  // All three, waiting.
+  absl::StatusOr<std::vector<std::vector<double>>> SwapCards(Kind kind, int64_t step,
+                                                             const std::vector<double>& own,
+                                                             absl::string_view what);
+  // Pod 0's numbers, on all ranks of all pods. Collective; as long as `own` on all.
+  absl::Status TakeOfFirstPod(Kind kind, int64_t step, std::vector<double>& own,
+                              absl::string_view what);
+
+  // Bytes on this rank's host, besides messages on their way: what Offer and Merge work in.
+  int64_t host_bytes() const;
+  // Of payloads that each offer of a group posts, the group's once for each other pod.
+  int64_t OfferBytes(int64_t group) const;
+
+ private:
+  struct Own {
+    double weight = 0;
+    CodedRange coded;
+  };
+  PodSwap(PodLink& link, const Options& options, ParamStore& store);
+  void LayOut(const ModelConfig& config, int64_t layers);
+  Communicator& world() const { return store_.mesh().world(); }
+  PodMail::Key PartKey(int64_t step, int64_t group, int64_t pod, int64_t rank) const {
+    return {kPart, step, int32_t(group), {pod, rank}};
+  }
+  void PostParts(int64_t step, int64_t group, const Own& own);
+  template <typename T>
+  Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
+  template <typename T>
+  absl::StatusOr<double> MergeAs(int64_t step, int64_t group, T* out);
+
+  const Options options_;
+  ParamStore& store_;
+  const int64_t pod_;
+  std::vector<MeshShape> meshes_;                               // by pod
+  std::vector<std::unique_ptr<const ExchangeLayout>> layouts_;  // by pod; null: this one's
+  std::unique_ptr<const ExchangeCoder> coder_;
+  ThreadPool encode_pool_, merge_pool_;
+  std::unique_ptr<PodMail> mail_;
+
+  mutable std::mutex mutex_;
+  std::map<std::pair<int64_t, int64_t>, Own> own_;  // by step and group; guarded by mutex_
+};
+
+}  // namespace toroid

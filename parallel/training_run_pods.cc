@@ -1,0 +1,204 @@
+// What a run on several pods does besides: it begins where all pods have been, stops behind the
+// same step on all, tells who is waited for.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/io/model_config_json.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
+#include "parallel/param_hash.h"
+#include "parallel/training_run.h"
+
+namespace toroid {
+namespace {
+
+// Checkpoints that a pod offers to resume from, the newest; no run keeps so many.
+constexpr size_t kMostOffered = 1024;
+
+// Steps that are among all pods' offers, newest first.
+std::vector<int64_t> CommonSteps(const std::vector<std::vector<double>>& offers) {
+  std::vector<int64_t> common;
+  for (const double step : offers[0]) {
+    const auto has = [step](const std::vector<double>& offer) {
+      return std::find(offer.begin(), offer.end(), step) != offer.end();
+    };
+    if (step >= 0 && std::all_of(offers.begin(), offers.end(), has)) {
+      common.push_back(int64_t(step));
+    }
+  }
+  std::sort(common.rbegin(), common.rend());
+  return common;
+}
+
+std::string OffersText(const std::vector<std::vector<double>>& offers) {
+  std::vector<std::string> pods;
+  for (size_t q = 0; q < offers.size(); ++q) {
+    std::vector<std::string> steps;
+    for (const double step : offers[q]) {
+      if (step >= 0) steps.push_back(absl::StrCat(int64_t(step)));
+    }
+    pods.push_back(
+        absl::StrCat("pod ", q, ": ", steps.empty() ? "none" : absl::StrJoin(steps, " ")));
+  }
+  return absl::StrJoin(pods, "; ");
+}
+
+}  // namespace
+
+std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods) {
+  return pods == 1 || directory.empty() ? directory : absl::StrCat(directory, "/pod-", pod);
+}
+
+std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model) {
+  const TrainOptions& options = plan.options;
+  std::vector<std::string> stages;
+  for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
+    stages.push_back(absl::StrCat(stage.first_step, "+", stage.tokens));
+  }
+  const LearningRateSchedule& rate = options.optimizer.rate;
+  return {
+      absl::StrCat("model: ", ModelConfigJson(model).dump()),
+      absl::StrCat("pods: ", options.pods.count),
+      absl::StrCat("exchange: ", ToString(options.pods.exchange)),
+      absl::StrCat("steps: ", plan.steps),
+      absl::StrCat("seed: ", plan.seed),
+      absl::StrCat("sequence length: ", plan.data.sequence_length),
+      absl::StrCat("batch tokens: ", absl::StrJoin(stages, " ")),
+      absl::StrCat("order of documents: ", plan.data.shuffle ? "shuffled" : "as they come",
+                   ", epochs ", plan.data.epochs, plan.data.join_documents ? ", joined" : ""),
+      absl::StrCat("left out: ", plan.data.skipped.ToString()),
+      absl::StrCat("compute: ", int(options.compute)),
+      absl::StrCat("optimizer: ", int(options.optimizer.kind), " rate ", rate.peak, " schedule ",
+                   int(rate.kind), " warmup ", rate.warmup, " final ", rate.final_rate),
+      absl::StrCat("clip: ", options.max_norm),
+      absl::StrCat("z-loss: ", options.zeta),
+      absl::StrCat("dropout: ", options.dropout),
+      absl::StrCat("checkpoints: ", plan.directory.empty() ? "none" : "every ",
+                   plan.checkpoint_every),
+  };
+}
+
+PodAccess TrainingRun::Pods(PodLink* link) {
+  const auto interrupted = [this] {
+    switch (events_.stop()) {
+      case StopAsked::kNo:
+        return PodMail::Interrupt::kNo;
+      case StopAsked::kCancel:
+        return PodMail::Interrupt::kNow;
+      default:
+        return PodMail::Interrupt::kIfAway;
+    }
+  };
+  return {link, interrupted, [this](const std::string& sentence) { events_.on_note(sentence); }};
+}
+
+// The newest checkpoint that every pod can load. Those that this pod has besides, and that are
+// newer, are in `refused`. NotFound: no pod has any.
+absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
+  PodExchange& pods = *trainer_->exchange();
+  TOROID_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, LoadableCheckpoints());
+  std::vector<std::string> refused;
+  for (;;) {
+    std::vector<double> own(kMostOffered, -1.0);
+    for (size_t i = 0; i < std::min(entries.size(), kMostOffered); ++i) {
+      own[i] = double(entries[i].step);
+    }
+    TOROID_ASSIGN_OR_RETURN(const auto offers, pods.Swap(own, "its checkpoints"));
+    const bool none = std::all_of(offers.begin(), offers.end(),
+                                  [](const std::vector<double>& o) { return o[0] < 0; });
+    if (none && refused.empty()) return absl::NotFoundError("no pod has a checkpoint");
+    const std::vector<int64_t> common = CommonSteps(offers);
+    if (common.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          Checkpoints(), ": there is no step of which all pods have a checkpoint (",
+          OffersText(offers), "): give the pods that lack one a copy, or all a new directory"));
+    }
+    const auto chosen =
+        std::find_if(entries.begin(), entries.end(),
+                     [&](const CheckpointEntry& entry) { return entry.step == common[0]; });
+    TOROID_CHECK(chosen != entries.end());
+    absl::StatusOr<LoadedCheckpoint> loaded =
+        LoadCheckpoint(absl::StrCat(Checkpoints(), "/", chosen->name), trainer_->config(),
+                       trainer_->store(), files_);
+    if (!loaded.ok() && !absl::IsDataLoss(loaded.status())) return loaded;
+    TOROID_ASSIGN_OR_RETURN(const auto ok, pods.Swap({loaded.ok() ? 1.0 : 0.0}, "a checkpoint"));
+    const bool all = std::all_of(ok.begin(), ok.end(),
+                                 [](const std::vector<double>& card) { return card[0] == 1; });
+    for (auto newer = entries.begin(); newer != chosen; ++newer) {
+      refused.push_back(absl::StrCat(Checkpoints(), "/", newer->name,
+                                     " is left: not all pods have a checkpoint of its step"));
+    }
+    if (all) {
+      loaded->refused = std::move(refused);
+      return loaded;
+    }
+    refused.push_back(loaded.ok() ? absl::StrCat(chosen->name, " is damaged on another pod")
+                                  : std::string(loaded.status().message()));
+    entries.erase(entries.begin(), chosen + 1);
+  }
+}
+
+// What all pods must have alike before the first step: the step, and the weights.
+absl::Status TrainingRun::CheckPodsAlike() {
+  PodExchange& pods = *trainer_->exchange();
+  const uint64_t hash = ParamHash(trainer_->store());
+  const std::vector<double> own = {double(step_), double(hash >> 32), double(hash & 0xffffffffu),
+                                   double(batches_->list_fingerprint() >> 32),
+                                   double(batches_->list_fingerprint() & 0xffffffffu)};
+  TOROID_ASSIGN_OR_RETURN(const auto cards, pods.Swap(own, "its weights' hash"));
+  for (size_t q = 1; q < cards.size(); ++q) {
+    const auto differs = [&](size_t begin, size_t end) {
+      return !std::equal(cards[q].begin() + long(begin), cards[q].begin() + long(end),
+                         cards[0].begin() + long(begin));
+    };
+    const char* what = differs(3, 5)   ? "data"
+                       : differs(0, 1) ? "steps behind it"
+                       : differs(1, 3) ? "weights"
+                                       : nullptr;
+    if (what == nullptr) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("pod ", q, " begins with other ", what,
+                     " than pod 0: give all pods the same "
+                     "model and data, and checkpoints of one run or none"));
+  }
+  return absl::OkStatus();
+}
+
+// Asked to stop while another pod was away. A checkpoint of here would be of no use: the other has
+// none of this step.
+absl::StatusOr<TrainingResult> TrainingRun::EndWaiting(const absl::Status& why) {
+  const StopAsked own = speaks() ? events_.stop() : StopAsked::kNo;
+  result_.stopped = StopAsked(trainer_->mesh().Agree(int64_t(own)));
+  if (writer_ != nullptr) Wait();
+  TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
+  if (result_.stopped == StopAsked::kCancel || result_.stopped == StopAsked::kNo) return why;
+  Alarm(std::string(why.message()));
+  result_.steps = step_;
+  result_.skipped = skipped_.total;
+  return result_;
+}
+
+std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& batch) {
+  const PodExchange* pods = trainer_->exchange();
+  if (pods == nullptr) return batch.documents;
+  std::vector<std::vector<int64_t>> own;
+  for (size_t i = size_t(pods->pod()); i < batch.documents.size(); i += size_t(pods->pods())) {
+    own.push_back(batch.documents[i]);
+  }
+  return own;
+}
+
+// Adds what was counted so far, times sign; false: there are no other pods.
+bool TrainingRun::CountPods(StepReport::Pods& pods, int sign) {
+  const PodExchange* exchange = trainer_->exchange();
+  if (exchange == nullptr) return false;
+  pods.taking_part = exchange->pods();
+  pods.staleness = plan_.options.pods.exchange.mode == ExchangeSpec::Mode::kDelayed;
+  pods.bytes_sent += sign * exchange->bytes_sent();
+  pods.seconds_waited += sign * exchange->seconds_waited();
+  return true;
+}
+
+}  // namespace toroid

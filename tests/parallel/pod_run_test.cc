@@ -1,0 +1,176 @@
+// Runs of several pods: resumed bit for bit from the newest step that all pods have, stopped behind
+// one step, refused when the pods do not belong together.
+#include <atomic>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "tests/support/run_on_pods.h"
+#include "tests/support/training_runs.h"
+
+namespace toroid {
+namespace {
+
+using testing::HasSubstr;
+
+class PodRunTest : public TrainingRunTest {
+ protected:
+  // `change` makes pod q's plan out of the common one; events: by pod.
+  std::vector<Outcome> RunPods(
+      const TrainingPlan& plan, const std::vector<MeshShape>& meshes,
+      const std::function<void(int64_t pod, TrainingPlan& plan)>& change = nullptr,
+      std::vector<TrainingEvents> events = {}) const {
+    std::vector<Outcome> outcomes(meshes.size());
+    events.resize(meshes.size());
+    for (size_t q = 0; q < meshes.size(); ++q) {
+      events[q] = Recording(std::move(events[q]), outcomes[q]);
+    }
+    RunOnPods(meshes, [&](int64_t pod, std::unique_ptr<Communicator> world, PodLink& link) {
+      TrainingPlan own = plan;
+      own.options.mesh = meshes[size_t(pod)];
+      own.options.pods.count = int64_t(meshes.size());
+      own.directory = PodDirectory(plan.directory, pod, own.options.pods.count);
+      if (change) change(pod, own);
+      RunRank(own, events[size_t(pod)], std::move(world), outcomes[size_t(pod)], &link);
+    });
+    return outcomes;
+  }
+  static void ExpectOk(const std::vector<Outcome>& pods) {
+    for (const Outcome& pod : pods) ASSERT_TRUE(pod.status.ok()) << pod.status;
+  }
+};
+
+const std::vector<MeshShape> kTwins = {{1, 1, 1}, {1, 1, 1}};
+
+TEST_F(PodRunTest, ResumesBitForBit) {
+  TrainingPlan plan = Plan({1, 1, 1}, 14);
+  plan.options.dropout = 0.1;
+  plan.options.noise_scale_every = 3;
+  const std::vector<MeshShape> meshes = {{2, 1, 1}, {1, 1, 2}};
+  plan.directory = Directory("whole");
+  const std::vector<Outcome> whole = RunPods(plan, meshes);
+  ExpectOk(whole);
+  EXPECT_LT(whole[0].losses.at(13), whole[0].losses.at(0));
+  EXPECT_EQ(whole[0].losses, whole[1].losses);
+  EXPECT_THAT(whole[1].result.checkpoint, HasSubstr("whole/pod-1/checkpoints/step-00000014"));
+
+  plan.directory = Directory("parts");
+  plan.checkpoint_every = 4;
+  plan.steps = 10;
+  ExpectOk(RunPods(plan, meshes));
+  plan.steps = 14;
+  const std::vector<Outcome> rest = RunPods(plan, meshes);
+  ExpectOk(rest);
+  for (size_t q = 0; q < 2; ++q) {
+    EXPECT_TRUE(rest[q].Notes("resumed from"));
+    EXPECT_EQ(rest[q].reports.size(), 4u);
+    EXPECT_EQ(rest[q].weights, whole[q].weights);
+    EXPECT_EQ(rest[q].losses.at(13), whole[q].losses.at(13));
+  }
+
+  // One pod loses its newest: both go on from the one before, on a branch of its own.
+  for (const char* step : {"step-00000010", "step-00000014"}) {
+    for (const auto& entry :
+         std::filesystem::directory_iterator(Directory("parts/pod-1/checkpoints"))) {
+      if (entry.path().filename().string().find(step) == 0) {
+        std::filesystem::remove_all(entry.path());
+      }
+    }
+  }
+  const std::vector<Outcome> again = RunPods(plan, meshes);
+  ExpectOk(again);
+  EXPECT_TRUE(again[0].Notes("not all pods have a checkpoint of its step"));
+  for (size_t q = 0; q < 2; ++q) {
+    EXPECT_EQ(again[q].reports.front().result.step, 12);
+    EXPECT_EQ(again[q].weights, whole[q].weights);
+  }
+  const std::vector<Outcome> done = RunPods(plan, meshes);  // the new branch is what counts
+  ExpectOk(done);
+  EXPECT_EQ(done[0].reports.size(), 0u);
+  EXPECT_EQ(done[0].weights, whole[0].weights);
+}
+
+TEST_F(PodRunTest, WithoutACommonCheckpointNothingBegins) {
+  TrainingPlan plan = Plan({1, 1, 1}, 2);
+  ExpectOk(RunPods(plan, kTwins));
+  std::filesystem::remove_all(Directory("run/pod-1"));
+  plan.steps = 3;
+  for (const Outcome& pod : RunPods(plan, kTwins)) {
+    EXPECT_EQ(pod.status.code(), absl::StatusCode::kFailedPrecondition) << pod.status;
+    EXPECT_THAT(std::string(pod.status.message()), HasSubstr("pod 0: 2; pod 1: none"));
+  }
+}
+
+TEST_F(PodRunTest, OnePodsStopIsAllPods) {
+  TrainingPlan plan = Plan({1, 1, 1}, 40);
+  std::vector<TrainingEvents> events(2);
+  std::atomic<int64_t> asked = 0;
+  events[1].stop = [&] { return ++asked > 5 ? StopAsked::kRequeue : StopAsked::kNo; };
+  const std::vector<Outcome> pods =
+      RunPods(plan, {{1, 1, 1}, {1, 1, 2}}, nullptr, std::move(events));
+  ExpectOk(pods);
+  for (const Outcome& pod : pods) {
+    EXPECT_EQ(pod.result.stopped, StopAsked::kRequeue);
+    EXPECT_LT(pod.result.steps, 40);
+    EXPECT_EQ(pod.result.steps, pods[0].result.steps);
+    EXPECT_NE(pod.result.checkpoint, "");
+  }
+}
+
+TEST_F(PodRunTest, PodsOfTwoRunsAreRefused) {
+  TrainingPlan plan = Plan({1, 1, 1}, 3);
+  plan.directory = "";
+  const auto refusal = [&](const std::function<void(TrainingPlan&)>& change) {
+    const std::vector<Outcome> pods = RunPods(plan, kTwins, [&](int64_t pod, TrainingPlan& own) {
+      if (pod == 1) change(own);
+    });
+    for (const Outcome& pod : pods) {
+      EXPECT_EQ(pod.status.code(), absl::StatusCode::kFailedPrecondition) << pod.status;
+    }
+    return std::string(pods[0].status.message());
+  };
+  EXPECT_THAT(refusal([](TrainingPlan& own) { own.seed = 6; }), HasSubstr("pod 1"));
+  EXPECT_THAT(refusal([](TrainingPlan& own) { own.options.compute = Compute::kF64; }),
+              HasSubstr("another type"));
+  TrainingPlan other = plan;
+  other.options.max_norm = 2;
+  EXPECT_EQ(PodTerms(plan, source_->config), PodTerms(plan, source_->config));
+  EXPECT_NE(PodTerms(plan, source_->config), PodTerms(other, source_->config));
+  ExpectOk(RunPods(plan, kTwins));  // control
+}
+
+TEST_F(PodRunTest, PodsWithoutALinkAreToldTheLine) {
+  TrainingPlan plan = Plan({1, 1, 1}, 3);
+  plan.options.pods.count = 2;
+  const Outcome run = Run(plan);
+  EXPECT_EQ(run.status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(run.status.message()),
+              HasSubstr("mpirun -n 1 toroid train job.textproto --pod 0 --pod-peers "
+                        "hostA:7091,hostB:7091"));
+}
+
+// What a step tells of the exchange: float32 gradients, each element once to the other pod, and
+// what rank 0 says besides.
+TEST_F(PodRunTest, CountsWhatItSends) {
+  TrainingPlan plan = Plan({1, 1, 1}, 3);
+  plan.directory = "";
+  const std::vector<Outcome> pods = RunPods(plan, kTwins);
+  ExpectOk(pods);
+  int64_t elements = 0;
+  for (const ParamSpec& spec : ParamTable(source_->config)) {
+    if (spec.alias.empty()) elements += spec.rows * spec.cols;
+  }
+  const StepReport& report = pods[0].reports[2];
+  ASSERT_TRUE(report.pods.has_value());
+  EXPECT_EQ(report.pods->taking_part, 2);
+  EXPECT_EQ(report.pods->staleness, 0);
+  EXPECT_GE(report.pods->seconds_waited, 0);
+  int64_t all = 0;
+  for (const StepReport& step : pods[1].reports) all += step.pods->bytes_sent;
+  const int64_t words = all - 3 * 4 * elements;
+  EXPECT_GT(words, 0);
+  EXPECT_LT(words, 3 * 100 + 200);  // cards
+  EXPECT_EQ(report.result.tokens, 4 * 32);
+}
+
+}  // namespace
+}  // namespace toroid
