@@ -1,0 +1,147 @@
+// Pods on unlike machines apply the same update: the arithmetic of optimizers, codecs and the outer
+// step gives these very bits, whichever instruction set is chosen, compiled for or emulated.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/adafactor.h"
+#include "kernels/adamw.h"
+#include "kernels/exchange_codec.h"
+#include "kernels/outer_step.h"
+#include "kernels/reduce.h"
+#include "tests/support/kernel_inputs.h"
+
+namespace toroid {
+namespace {
+
+constexpr int64_t kCount = 20011;
+
+// Numbers made of integers alone: exact everywhere.
+template <typename T>
+std::vector<T> Numbers(uint64_t stream) {
+  std::vector<T> x(kCount);
+  for (int64_t i = 0; i < kCount; ++i) {
+    x[i] = std::ldexp(T(int32_t(Philox(3, uint64_t(i), stream)[0])), -31 - int(i % 5));
+  }
+  return x;
+}
+
+template <typename T>
+uint64_t Hash(const std::vector<T>& x) {
+  return HashName(reinterpret_cast<const char*>(x.data()), x.size() * sizeof(T));
+}
+
+// fused: as a machine would that makes one rounding of a multiplication and an addition.
+template <typename T>
+uint64_t AdamWBits(bool fused = false) {
+  ThreadPool pool(2);
+  std::vector<T> w = Numbers<T>(1), m(kCount), v(kCount);
+  for (int k = 1; k <= 3; ++k) {
+    const std::vector<T> g = Numbers<T>(uint64_t(k) + 1);
+    const AdamWStep step = {0.75, 1e-3, 1e-4, 0.1 * k, 0.05 * k};
+    const AdamWSpec spec;
+    if (!fused) {
+      AdamW<T>(pool, spec, &step, kCount, g.data(), w.data(), m.data(), v.data());
+      continue;
+    }
+    const T kept = T(1 - step.shrink), size = T(step.learning_rate / step.m_correction);
+    const T v_factor = T(1 / step.v_correction);
+    for (int64_t i = 0; i < kCount; ++i) {
+      const T gradient = g[i] * T(step.gradient_scale);
+      m[i] = std::fma(T(spec.beta1), m[i], T(1 - spec.beta1) * gradient);
+      v[i] = std::fma(T(spec.beta2), v[i], T(1 - spec.beta2) * gradient * gradient);
+      w[i] = kept * w[i] - size * m[i] / (std::sqrt(v[i] * v_factor) + T(spec.epsilon));
+    }
+  }
+  return Hash(w) ^ Hash(m) * 3 ^ Hash(v) * 5;
+}
+
+template <typename T>
+uint64_t AdafactorBits() {
+  ThreadPool pool(2);
+  std::vector<T> w = Numbers<T>(1), m(kCount), v(kCount);
+  for (int k = 1; k <= 3; ++k) {
+    const std::vector<T> g = Numbers<T>(uint64_t(k) + 1);
+    const AdafactorStep step = {0.75, 1e-3, 1e-4, 0.25 * (k - 1)};
+    Adafactor<T>(pool, {}, &step, kCount, g.data(), w.data(), m.data(), v.data());
+  }
+  return Hash(w) ^ Hash(m) * 3 ^ Hash(v) * 5;
+}
+
+template <typename T>
+uint64_t OuterBits() {
+  ThreadPool pool(2);
+  std::vector<T> theta = Numbers<T>(1), v(kCount), own = Numbers<T>(9);
+  for (int k = 1; k <= 3; ++k) {
+    const std::vector<T> delta = Numbers<T>(uint64_t(k) + 1);
+    OuterStep<T>(pool, {}, kCount, delta.data(), theta.data(), v.data());
+    MixWeights<T>(pool, 0.3, kCount, theta.data(), own.data());
+  }
+  return Hash(theta) ^ Hash(v) * 3 ^ Hash(own) * 5;
+}
+
+template <typename T>
+uint64_t CodecBits(Codec codec, bool stochastic) {
+  ThreadPool pool(2);
+  const std::vector<T> x = Numbers<T>(1);
+  std::vector<uint8_t> codes(CodeBytes(codec, kCount));
+  std::vector<uint16_t> scales((kCount + 63) / 64);
+  EncodeBlocks<T>(pool, codec, {stochastic, 5, 9}, {2, 0, 0, kCount, kCount}, 64, kCount, x.data(),
+                  codes.data(), scales.data());
+  std::vector<T> back(kCount);
+  DecodeBlocks<T>(pool, codec, 64, 0, kCount, codes.data(), 0, scales.data(), back.data());
+  return Hash(codes) ^ Hash(back) * 3;
+}
+
+template <typename T>
+uint64_t SumBits() {
+  ThreadPool pool(2);
+  const std::vector<T> x = Numbers<T>(1);
+  double sum = 0;
+  AddSquaredSum(pool, x.data(), kCount, &sum);
+  return std::bit_cast<uint64_t>(sum);
+}
+
+TEST(SameBits, OfOptimizers) {
+  ForEachIsa([](Isa) {
+    EXPECT_EQ(AdamWBits<float>(), 0x0d48b457f67854e9u);
+    EXPECT_EQ(AdamWBits<double>(), 0xf30e061204cd1f60u);
+    EXPECT_EQ(AdafactorBits<float>(), 0xda6c792641f00608u);
+    EXPECT_EQ(AdafactorBits<double>(), 0xede2c4d29c8e6e67u);
+    EXPECT_EQ(OuterBits<float>(), 0xeca3351736b89d22u);
+    EXPECT_EQ(OuterBits<double>(), 0x873511cf280e9025u);
+    EXPECT_EQ(SumBits<float>(), 0x409ba7fcb9de02a6u);
+    EXPECT_EQ(SumBits<double>(), 0x409ba7fcb98e1aa4u);
+  });
+  // Control: one rounding where there should be two would show.
+  EXPECT_NE(AdamWBits<float>(true), AdamWBits<float>());
+  EXPECT_NE(AdamWBits<double>(true), AdamWBits<double>());
+}
+
+TEST(SameBits, OfCodecs) {
+  struct Bits {
+    Codec codec;
+    bool stochastic;
+    uint64_t of_float, of_double;
+  };
+  const Bits expected[] = {
+      {Codec::kFp64, false, 0xc0febd7fa19888d2, 0xaaa415508552a514},
+      {Codec::kFp32, false, 0xa525522284a55014, 0xcd717bf96c1cda66},
+      {Codec::kBf16, false, 0x51f55e10889d8e40, 0x9d19ba903bc00138},
+      {Codec::kBf16, true, 0x65dacf9be5c512f0, 0x1ce4e68a781cdd51},
+      {Codec::kInt8, false, 0x9f210bbe92c38e09, 0xaf7a1ed2f411aef8},
+      {Codec::kInt8, true, 0x6aef68cd25d7e9d9, 0xed619107b7930a5d},
+      {Codec::kE3m0, false, 0x9027cb720329bd7c, 0x4b959ef52c080c8b},
+      {Codec::kE3m0, true, 0xcc163273a3ad9f37, 0x0a4a8a71e197e2fa},
+  };
+  ForEachIsa([&](Isa) {
+    for (const Bits& bits : expected) {
+      SCOPED_TRACE(CodecName(bits.codec));
+      EXPECT_EQ(CodecBits<float>(bits.codec, bits.stochastic), bits.of_float);
+      EXPECT_EQ(CodecBits<double>(bits.codec, bits.stochastic), bits.of_double);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace toroid
