@@ -253,6 +253,42 @@ def test_what_does_not_fit_is_refused_with_what_does():
     no_orphans()
 
 
+def resident(*arguments):
+    """The largest resident set, in bytes, of a process that toroid is or starts: libraries and all."""
+    with tempfile.TemporaryFile() as err:
+        child = subprocess.Popen([TOROID, *map(str, arguments)], env=environment(), stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=err)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        err.seek(0)
+        check(child.returncode == 0, "exit code", child.returncode, ":", err.read().decode("utf-8", "replace"))
+    return usage.ru_maxrss * 1024
+
+
+def test_a_process_has_little_more_than_is_accounted():
+    little = 64 << 20
+    settings = ["train.remat=NONE", "train.data.sequence_length=512", "train.checkpoint.every=1"]
+
+    def both(top, ranks, mesh, packs, steps=2):
+        """(resident, accounted) bytes; all ranks of these meshes are alike."""
+        sets = words(top, steps, *settings, f"train.packs_per_rank={packs}",
+                     f"train.data.batch_tokens={512 * packs * ranks}")
+        start = ["launch", "-n", ranks, "-q"] if ranks > 1 else []
+        return resident(*start, *sets, "--mesh", mesh, "-q"), lines(top)[-1]["peak_bytes"]
+
+    for ranks, mesh in ((1, "data=1"), (2, "data=2"), (2, "ring=2"), (2, "tensor=2")):
+        with tempfile.TemporaryDirectory() as top:
+            has, accounted = both(top, ranks, mesh, 32)
+            check(accounted <= has <= accounted + little, mesh, "resident", has, "accounted", accounted)
+            if ranks == 1:
+                has, accounted = both(top, 1, mesh, 32, steps=3)  # goes on from the checkpoint
+                check(accounted <= has <= accounted + little, "resumed: resident", has, "accounted", accounted)
+                with tempfile.TemporaryDirectory() as other:
+                    small = both(other, 1, mesh, 1)[1]
+                check(has > small + little, "another run's bytes would do as well:", has, small)
+    no_orphans()
+
+
 def test_hashes_and_an_export_where_they_are_asked_for():
     with tempfile.TemporaryDirectory() as top:
         asked = ["train.param_hash_every=2", "train.export_model=true"]
