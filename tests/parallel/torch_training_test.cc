@@ -1,5 +1,5 @@
-// Training of real weights against torch: tests/checks/train_against_torch.py makes the peer's run
-// and starts these tests.
+// Training of real weights in float32 against torch in float64: tests/checks/train_against_torch.py
+// says why, makes the peer's run and starts these tests.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -68,16 +68,16 @@ class TorchTrainingSlow : public ::testing::Test {
         const int64_t begin = piece.begin / cols, end = (piece.begin + piece.count - 1) / cols + 1;
         rows.row_begin += begin;
         rows.row_count = end - begin;
-        std::vector<float> from(rows.row_count * cols), to(rows.row_count * cols);
-        ASSERT_TRUE(LoadParam(*first_, member.spec, rows, DType::kF32, from.data()).ok());
-        ASSERT_TRUE(LoadParam(*last_, member.spec, rows, DType::kF32, to.data()).ok());
+        std::vector<double> from(rows.row_count * cols), to(rows.row_count * cols);
+        ASSERT_TRUE(LoadParam(*first_, member.spec, rows, DType::kF64, from.data()).ok());
+        ASSERT_TRUE(LoadParam(*last_, member.spec, rows, DType::kF64, to.data()).ok());
         const float* w = store.Stored(Kind::kWeights, g, piece).as<float>();
         Way& way = ways[member.spec.name];
         for (int64_t i = std::max<int64_t>(0, member.counted_from - piece.begin); i < piece.count;
              ++i) {
           const int64_t at = piece.begin + i - begin * cols;
-          way.apart += std::pow(double(w[i]) - to[at], 2);
-          way.length += std::pow(double(to[at]) - from[at], 2);
+          way.apart += std::pow(w[i] - to[at], 2);
+          way.length += std::pow(to[at] - from[at], 2);
         }
       }
     }
