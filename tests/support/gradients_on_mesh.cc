@@ -24,6 +24,24 @@ ModelConfig TinyConfig() {
   return config;
 }
 
+ModelConfig TinyPalm() {
+  ModelConfig config = TinyConfig();
+  config.architecture = "palm";
+  config.kv_heads = 1, config.parallel_block = config.tied_embeddings = true;
+  config.logit_scale = 1 / std::sqrt(double(config.dim));
+  return config;
+}
+
+ModelConfig TinyGpt() {
+  ModelConfig config = TinyConfig();
+  config.architecture = "gpt";
+  config.kv_heads = 6, config.context = 40, config.windows = {0, 5};
+  config.norm = NormKind::kLayer, config.activation = Activation::kGelu;
+  config.positions = PositionKind::kLearned;
+  config.qkv_bias = config.output_bias = config.mlp_bias = config.tied_embeddings = true;
+  return config;
+}
+
 std::string ToString(const GradientCase& c) {
   std::string packs;
   for (const auto& pack : c.packs) {

@@ -37,6 +37,10 @@ struct GradientCase {
 
 // D 24, F 40, 6 query heads of 8, 2 KV heads, vocabulary 37, 2 layers.
 ModelConfig TinyConfig();
+// The same size as PaLM (MQA, parallel blocks, tied) and as GPT (LayerNorm, GELU, biases, 40
+// learned positions, a window in every other layer, tied).
+ModelConfig TinyPalm();
+ModelConfig TinyGpt();
 std::string ToString(const GradientCase& c);
 
 // Every parameter of a model, the same in every run.
