@@ -124,6 +124,37 @@ TEST(GradientTest, EveryMeshAndArchitecture) {
   }
 }
 
+// Lengths that leave some ranks of the ring with nothing, and that none divides.
+TEST(GradientTest, RingsOfSixToEight) {
+  int64_t turn = 0;
+  for (const ModelConfig& config : {TinyConfig(), Architectures()[3]}) {
+    for (const int64_t ring : {6, 7, 8}) {
+      for (const LayoutRule& layout : kLayouts) {
+        for (const int64_t length : {5, 33}) {
+          ExpectGradients({.config = config,
+                           .mesh = {1, ring, 1},
+                           .layout = layout,
+                           .remat = kRemats[turn++ % 3],
+                           .packs = {{length}}});
+        }
+      }
+    }
+  }
+  ExpectGradients({.config = TinyConfig(), .mesh = {1, 8, 2}, .packs = {{9, 1, 14}, {17}}});
+}
+
+// Six query heads on four ranks: two ranks have one head, two have two; a KV head is read by
+// several, and MQA's by all.
+TEST(GradientTest, FourRanksOfTensor) {
+  for (const ModelConfig& config : Architectures()) {
+    for (const MeshShape mesh : {MeshShape{1, 1, 4}, MeshShape{1, 2, 4}}) {
+      for (const Remat remat : kRemats) {
+        ExpectGradients({.config = config, .mesh = mesh, .remat = remat});
+      }
+    }
+  }
+}
+
 TEST(GradientTest, EveryLayoutLengthAndRemat) {
   for (const LayoutRule& layout : kLayouts) {
     for (int64_t length : {1, 7, 33}) {
@@ -199,11 +230,14 @@ TEST(GradientTest, AnUnpaidSumShows) {
   EXPECT_GT(ErrorOf(c), 0.1);
   c.config.kv_heads = 1;
   const ReferenceParams params = RandomParams(c.config);
-  EXPECT_GT(GradientsOn(c, params).replica_error, 0.1);
+  for (const int64_t tensor : {2, 4}) {
+    c.mesh.tensor = tensor;
+    EXPECT_GT(GradientsOn(c, params).replica_error, 0.1);
+  }
 }
 
 TEST(GradientTest, GradientsOfKvThatAreLostShow) {
-  GradientCase c{.config = TinyConfig(), .mesh = {1, 2, 1}};
+  GradientCase c{.config = TinyConfig()};
   c.break_pass = [](Pass& pass) {
     pass.attend_backward = [&pass, whole = pass.attend_backward](auto... args) {
       whole(args...);
@@ -211,9 +245,12 @@ TEST(GradientTest, GradientsOfKvThatAreLostShow) {
       pass.ops.Fill(pass.s, dkv_2tgK.Rows(0, 1), 0.0);
     };
   };
-  std::string worst;
-  EXPECT_GT(ErrorOf(c, &worst), 1e-3);
-  EXPECT_NE(worst.find("k_proj"), std::string::npos) << worst;
+  for (const int64_t ring : {2, 8}) {
+    c.mesh.ring = ring;
+    std::string worst;
+    EXPECT_GT(ErrorOf(c, &worst), 1e-3);
+    EXPECT_NE(worst.find("k_proj"), std::string::npos) << worst;
+  }
 }
 
 TEST(GradientTest, WhatIsSavedIsRead) {
