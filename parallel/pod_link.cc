@@ -17,11 +17,11 @@ absl::Status CompareTerms(const PodIdentity& own, const PodIdentity& peer) {
   if (own.job != peer.job) {
     return differs(absl::StrCat("job: ", own.job), absl::StrCat("job: ", peer.job));
   }
-  const size_t terms = std::max(own.terms.size(), peer.terms.size());
-  for (size_t i = 0; i < terms; ++i) {
-    const absl::string_view ours = i < own.terms.size() ? own.terms[i] : "nothing",
-                            theirs = i < peer.terms.size() ? peer.terms[i] : "nothing";
-    if (ours != theirs) return differs(ours, theirs);
+  const auto term = [](const PodIdentity& identity, size_t i) {
+    return i < identity.terms.size() ? absl::string_view(identity.terms[i]) : "nothing";
+  };
+  for (size_t i = 0; i < std::max(own.terms.size(), peer.terms.size()); ++i) {
+    if (term(own, i) != term(peer, i)) return differs(term(own, i), term(peer, i));
   }
   return absl::OkStatus();
 }
