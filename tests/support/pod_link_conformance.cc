@@ -213,15 +213,22 @@ absl::Status UntilRefused(Call call) {
 }
 
 void OtherTermsAreRefused(const NewPodLinkNetwork& create) {
-  for (const char* differing : {"model: large", "job"}) {
+  for (const std::string differing : {"model: large", "missing", "job"}) {
     const auto network = create(kAmple);
     const auto a = network->Attach(Identity(kA));
     PodIdentity other = Identity(kB);
-    const bool job = std::string(differing) == "job";
-    (job ? other.job : other.terms[1]) = job ? "job-8" : differing;
+    std::string theirs = differing, ours = "model: small";
+    if (differing == "job") {
+      other.job = theirs = "job-8";
+      ours = "job-7";
+    } else if (differing == "missing") {
+      other.terms.pop_back();
+      theirs = "nothing";
+      ours = "codec: int8";
+    } else {
+      other.terms[1] = differing;
+    }
     const auto b = network->Attach(other);
-    const char* theirs = job ? "job-8" : "model: large";
-    const char* ours = job ? "job-7" : "model: small";
     const auto expect = [&](const absl::Status& status) {
       EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
       EXPECT_THAT(std::string(status.message()), HasSubstr(theirs));
