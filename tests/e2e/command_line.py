@@ -118,6 +118,39 @@ def test_convert_and_inspect_a_checkpoint():
         refused(run("inspect", run_dir, "-q"), 3, shard, "missing")
 
 
+def test_convert_pools_kv_heads():
+    with tempfile.TemporaryDirectory() as root:
+        def config(name):
+            with open(os.path.join(root, name, "config.json")) as file:
+                return json.load(file)
+
+        def made(name, *words):
+            result = run("convert", "random:tiny-mha", os.path.join(root, name), *words, "-o", "json")
+            check(result.code == 0, result.err)
+            return result.json()
+        whole = made("mha")
+        heads = config("mha")["num_attention_heads"]
+        check(config("mha")["num_key_value_heads"] == heads, config("mha"))
+        words = ["--prompt-ids", "1,2,3", "--max-tokens", 8, "-o", "json"]
+        answers = {}
+        for kind in ("mean", "first", "random"):
+            pooled = made(kind, "--kv-heads", 1, "--kv-pool", kind)
+            check(config(kind)["num_key_value_heads"] == 1 and config(kind)["num_attention_heads"] == heads, config(kind))
+            check(pooled["parameters"] < whole["parameters"], pooled, whole)
+            answer = run("generate", os.path.join(root, kind), *words)
+            check(answer.code == 0, answer.err)
+            answers[kind] = answer.json()["min_margin"]
+        check(len(set(answers.values())) == 3, "the kinds are one", answers)
+        again = made("again", "--kv-heads", 1)  # the mean unless said
+        check(run("generate", os.path.join(root, "again"), *words).json()["min_margin"] == answers["mean"], again)
+        made("same", "--kv-heads", heads)  # control: nothing is pooled
+        check(run("generate", os.path.join(root, "same"), *words).json()["min_margin"] ==
+              run("generate", os.path.join(root, "mha"), *words).json()["min_margin"], "another model")
+        refused(run("convert", "random:tiny-mha", os.path.join(root, "x"), "--kv-heads", heads + 1), 3, heads, heads + 1)
+        refused(run("convert", "random:tiny-mha", os.path.join(root, "x"), "--kv-pool", "first"), 2, "--kv-heads")
+        check(not os.path.exists(os.path.join(root, "x")), "something of it was written")
+
+
 def test_plan():
     words = ["plan", MODEL, "--mesh", "data=2,ring=3,tensor=2"]
     facts = run(*words, "--context", 4096, "-o", "json").json()
