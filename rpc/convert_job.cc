@@ -16,6 +16,29 @@ absl::Time TimeOf(const google::protobuf::Timestamp& time) {
   return absl::FromUnixMicros(time.seconds() * 1000000 + time.nanos() / 1000);
 }
 
+constexpr int kMostPods = 1024;
+
+// Only training runs on several pods.
+absl::Status ReadPods(const v1::JobSpec& in, JobSpec& out) {
+  const int pods = in.mesh().pods();
+  if (pods == 0 || pods == 1) {
+    if (!in.train().has_exchange()) return absl::OkStatus();
+    return BadField("train.exchange", "of several pods: give mesh { pods: 2 }");
+  }
+  if (pods < 0 || pods > kMostPods) {
+    return BadField("mesh.pods", absl::StrCat(pods, " is not 1 to ", kMostPods));
+  }
+  if (in.has_verify()) {
+    return BadField("mesh.pods", absl::StrCat(pods, ": a job is verified on one pod"));
+  }
+  TrainingPlan& plan = std::get<TrainTask>(out.task).plan;
+  if (plan.spike.has_value()) {
+    return BadField("train.spike", "a run of several pods cannot go back: leave the rule out");
+  }
+  plan.options.pods.count = pods;
+  return absl::OkStatus();
+}
+
 // What training takes where the spec says nothing, and inference something else.
 absl::Status PlaceTraining(const v1::JobSpec& in, JobSpec& out) {
   if (out.output_dir.empty()) {
@@ -42,6 +65,8 @@ v1::JobSpec ToProto(const JobSpec& spec) {
     *out.mutable_generate() = ToProto(*generate);
   } else if (const auto* train = std::get_if<TrainTask>(&spec.task)) {
     *out.mutable_train() = ToProto(*train);
+    const int64_t pods = train->plan.options.pods.count;
+    if (pods > 1) out.mutable_mesh()->set_pods(int32_t(pods));
   } else {
     *out.mutable_score() = ToProto(std::get<ScoreTask>(spec.task));
   }
@@ -71,6 +96,7 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
   v1::Placement placement;
   *placement.mutable_model() = in.model();
   *placement.mutable_mesh() = in.mesh();
+  if (in.has_train()) placement.mutable_mesh()->clear_pods();  // ReadPods
   placement.set_compute(in.compute());
   placement.set_pod(in.pod());
   TOROID_ASSIGN_OR_RETURN(out.placement, FromProto(placement, nullptr));
@@ -90,6 +116,7 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
       TOROID_ASSIGN_OR_RETURN(TrainTask task, FromProto(in.train()));
       if (task.plan.seed == 0) task.plan.seed = task.plan.options.dropout_seed = in.seed();
       out.task = std::move(task);
+      TOROID_RETURN_IF_ERROR(ReadPods(in, out));
       TOROID_RETURN_IF_ERROR(PlaceTraining(in, out));
       break;
     }

@@ -24,7 +24,7 @@ v1::Mesh ToProto(const MeshWish& wish) {
 
 absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh) {
   if (mesh.pods() != 0 && mesh.pods() != 1) {
-    return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": one pod runs a job in this version"));
+    return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": only training runs on several pods"));
   }
   for (const auto& [name, size] :
        {std::pair("mesh.data", mesh.data()), std::pair("mesh.ring", mesh.ring()),

@@ -266,6 +266,50 @@ absl::Status ReadOptions(const v1::TrainTask& in, TrainOptions& options) {
   return absl::OkStatus();
 }
 
+// --- the exchange between pods
+
+v1::Exchange::Codec ToProto(Codec codec) {
+  switch (codec) {
+    case Codec::kFp64:
+      return v1::Exchange::FP64;
+    case Codec::kFp32:
+      return v1::Exchange::FP32;
+    case Codec::kBf16:
+      return v1::Exchange::BF16;
+    case Codec::kInt8:
+      return v1::Exchange::INT8;
+    case Codec::kE3m0:
+      return v1::Exchange::E3M0;
+  }
+  return v1::Exchange::CODEC_UNSPECIFIED;
+}
+
+absl::StatusOr<Codec> FromProto(v1::Exchange::Codec codec) {
+  if (codec == v1::Exchange::CODEC_UNSPECIFIED) return Codec::kFp32;
+  for (const Codec known : kCodecs) {
+    if (ToProto(known) == codec) return known;
+  }
+  return BadField("train.exchange.codec",
+                  absl::StrCat(int{codec}, " is not FP64, FP32, BF16, INT8 or E3M0"));
+}
+
+v1::Exchange ToProto(const ExchangeSpec& exchange) {
+  v1::Exchange out;
+  out.mutable_exact();
+  out.set_codec(ToProto(exchange.codec));
+  out.set_stochastic(exchange.stochastic);
+  out.set_error_feedback(exchange.error_feedback);
+  return out;
+}
+
+absl::StatusOr<ExchangeSpec> FromProto(const v1::Exchange& in) {
+  ExchangeSpec out;
+  TOROID_ASSIGN_OR_RETURN(out.codec, FromProto(in.codec()));
+  out.stochastic = in.stochastic();
+  out.error_feedback = in.error_feedback();
+  return out;
+}
+
 }  // namespace
 
 v1::TrainTask ToProto(const TrainTask& task) {
@@ -295,6 +339,7 @@ v1::TrainTask ToProto(const TrainTask& task) {
   out.set_skip_limit(plan.skip_limit);
   out.set_seed(plan.seed);
   out.set_peak_flops(task.peak_flops);
+  if (options.pods.count > 1) *out.mutable_exchange() = ToProto(options.pods.exchange);
   return out;
 }
 
@@ -321,6 +366,7 @@ absl::StatusOr<TrainTask> FromProto(const v1::TrainTask& in) {
   out.export_model = in.export_model();
   if (in.has_skip_limit()) plan.skip_limit = in.skip_limit();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.skip_limit", plan.skip_limit, 0));
+  TOROID_ASSIGN_OR_RETURN(plan.options.pods.exchange, FromProto(in.exchange()));
   plan.seed = plan.options.dropout_seed = in.seed();
   out.peak_flops = in.peak_flops();
   TOROID_RETURN_IF_ERROR(CheckRange("train.peak_flops", out.peak_flops, 0, 1e21));

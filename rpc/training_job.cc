@@ -214,6 +214,12 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
                {"peak_bytes", report.peak_bytes}};
   if (report.param_hash) line["param_hash"] = absl::StrFormat("%016x", *report.param_hash);
   if (step.noise_scale) line["noise_scale"] = *step.noise_scale;
+  if (report.pods) {
+    line["pods"] = {{"taking_part", report.pods->taking_part},
+                    {"staleness", report.pods->staleness},
+                    {"bytes_sent", report.pods->bytes_sent},
+                    {"wait_s", report.pods->seconds_waited}};
+  }
   if (!step.skipped.empty()) line["skipped"] = step.skipped;
   const std::string text = Dump(line);
   if (std::fwrite(text.data(), 1, text.size(), metrics_.get()) != text.size() ||

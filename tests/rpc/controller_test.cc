@@ -242,6 +242,21 @@ TEST_F(ControllerTest, KeptWorldEndsAfterKeepAlive) {
   EXPECT_EQ(controller_->ListPods()[0].state, "READY");
 }
 
+// What the controller does not start itself is refused with what does.
+TEST_F(ControllerTest, AJobOfSeveralPodsIsToldTheLineThatStartsIt) {
+  JobSpec spec = Job("pods");
+  TrainTask task;
+  task.plan.options.pods.count = 2;
+  spec.task = task;
+  const absl::Status refused = controller_->SubmitJob(spec, "").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << refused;
+  EXPECT_THAT(std::string(refused.message()),
+              testing::HasSubstr("toroid train job.textproto --pod 0 --pod-peers"));
+  task.plan.options.pods.count = 1;
+  spec.task = task;
+  EXPECT_TRUE(controller_->SubmitJob(spec, "").ok());  // control
+}
+
 TEST_F(ControllerTest, IdleKeptWorldYieldsToAJob) {
   auto agent = Connect("a");
   auto client = Ask(Request("m"));

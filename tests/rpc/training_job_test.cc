@@ -100,6 +100,42 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
   EXPECT_EQ(parsed->train.param_hash_every, 5);
 }
 
+constexpr char kPods[] =
+    R"(output { dir: "r" } mesh { pods: 2 data: 1 } model { path: "m" }
+       train { steps: 4 data { path: "a" sequence_length: 8 batch_tokens: 16 }
+               optimizer { adamw { lr: 1e-3 } } exchange { exact {} } })";
+
+TEST(TrainText, TheExchangeOfPodsSurvivesTheRoundTrip) {
+  const auto exchange = [](const std::vector<std::string>& set) {
+    const auto spec = ParseJobSpec(kPods, set);
+    EXPECT_TRUE(spec.ok()) << spec.status();
+    const auto again = FromProto(ToProto(*spec));
+    EXPECT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(TaskOf(*again).plan.options.pods.count, 2);
+    EXPECT_EQ(again->placement.mesh.data, 1);
+    EXPECT_EQ(TaskOf(*again).plan.options.pods.exchange, TaskOf(*spec).plan.options.pods.exchange);
+    return TaskOf(*again).plan.options.pods.exchange;
+  };
+  EXPECT_EQ(exchange({}), ExchangeSpec());
+  ExchangeSpec lossy;
+  lossy.codec = Codec::kE3m0;
+  lossy.stochastic = lossy.error_feedback = true;
+  EXPECT_EQ(exchange({"train.exchange.codec=E3M0", "train.exchange.stochastic=true",
+                      "train.exchange.error_feedback=true"}),
+            lossy);
+}
+
+TEST(TrainText, AnExchangeThatCannotBeIsRefusedByItsField) {
+  const auto refusal = [](const std::vector<std::string>& set) {
+    const auto spec = ParseJobSpec(kPods, set);
+    EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument) << spec.status();
+    return std::string(spec.status().message());
+  };
+  EXPECT_THAT(refusal({"mesh.pods=1"}), HasSubstr("train.exchange"));
+  EXPECT_THAT(refusal({"mesh.pods=-2"}), HasSubstr("mesh.pods"));
+  EXPECT_THAT(refusal({"train.spike.window=30"}), HasSubstr("train.spike"));
+}
+
 TEST(TrainText, ASettingReplacesAListAndTheNextAddsToIt) {
   const auto spec =
       ParseJobSpec(kShort, {"train.data.path=b", "train.data.path=c", "train.steps=7"});
