@@ -1,4 +1,4 @@
-"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config, token_shard and checkpoint_manifest:
+"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config, token_shard, checkpoint_manifest and merge_log:
 tests/fuzz/corpus/NAME/*."""
 import json
 import pathlib
@@ -104,6 +104,19 @@ def main():
     write("token_shard", "wide", shard(100_000, [[99_999], [0, 1]]))
     write("token_shard", "empty", shard(1, []))
     manifests()
+    merges()
+
+
+def merges():
+    def record(step, inputs):  # the target puts the checksum in
+        body = struct.pack("<qQQII", step, 1, 2, 0, len(inputs))
+        body += b"".join(struct.pack("<qdQ", pod, weight, 3) for pod, weight in inputs)
+        return struct.pack("<II", len(body), 0) + body
+
+    header = b"toroid merges 1\n"
+    write("merge_log", "empty", header)
+    write("merge_log", "two", header + record(0, [(0, 1.0), (1, 2.5)]) + record(1, [(1, 0.0)]))
+    write("merge_log", "torn", header + record(7, []) + record(8, [(0, 1.0)])[:-5])
 
 
 def manifests():

@@ -181,14 +181,25 @@ absl::Status FaultyFiles::SyncDirectory(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::Status FaultyFiles::Rename(const std::string& from, const std::string& to) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  TOROID_RETURN_IF_ERROR(Admit(from));
-  TOROID_RETURN_IF_ERROR(base_.Rename(from, to));
-  changes_.push_back({Change::Kind::kRename, Above(to), to, from});
+void FaultyFiles::Follow(const std::string& from, const std::string& to) {
   std::map<std::string, std::shared_ptr<Content>> moved;
   for (const auto& [path, content] : contents_) moved[Moved(path, from, to)] = content;
   contents_ = std::move(moved);
+}
+
+absl::Status FaultyFiles::Rename(const std::string& from, const std::string& to) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  TOROID_RETURN_IF_ERROR(Admit(from));
+  // A file that is replaced is kept, as one that is removed.
+  if (std::filesystem::is_regular_file(to) && std::filesystem::exists(from)) {
+    const std::string grave = absl::StrCat(graveyard_, "/", ++buried_);
+    TOROID_RETURN_IF_ERROR(base_.Rename(to, grave));
+    changes_.push_back({Change::Kind::kRemoveFile, Above(to), to, grave});
+    Follow(to, grave);
+  }
+  TOROID_RETURN_IF_ERROR(base_.Rename(from, to));
+  changes_.push_back({Change::Kind::kRename, Above(to), to, from});
+  Follow(from, to);
   return absl::OkStatus();
 }
 

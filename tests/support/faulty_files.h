@@ -66,6 +66,8 @@ class FaultyFiles final : public FileSystem {
   absl::Status Admit(const std::string& path);
   absl::Status Append(const std::shared_ptr<Content>& content, const std::string& path,
                       WritableFile& file, absl::Span<const uint8_t> bytes);
+  // What was written to `from` lies at `to` from now on.
+  void Follow(const std::string& from, const std::string& to);
   void Undo(const Change& change);
   void EndFaults();
 
