@@ -25,17 +25,20 @@ namespace {
 
 volatile sig_atomic_t child = 0;        // mpirun's pid, for the signal handler
 volatile sig_atomic_t interrupted = 0;  // a signal asked us to stop
-volatile sig_atomic_t saves = 0;        // the ranks save when SIGUSR1 asks them to end
+// The ranks save when SIGUSR1 asks them to end; mpirun then has a process group of its own.
+volatile sig_atomic_t saves = 0;
 
-// A terminal's Ctrl-C reaches mpirun by itself, being in the same process group; what was sent to
-// us alone is passed on.
+// A terminal's Ctrl-C reaches mpirun by itself, being in the same process group, unless the ranks
+// save; what was sent to us alone is passed on.
 void PassOn(int signal, siginfo_t* info, void*) {
-  // Open MPI gives ranks a second from SIGTERM on, too little to save in. A second one is meant so.
-  const bool gently = saves != 0 && interrupted == 0 && signal == SIGTERM;
-  if (signal == SIGINT || signal == SIGTERM) interrupted = 1;
+  const bool ends = signal == SIGINT || signal == SIGTERM;
+  // Open MPI gives ranks a second from either on, too little to save in. A second one is meant so.
+  const bool gently = saves != 0 && interrupted == 0 && ends;
+  if (ends) interrupted = 1;
   if (gently) signal = SIGUSR1;
   const int errno_before = errno;  // what is interrupted goes on with it
-  if (info->si_code != SI_KERNEL && child > 0) kill(static_cast<pid_t>(child), signal);
+  const bool ours_alone = info->si_code != SI_KERNEL || saves != 0;
+  if (ours_alone && child > 0) kill(static_cast<pid_t>(child), signal);
   errno = errno_before;
 }
 
@@ -119,6 +122,7 @@ absl::Status RunLaunch(const Arguments& arguments) {
   ProcessSpec spec;  // mpirun gets SIGTERM at our end and passes it on: nothing outlives us
   spec.argv = line;
   spec.read_error = true;
+  spec.detached = saves != 0;
   TOROID_ASSIGN_OR_RETURN(const StartedProcess mpirun, StartProcess(spec));
   child = mpirun.pid;
   MpirunFilter filter;

@@ -1,13 +1,16 @@
 """train on ranks: what a run leaves, and that stopping it anywhere changes nothing."""
+import fcntl
 import glob
 import json
 import os
+import pty
 import random
 import re
 import signal
 import struct
 import subprocess
 import tempfile
+import termios
 
 from harness import *
 
@@ -143,14 +146,11 @@ def test_a_run_goes_on_where_it_stopped():
 
 
 def test_killed_anywhere_nothing_changes():
-    draw = random.Random(7)
-    steps = 60
+    """200 steps with SIGKILL at random steps of them: the bits of a run that nothing stopped."""
+    steps, kills = 200, 0
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
         good(launch(2, *words(whole, steps), "-q"))
-        kills = 0
-        for _ in range(4):
-            done = losses(parts)[-1][0] if losses(parts) else 0
-            until = done + draw.randint(1, 12)
+        for until in sorted(random.Random(7).sample(range(2, steps - 10), 7)):
             process = start("launch", "-n", 2, "-q", *words(parts, steps), "-q")
             wait_for("steps are made", lambda: process.poll() is not None or
                      (losses(parts) and losses(parts)[-1][0] >= until), 60)
@@ -162,7 +162,7 @@ def test_killed_anywhere_nothing_changes():
                     pass
             process.communicate()
             no_orphans()
-        check(kills >= 2, "only", kills, "kills met a run")
+        check(kills >= 5, "only", kills, "kills met a run")
         good(launch(2, *words(parts, steps), "-q"))
         check(losses(parts) == losses(whole), losses(parts), losses(whole))
         check(weights(parts, steps) == weights(whole, steps), "other weights")
@@ -186,31 +186,78 @@ def test_sigusr1_asks_for_a_checkpoint_and_75():
         check(weights(parts, done + 6) == weights(whole, done + 6), "other weights")
 
 
-def test_sigterm_saves_first():
+def saved(top, answer):
+    """The checkpoint of the last step that was made, whole."""
+    check(lines(top)[-1]["step"] == answer["steps"], lines(top)[-1], answer)
+    check(answer["checkpoint"].endswith(f"step-{answer['steps']:08d}"), answer)
+    check(os.path.isfile(os.path.join(answer["checkpoint"], "manifest.json")), answer)
+
+
+def started(top, *before, every=5, steps=7, **options):
+    """A long run that has made some steps."""
+    process = start(*before, *words(top, 100000, f"train.checkpoint.every={every}"), "-q", "-o", "json", **options)
+    wait_for("steps are made", lambda: len(lines(top)) >= steps, 60)
+    return process
+
+
+def test_a_signal_saves_first():
+    for world in ([], ["launch", "-n", 2, "-q"]):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with tempfile.TemporaryDirectory() as top:
+                process = started(top, *world)
+                process.send_signal(number)
+                result = good(finish(process), 130)
+                answer = result.json()
+                check(answer["stopped"] == ("requeue" if world else "interrupted"), answer)
+                check(answer["steps"] >= 7, answer)
+                saved(top, answer)
+                check(len(result.said()) == 1 and answer["checkpoint"] in result.said()[0], result.err)
+                no_orphans()
+                good(run(*words(top, answer["steps"] + 2), "-q"))  # what was written is whole
+                check(len(lines(top)) == answer["steps"] + 2, lines(top))
+
+
+def test_ctrl_c_of_a_terminal_saves_first():
+    """Its signal goes to all of the foreground: mpirun, if it were there, would end the ranks within a second."""
+    for world in ([], ["launch", "-n", 2, "-q"]):
+        keyboard, terminal = pty.openpty()
+        with tempfile.TemporaryDirectory() as top:
+            process = started(top, *world, start_new_session=True,
+                              preexec_fn=lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0))
+            os.write(keyboard, b"\x03")
+            answer = good(finish(process), 130).json()
+            check(answer["stopped"] == ("requeue" if world else "interrupted"), answer)
+            saved(top, answer)
+            no_orphans()
+        os.close(keyboard)
+        os.close(terminal)
+
+
+def test_a_timeout_saves_first():
     for world in ([], ["launch", "-n", 2, "-q"]):
         with tempfile.TemporaryDirectory() as top:
-            process = start(*world, *words(top, 100000), "-q", "-o", "json")
-            wait_for("steps are made", lambda: len(lines(top)) >= 7, 60)
-            process.send_signal(signal.SIGTERM)
-            result = good(finish(process), 130)
-            answer = result.json()
-            check(answer["stopped"] == ("requeue" if world else "interrupted"), answer)
-            check(answer["steps"] >= 7, answer)
-            check(answer["checkpoint"].endswith(f"step-{answer['steps']:08d}"), answer)
-            check(os.path.isdir(answer["checkpoint"]), answer)
-            check(len(result.said()) == 1 and answer["checkpoint"] in result.said()[0], result.err)
+            for seconds in (2, 5, 20):  # the first steps may take long to come
+                result = good(run(*world, *words(top, 100000), "--timeout", f"{seconds}s", "-q", "-o", "json"), 124)
+                if lines(top):
+                    break
+            saved(top, result.json())
+            said = result.said()
+            check(len(said) == 1 and "--timeout" in said[0] and result.json()["checkpoint"] in said[0], result.err)
             no_orphans()
 
 
-def test_ctrl_c_ends_a_run():
-    with tempfile.TemporaryDirectory() as top:
-        process = start(*words(top, 100000))
-        wait_for("steps are made", lambda: len(lines(top)) >= 3, 60)
-        process.send_signal(signal.SIGINT)
-        result = good(finish(process), 130)
-        check(len(result.said()) == 1 and "interrupted" in result.said()[0], result.err)
-        no_orphans()
-        good(run(*words(top, len(lines(top)) + 2), "-q"))  # what was written is whole
+def test_a_second_signal_ends_at_once():
+    """Both are there when the process goes on: the second one finds it before it has saved."""
+    for world in ([], ["launch", "-n", 2, "-q"]):
+        with tempfile.TemporaryDirectory() as top:
+            process = started(top, *world, every=100000)
+            for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+                process.send_signal(number)
+            result = good(finish(process), 130)
+            check(result.out == "" or world, result.out)
+            no_orphans()
+            if not world:
+                check(glob.glob(os.path.join(top, "checkpoints", "step-*")) == [], "it has saved")
 
 
 def test_what_cannot_run_is_said_before_the_first_step():
