@@ -122,7 +122,7 @@ absl::Status RunLaunch(const Arguments& arguments) {
   ProcessSpec spec;  // mpirun gets SIGTERM at our end and passes it on: nothing outlives us
   spec.argv = line;
   spec.read_error = true;
-  spec.detached = saves != 0;
+  spec.own_group = saves != 0;
   TOROID_ASSIGN_OR_RETURN(const StartedProcess mpirun, StartProcess(spec));
   child = mpirun.pid;
   MpirunFilter filter;

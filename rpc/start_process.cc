@@ -61,9 +61,9 @@ void DefaultSignals() {
 }
 
 // In the child. standard[i] becomes descriptor i, unless it is -1.
-[[noreturn]] void Become(pid_t parent, bool detached, const std::array<int, 3>& standard,
-                         char** argv, char** environment) {
-  if (detached) (void)setpgid(0, 0);
+[[noreturn]] void Become(pid_t parent, bool detached, bool own_group,
+                         const std::array<int, 3>& standard, char** argv, char** environment) {
+  if (own_group) (void)setpgid(0, 0);
   (void)prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (getppid() != parent) _exit(126);  // it died before the line above
   if (detached) DefaultSignals();
@@ -90,14 +90,15 @@ absl::StatusOr<StartedProcess> StartProcess(const ProcessSpec& spec) {
   std::vector<char*> environment;
   if (spec.environment != nullptr) environment = Pointers(*spec.environment);
   char** const variables = spec.environment != nullptr ? environment.data() : environ;
+  const bool own_group = spec.detached || spec.own_group;
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) return SystemError("cannot fork");
   if (pid == 0) {
-    Become(parent, spec.detached, {nothing.fd, output.writer.fd, error.writer.fd}, argv.data(),
-           variables);
+    Become(parent, spec.detached, own_group, {nothing.fd, output.writer.fd, error.writer.fd},
+           argv.data(), variables);
   }
-  if (spec.detached) (void)setpgid(pid, pid);  // whoever is first of the two
+  if (own_group) (void)setpgid(pid, pid);  // whoever is first of the two
   return StartedProcess{pid, std::exchange(output.reader.fd, -1),
                         std::exchange(error.reader.fd, -1)};
 }

@@ -21,6 +21,7 @@ struct ProcessSpec {
   // It leads a process group of its own, with every signal at its default, and has nothing of ours:
   // its standard input is /dev/null, and no further descriptor stays open.
   bool detached = false;
+  bool own_group = false;  // it leads a process group of its own, and that alone
 };
 
 struct StartedProcess {
