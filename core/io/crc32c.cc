@@ -32,6 +32,11 @@ constexpr Tables kTables = MakeTables();
 }  // namespace
 
 uint32_t Crc32c(absl::Span<const uint8_t> bytes, uint32_t before) {
+  static const bool instruction = __builtin_cpu_supports("sse4.2");
+  return instruction ? Crc32cByInstruction(bytes, before) : Crc32cByTables(bytes, before);
+}
+
+uint32_t Crc32cByTables(absl::Span<const uint8_t> bytes, uint32_t before) {
   uint32_t remainder = ~before;
   size_t i = 0;
   for (; i + 8 <= bytes.size(); i += 8) {

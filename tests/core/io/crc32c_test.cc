@@ -31,6 +31,17 @@ TEST(Crc32c, GoesOnFromAnyPlace) {
   }
 }
 
+TEST(Crc32c, TablesAndInstructionAgree) {
+  if (!__builtin_cpu_supports("sse4.2")) GTEST_SKIP() << "no SSE 4.2";
+  std::vector<uint8_t> bytes;
+  for (int i = 0; i < 300; ++i) {
+    const uint32_t by_tables = Crc32cByTables(bytes, 77);
+    EXPECT_EQ(by_tables, Crc32cByInstruction(bytes, 77)) << i;
+    bytes.push_back(uint8_t(i * 151 + (i >> 3)));
+    EXPECT_NE(Crc32cByInstruction(bytes, 77), by_tables) << i;
+  }
+}
+
 TEST(Crc32c, SeesEveryBit) {
   std::string text(40, 'x');
   const uint32_t whole = Of(text);

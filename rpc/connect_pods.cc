@@ -1,0 +1,162 @@
+#include "rpc/connect_pods.h"
+
+#include <array>
+#include <cstring>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
+#include "parallel/launcher_environment.h"
+
+namespace toroid {
+namespace {
+
+constexpr absl::Duration kRound = absl::Seconds(1);
+
+// Where a rank listens, as plain bytes that a collective carries.
+struct AddressCard {
+  std::array<char, 256> text{};
+};
+
+absl::Status CheckPeers(const std::vector<std::string>& peers, int64_t pod) {
+  std::set<std::string> seen;
+  for (const std::string& peer : peers) {
+    const size_t colon = peer.rfind(':');
+    int port = 0;
+    if (colon == std::string::npos || colon == 0 || peer.size() >= sizeof(AddressCard) / 2 ||
+        !absl::SimpleAtoi(peer.substr(colon + 1), &port) || port < 1 || port > 65535) {
+      return absl::InvalidArgumentError(absl::StrCat("unreadable address of a pod: '", peer,
+                                                     "': write --pod-peers hostA:7091,hostB:7091"));
+    }
+    if (!seen.insert(peer).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("address of two pods: ", peer, ": give each pod its own"));
+    }
+  }
+  if (pod < 0 || pod >= static_cast<int64_t>(peers.size()) || peers.size() < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pod ", pod, " is not in the list: ", peers.size(),
+                     " addresses are those of pods 0 to ", static_cast<int64_t>(peers.size()) - 1));
+  }
+  return absl::OkStatus();
+}
+
+// With certificates a rank listens on all addresses: a host's name may lead to its loopback there.
+std::string ListenAt(const std::string& entry, bool first, const Tls& tls) {
+  const size_t colon = entry.rfind(':');
+  const std::string port = first ? entry.substr(colon + 1) : "0";
+  const std::string host = !tls.on()                      ? entry.substr(0, colon)
+                           : absl::StartsWith(entry, "[") ? "[::]"
+                                                          : "0.0.0.0";
+  return absl::StrCat(host, ":", port);
+}
+
+// Line `pod rank address` for every rank of every other pod, empty while one is waited for.
+class Table {
+ public:
+  Table(GrpcPodLink* link, const ConnectPodsOptions& options)
+      : link_(link), options_(options), noted_(options.peers.size(), false) {
+    for (size_t pod = 0; pod < options.peers.size(); ++pod) {
+      if (static_cast<int64_t>(pod) != link->identity().self.pod) missing_.insert(pod);
+    }
+  }
+
+  // One round of asking; true: all have answered.
+  absl::StatusOr<bool> Ask() {
+    const absl::Time end = absl::Now() + kRound;
+    for (const size_t pod : std::set<size_t>(missing_)) {
+      const auto met = link_->Meet(static_cast<int64_t>(pod), options_.peers[pod], end);
+      if (met.ok()) {
+        for (size_t rank = 0; rank < met->size(); ++rank) {
+          absl::StrAppend(&text_, pod, " ", rank, " ", (*met)[rank], "\n");
+        }
+        missing_.erase(pod);
+      } else if (met.status().code() != absl::StatusCode::kDeadlineExceeded) {
+        return met.status();
+      } else if (!noted_[pod]) {
+        noted_[pod] = true;
+        options_.note(absl::StrCat("waiting for pod ", pod, " at ", options_.peers[pod]));
+      }
+    }
+    if (!missing_.empty() && options_.stop()) {
+      return absl::CancelledError(
+          absl::StrCat("interrupted while pod ", *missing_.begin(), " was waited for"));
+    }
+    return missing_.empty();
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  GrpcPodLink* const link_;
+  const ConnectPodsOptions& options_;
+  std::vector<bool> noted_;
+  std::set<size_t> missing_;
+  std::string text_;
+};
+
+// All ranks go through the rounds together, so that each can tell that it is alive.
+absl::StatusOr<std::string> Gather(Communicator& world, GrpcPodLink* link,
+                                   const ConnectPodsOptions& options) {
+  Table table(link, options);
+  while (true) {
+    absl::StatusOr<bool> complete = false;
+    if (world.rank() == 0) complete = table.Ask();
+    TOROID_RETURN_IF_ERROR(ShareStatus(world, complete.status()));
+    options.tick();
+    const std::string text =
+        BroadcastText(world, complete.ok() && *complete ? table.text() : std::string());
+    TOROID_RETURN_IF_ERROR(world.Health());
+    if (!text.empty()) return text;
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIdentity identity,
+                                                     const ConnectPodsOptions& options) {
+  TOROID_RETURN_IF_ERROR(CheckPeers(options.peers, identity.self.pod));
+  const std::string& entry = options.peers[identity.self.pod];
+  const WorldHosts hosts = HostsOf(world);
+  const int rank = world.rank();
+  identity.self.rank = rank;
+  const bool beside_first = hosts.host_of[rank] == hosts.host_of[0];
+  GrpcPodLinkOptions link_options;
+  link_options.listen = ListenAt(entry, rank == 0, options.tls);
+  link_options.tls = options.tls;
+  link_options.throttle = options.throttle;
+  absl::StatusOr<std::unique_ptr<GrpcPodLink>> link =
+      !beside_first && !options.tls.on()
+          ? absl::FailedPreconditionError(
+                absl::StrCat("ranks on several hosts without TLS: ", hosts.names[0], " and ",
+                             hosts.names[rank], ": give --tls-dir (toroid pki)"))
+          : NewGrpcPodLink(identity, link_options);
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, link.status()));
+
+  const std::string host = beside_first ? entry.substr(0, entry.rfind(':')) : hosts.names[rank];
+  const std::string own = absl::StrCat(host, ":", (*link)->port());
+  AddressCard card;
+  std::strncpy(card.text.data(), own.c_str(), card.text.size() - 1);
+  std::vector<std::string> addresses;
+  for (const AddressCard& other : GatherHost(world, card))
+    addresses.emplace_back(other.text.data());
+  (*link)->Publish(std::move(addresses));
+
+  TOROID_ASSIGN_OR_RETURN(const std::string table, Gather(world, link->get(), options));
+  for (const absl::string_view line : absl::StrSplit(table, '\n', absl::SkipEmpty())) {
+    const std::vector<std::string> words = absl::StrSplit(line, ' ');
+    PodRank peer;
+    if (words.size() != 3 || !absl::SimpleAtoi(words[0], &peer.pod) ||
+        !absl::SimpleAtoi(words[1], &peer.rank)) {
+      return absl::InternalError(absl::StrCat("unreadable table of ranks: ", line));
+    }
+    (*link)->AddPeer(peer, words[2]);
+  }
+  return std::unique_ptr<PodLink>(*std::move(link));
+}
+
+}  // namespace toroid

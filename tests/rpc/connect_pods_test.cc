@@ -1,0 +1,154 @@
+// Worlds that find each other: ranks as threads, pods as groups of threads.
+#include "rpc/connect_pods.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "rpc/pki.h"
+#include "tests/support/run_on_ranks.h"
+
+namespace toroid {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::Time Late() { return absl::Now() + absl::Seconds(30); }
+
+// Addresses that were free a moment ago.
+std::vector<std::string> FreeAddresses(int count) {
+  std::vector<int> sockets;
+  std::vector<std::string> out;
+  for (int i = 0; i < count; ++i) {
+    sockets.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(address);
+    EXPECT_EQ(bind(sockets.back(), reinterpret_cast<sockaddr*>(&address), length), 0);
+    EXPECT_EQ(getsockname(sockets.back(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+    out.push_back(absl::StrCat("127.0.0.1:", ntohs(address.sin_port)));
+  }
+  for (int fd : sockets) close(fd);
+  return out;
+}
+
+PodIdentity Identity(int64_t pod, const std::string& term = "model: small") {
+  return {"job", {pod, 0}, 1, {term}};
+}
+
+// The status of rank 0 of each pod, after `body` on every rank that has a link.
+std::vector<absl::Status> RunPods(
+    const std::vector<int>& ranks, const std::vector<ConnectPodsOptions>& options,
+    const std::vector<std::string>& terms,
+    const std::function<void(Communicator&, PodLink&)>& body = [](Communicator&, PodLink&) {}) {
+  std::vector<absl::Status> statuses(ranks.size());
+  std::vector<std::thread> pods;
+  for (size_t pod = 0; pod < ranks.size(); ++pod) {
+    pods.emplace_back([&, pod] {
+      RunOnRanks(ranks[pod], [&](std::unique_ptr<Communicator> world) {
+        const auto link =
+            ConnectPods(*world, Identity(static_cast<int64_t>(pod), terms[pod]), options[pod]);
+        if (world->rank() == 0) statuses[pod] = link.status();
+        if (link.ok()) body(*world, **link);
+      });
+    });
+  }
+  for (std::thread& pod : pods) pod.join();
+  return statuses;
+}
+
+TEST(ConnectPods, EveryRankReachesEveryRankOfTheOtherPods) {
+  const std::string dir = absl::StrCat(::testing::TempDir(), "/connect-", getpid());
+  ASSERT_TRUE(InitPki(dir).ok());
+  ConnectPodsOptions options;
+  options.tls = *ReadTls(*IssueCertificate(dir, "here", 1));
+  std::filesystem::remove_all(dir);
+  const std::vector<int> ranks = {2, 3, 1};
+  options.peers = FreeAddresses(3);
+  for (const bool tls : {true, false}) {
+    if (!tls) {
+      options.tls = Tls();
+      options.peers = FreeAddresses(3);
+    }
+    const auto met = RunPods(
+        ranks, {options, options, options}, {"v: 1", "v: 1", "v: 1"},
+        [&](Communicator& world, PodLink& link) {
+          const PodRank self = link.identity().self;
+          EXPECT_EQ(self.rank, world.rank());
+          int expected = 0;
+          for (int64_t pod = 0; pod < 3; ++pod) {
+            for (int64_t rank = 0; pod != self.pod && rank < ranks[pod]; ++rank, ++expected) {
+              PodMessage message;
+              message.step = self.pod * 10 + self.rank;
+              EXPECT_TRUE(link.Send({pod, rank}, std::move(message), Late()).ok());
+            }
+          }
+          std::set<int64_t> heard;
+          for (int i = 0; i < expected; ++i) {
+            const auto message = link.Receive(Late());
+            ASSERT_TRUE(message.ok() && message->has_value());
+            heard.insert((*message)->step);
+            EXPECT_EQ((*message)->step, (*message)->from.pod * 10 + (*message)->from.rank);
+          }
+          EXPECT_EQ(heard.size(), static_cast<size_t>(expected));
+        });
+    for (const absl::Status& status : met) EXPECT_TRUE(status.ok()) << status;
+  }
+}
+
+TEST(ConnectPods, OtherTermsEndBothWithBothValues) {
+  ConnectPodsOptions options;
+  options.peers = FreeAddresses(2);
+  const auto met = RunPods({2, 1}, {options, options}, {"model: small", "model: large"});
+  for (const absl::Status& status : met) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(status.ToString(), HasSubstr("model: small"));
+    EXPECT_THAT(status.ToString(), HasSubstr("model: large"));
+  }
+}
+
+TEST(ConnectPods, AMissingPodIsWaitedForAndNamed) {
+  ConnectPodsOptions options;
+  options.peers = FreeAddresses(2);
+  std::vector<std::string> notes;
+  std::atomic<int> ticks{0};
+  options.note = [&](const std::string& note) { notes.push_back(note); };
+  options.tick = [&] { ++ticks; };
+  options.stop = [&] { return ticks >= 2; };
+  const auto met = RunPods({2}, {options}, {"v: 1"});
+  EXPECT_EQ(met[0].code(), absl::StatusCode::kCancelled) << met[0];
+  EXPECT_THAT(notes, ::testing::ElementsAre(HasSubstr("waiting for pod 1 at " + options.peers[1])));
+}
+
+TEST(ConnectPods, BadListsAreRefused) {
+  const auto refused = [](std::vector<std::string> peers, int64_t pod) {
+    ConnectPodsOptions options;
+    options.peers = std::move(peers);
+    std::string said;
+    RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+      const absl::Status status = ConnectPods(*world, Identity(pod), options).status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+      said = status.ToString();
+    });
+    return said;
+  };
+  EXPECT_THAT(refused({"a:1", "b"}, 0), HasSubstr("'b'"));
+  EXPECT_THAT(refused({"a:1", "b:0"}, 0), HasSubstr("'b:0'"));
+  EXPECT_THAT(refused({"a:1", "a:1"}, 0), HasSubstr("two pods"));
+  EXPECT_THAT(refused({"a:1", "b:1"}, 2), HasSubstr("pod 2 is not in the list"));
+  EXPECT_THAT(refused({"a:1"}, 0), HasSubstr("pod 0 is not in the list"));
+  EXPECT_THAT(refused({"0.0.0.0:1", "b:1"}, 0), HasSubstr("not loopback"));
+}
+
+}  // namespace
+}  // namespace toroid

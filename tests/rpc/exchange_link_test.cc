@@ -1,0 +1,218 @@
+// The link between processes: what all links must do, and what is its own.
+#include "rpc/exchange_link.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <map>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "rpc/pki.h"
+#include "tests/support/pod_link_conformance.h"
+
+namespace toroid {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr PodRank kA = {0, 0}, kB = {1, 0};
+
+absl::Time Late() { return absl::Now() + absl::Seconds(30); }
+PodIdentity Identity(PodRank self, uint64_t epoch = 1) { return {"job", self, epoch, {"v: 1"}}; }
+
+// A certificate for this machine, of a CA of its own.
+Tls TestTls(const std::string& name) {
+  const std::string dir = absl::StrCat(::testing::TempDir(), "/link-", name, "-", getpid());
+  EXPECT_TRUE(InitPki(dir).ok());
+  auto tls = ReadTls(*IssueCertificate(dir, "here", 1));
+  EXPECT_TRUE(tls.ok()) << tls.status();
+  std::filesystem::remove_all(dir);
+  return *std::move(tls);
+}
+
+// Links of one process that know each other's ports.
+class Network : public PodLinkNetwork {
+ public:
+  explicit Network(GrpcPodLinkOptions options) : options_(std::move(options)) {}
+
+  std::unique_ptr<PodLink> Attach(const PodIdentity& identity) override {
+    auto link = NewGrpcPodLink(identity, options_);
+    EXPECT_TRUE(link.ok()) << link.status();
+    const PodRank self = identity.self;
+    for (const auto& [rank, other] : here_) {
+      if (rank.pod == self.pod) continue;
+      (*link)->AddPeer(rank, Address(*other));
+      if (!*alive_[rank]) continue;
+      other->AddPeer(self, Address(**link));
+    }
+    here_[self] = link->get();
+    alive_[self] = std::make_shared<bool>(true);
+    return std::make_unique<Guarded>(*std::move(link), alive_[self]);
+  }
+  void Cut(PodRank a, PodRank b) override {
+    here_[a]->Cut(b);
+    here_[b]->Cut(a);
+  }
+  void Heal(PodRank, PodRank) override {}
+
+ private:
+  // Tells the network that it is gone.
+  class Guarded : public PodLink {
+   public:
+    Guarded(std::unique_ptr<GrpcPodLink> link, std::shared_ptr<bool> alive)
+        : link_(std::move(link)), alive_(std::move(alive)) {}
+    ~Guarded() override { *alive_ = false; }
+    const PodIdentity& identity() const override { return link_->identity(); }
+    absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
+      return link_->Send(to, std::move(message), deadline);
+    }
+    absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
+      return link_->Receive(deadline);
+    }
+    absl::Time LastHeard(PodRank peer) const override { return link_->LastHeard(peer); }
+    PodLinkCounters counters() const override { return link_->counters(); }
+
+   private:
+    const std::unique_ptr<GrpcPodLink> link_;
+    const std::shared_ptr<bool> alive_;
+  };
+  static std::string Address(const GrpcPodLink& link) {
+    return absl::StrCat("127.0.0.1:", link.port());
+  }
+
+  const GrpcPodLinkOptions options_;
+  std::map<PodRank, GrpcPodLink*> here_;
+  std::map<PodRank, std::shared_ptr<bool>> alive_;
+};
+
+class GrpcPodLinkConformance : public ::testing::TestWithParam<PodLinkCase> {};
+
+TEST_P(GrpcPodLinkConformance, Plaintext) {
+  GetParam().run([](int64_t queue_bytes) {
+    GrpcPodLinkOptions options;
+    options.queue_bytes = queue_bytes;
+    return std::make_unique<Network>(options);
+  });
+}
+TEST_P(GrpcPodLinkConformance, TlsAndASlowLine) {
+  const Tls tls = TestTls("conformance");
+  GetParam().run([&](int64_t queue_bytes) {
+    GrpcPodLinkOptions options;
+    options.queue_bytes = queue_bytes;
+    options.tls = tls;
+    options.flows = 3;
+    options.throttle.bytes_per_second = 1e9;
+    options.throttle.jitter = absl::Milliseconds(1);
+    return std::make_unique<Network>(options);
+  });
+}
+INSTANTIATE_TEST_SUITE_P(All, GrpcPodLinkConformance, ::testing::ValuesIn(PodLinkCases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+std::unique_ptr<GrpcPodLink> NewLink(PodRank self, const GrpcPodLinkOptions& options = {}) {
+  auto link = NewGrpcPodLink(Identity(self), options);
+  EXPECT_TRUE(link.ok()) << link.status();
+  return *std::move(link);
+}
+std::string AddressOf(const GrpcPodLink& link) { return absl::StrCat("127.0.0.1:", link.port()); }
+
+PodMessage Payload(int64_t bytes) {
+  PodMessage message;
+  message.payload.assign(bytes, 'x');
+  return message;
+}
+
+TEST(GrpcPodLink, WhatWasSentIsDeliveredBeforeTheLinkEnds) {
+  const auto b = NewLink(kB);
+  auto a = NewLink(kA);
+  a->AddPeer(kB, AddressOf(*b));
+  ASSERT_TRUE(a->Send(kB, Payload(0), Late()).ok());
+  ASSERT_TRUE(b->Receive(Late())->has_value());  // they have met
+  ASSERT_TRUE(a->Send(kB, Payload(8 << 20), Late()).ok());
+  a.reset();
+  const auto last = b->Receive(Late());
+  ASSERT_TRUE(last.ok() && last->has_value());
+  EXPECT_EQ((*last)->payload.size(), size_t{8} << 20);
+}
+
+TEST(GrpcPodLink, ThrottledLineTakesItsTime) {
+  GrpcPodLinkOptions slow;
+  slow.throttle.bytes_per_second = 10 << 20;
+  slow.throttle.latency = absl::Milliseconds(100);
+  const auto seconds = [&](const GrpcPodLinkOptions& options) {
+    const auto b = NewLink(kB), a = NewLink(kA, options);
+    a->AddPeer(kB, AddressOf(*b));
+    EXPECT_TRUE(a->Send(kB, Payload(0), Late()).ok());
+    EXPECT_TRUE(b->Receive(Late())->has_value());
+    const absl::Time begin = absl::Now();
+    EXPECT_TRUE(a->Send(kB, Payload(4 << 20), Late()).ok());
+    EXPECT_TRUE(b->Receive(Late())->has_value());
+    return absl::ToDoubleSeconds(absl::Now() - begin);
+  };
+  EXPECT_GE(seconds(slow), 0.5);  // 4 MiB at 10 MiB/s, and 0.1 s on the way
+  EXPECT_LT(seconds({}), 0.4);    // negative control
+}
+
+TEST(GrpcPodLink, ACutByTheThrottleIsResumed) {
+  GrpcPodLinkOptions options;
+  options.throttle.cut_every = absl::Milliseconds(100);
+  options.throttle.bytes_per_second = 20 << 20;
+  const auto b = NewLink(kB), a = NewLink(kA, options);
+  a->AddPeer(kB, AddressOf(*b));
+  for (int i = 0; i < 20; ++i) {
+    PodMessage message = Payload(1 << 20);
+    message.step = i;
+    ASSERT_TRUE(a->Send(kB, std::move(message), Late()).ok());
+  }
+  for (int i = 0; i < 20; ++i) {
+    const auto message = b->Receive(Late());
+    ASSERT_TRUE(message.ok() && message->has_value());
+    EXPECT_EQ((*message)->step, i);
+  }
+  EXPECT_GT(a->counters().reconnects, 0);
+  EXPECT_GT(a->counters().wire_sent, int64_t{20} << 20);
+}
+
+TEST(GrpcPodLink, MeetTellsWhereRanksListen) {
+  const auto a = NewLink(kA), b = NewLink(kB);
+  EXPECT_EQ(a->Meet(1, AddressOf(*b), absl::Now() + absl::Milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);  // it does not know yet
+  b->Publish({"x:1", "y:2"});
+  const auto met = a->Meet(1, AddressOf(*b), Late());
+  ASSERT_TRUE(met.ok()) << met.status();
+  EXPECT_THAT(*met, ::testing::ElementsAre("x:1", "y:2"));
+  EXPECT_THAT(a->Meet(2, AddressOf(*b), Late()).status().ToString(), HasSubstr("not pod 2"));
+  EXPECT_EQ(a->Meet(1, "127.0.0.1:1", absl::Now() + absl::Milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(GrpcPodLink, MeetRefusesWhomTlsKeepsApart) {
+  GrpcPodLinkOptions ours, theirs;
+  ours.tls = TestTls("ours");
+  theirs.tls = TestTls("theirs");
+  const auto a = NewLink(kA, ours), b = NewLink(kB, theirs), plain = NewLink({2, 0});
+  const auto refused = [](GrpcPodLink& from, int64_t pod, const GrpcPodLink& to) {
+    const absl::Status status = from.Meet(pod, AddressOf(to), Late()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated) << status;
+    return status.ToString();
+  };
+  EXPECT_THAT(refused(*a, 1, *b), HasSubstr("not of the CA"));
+  EXPECT_THAT(refused(*plain, 1, *b), HasSubstr("takes no plaintext"));
+  EXPECT_THAT(refused(*a, 2, *plain), HasSubstr("speaks plaintext"));
+}
+
+TEST(GrpcPodLink, ListensBeyondLoopbackOnlyWithTls) {
+  GrpcPodLinkOptions options;
+  options.listen = "0.0.0.0:0";
+  EXPECT_EQ(NewGrpcPodLink(Identity(kA), options).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  options.tls = TestTls("listen");
+  EXPECT_TRUE(NewGrpcPodLink(Identity(kA), options).ok());
+}
+
+}  // namespace
+}  // namespace toroid
