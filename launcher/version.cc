@@ -1,5 +1,9 @@
 // toroid version: what was built and what it runs on.
+#include "core/version.h"
+
 #include <gnu/libc-version.h>
+
+#include <string_view>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/isa.h"
@@ -14,6 +18,8 @@
 
 namespace toroid {
 namespace {
+
+static_assert(std::string_view(TOROID_VERSION) == kVersion, "core/version.h, CMakeLists.txt");
 
 absl::Status RunVersion(const Arguments& arguments) {
   const JsonRow facts = {{"version", TOROID_VERSION},

@@ -76,9 +76,9 @@ void Agent::Tick() {
   }
 }
 
-std::vector<WorldId> Agent::running() const {
+std::vector<HeldWorld> Agent::running() const {
   if (!world_.has_value()) return {};
-  return {world_->order.world};
+  return {{world_->order.world, world_->order.credential}};
 }
 
 }  // namespace toroid

@@ -49,7 +49,7 @@ class Agent {
   void Tick();
 
   // The world that runs, if any, for the next registration.
-  std::vector<WorldId> running() const;
+  std::vector<HeldWorld> running() const;
   int pid() const { return world_.has_value() ? world_->pid : 0; }
   int ranks() const { return world_.has_value() ? world_->order.ranks : 0; }
   uint64_t stale_dropped() const { return stale_dropped_; }

@@ -37,7 +37,12 @@ class GrpcAgentClient final : public AgentClient {
     out.set_slots(registration.slots);
     out.set_version(registration.version);
     out.set_incarnation(registration.incarnation);
-    for (const WorldId& world : registration.running) *out.add_running() = ToProto(world);
+    for (const HeldWorld& world : registration.running) {
+      *out.add_running() = ToProto(world.id);
+      internal::v1::HeldWorld& held = *out.add_held();
+      *held.mutable_world() = ToProto(world.id);
+      held.set_credential(world.credential);
+    }
     stream_.Push(std::move(message));
   }
 

@@ -87,7 +87,12 @@ class AgentStream final : public SessionStream<AgentMessage, ControllerMessage> 
     if (!first.has_register_()) return absl::InvalidArgumentError("the first message registers");
     const internal::v1::Register& in = first.register_();
     PodRegistration pod{in.pod(), in.host(), in.slots(), in.version(), in.incarnation(), {}};
-    for (const auto& running : in.running()) pod.running.push_back(FromProto(running));
+    for (const auto& held : in.held()) {
+      pod.running.push_back({FromProto(held.world()), held.credential()});
+    }
+    if (in.held().empty()) {
+      for (const auto& running : in.running()) pod.running.push_back({FromProto(running), ""});
+    }
     AgentLink link;
     link.launch = [self = self_, this](const LaunchOrder& order) {
       ControllerMessage message;
@@ -161,15 +166,22 @@ class WorkerStream final : public SessionStream<WorkerMessage, WorldMessage> {
     link.run = [self = self_, this, world](const WorldProgram& program) {
       Push(ToProto(world, program));
     };
-    link.cancel = [self = self_, this, world](uint64_t number) {
+    link.cancel = [self = self_, this, world](uint64_t number, CancelHow how) {
       WorldMessage message;
       *message.mutable_world() = ToProto(world);
       message.set_number(number);
-      message.mutable_cancel();
+      message.mutable_cancel()->set_save(how == CancelHow::kSave);
       Push(std::move(message));
     };
-    return controller_->WorkerAttached({world, in.pod(), in.credential(), in.host(), in.pid()},
-                                       std::move(link));
+    TOROID_ASSIGN_OR_RETURN(const uint64_t session,
+                            controller_->WorkerAttached({world, in.pod(), in.credential(),
+                                                         in.host(), in.pid(), in.program()},
+                                                        std::move(link)));
+    WorldMessage attached;
+    *attached.mutable_world() = ToProto(world);
+    attached.mutable_attached();
+    Push(std::move(attached));
+    return session;
   }
 
   void Take(uint64_t session, const WorkerMessage& message) override {

@@ -25,12 +25,18 @@ struct WorldId {
 
 // --- agents
 // ---------------------------------------------------------------------------------------
+// A world that an agent holds, and what its rank 0 shows when it attaches.
+struct HeldWorld {
+  WorldId id;
+  std::string credential;
+};
+
 struct PodRegistration {
   std::string pod, host;
   int slots = 0;
   std::string version;
-  uint64_t incarnation = 0;      // of the agent's process
-  std::vector<WorldId> running;  // worlds that it holds now
+  uint64_t incarnation = 0;  // of the agent's process
+  std::vector<HeldWorld> running;
 };
 
 struct LaunchOrder {
@@ -102,12 +108,19 @@ struct WorkerAttachment {
   WorldId world;
   std::string pod, credential, host;
   int64_t pid = 0;
+  uint64_t program = 0;  // that it is at since before this stream; 0: none
+};
+
+// How a program is to end.
+enum class CancelHow {
+  kNow,
+  kSave  // one that trains writes a checkpoint first
 };
 
 // Orders to rank 0 of one world. As AgentLink.
 struct WorldLink {
   std::function<void(const WorldProgram&)> run;
-  std::function<void(uint64_t number)> cancel;
+  std::function<void(uint64_t number, CancelHow how)> cancel;
 };
 
 // --- clients

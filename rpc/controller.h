@@ -8,6 +8,9 @@
 // stream) -> loaded -> programs, one at a time -> told to exit -> ended (the agent has reaped it).
 // Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
 // only once its lease and five more seconds have passed.
+// A world whose job trains outlives its stream, and the controller: rank 0 attaches again and the
+// program goes on. A controller that was started anew waits for the agents of such jobs to report
+// their worlds, a lease and five seconds at most.
 //
 // Invariants: an epoch is durable before its launch is ordered; an acknowledged job is durable; a
 // job's terminal state never changes; every request's sink gets `done` exactly once.
@@ -25,6 +28,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "rpc/control.h"
 #include "rpc/failure_detector.h"
@@ -39,6 +43,7 @@ struct ControllerTimes {
   absl::Duration lease_margin = absl::Seconds(5);  // before an unconfirmed world is replaced
   absl::Duration start = absl::Seconds(60);        // from the launch to the attached stream
   absl::Duration cancel = absl::Seconds(2);        // for a cancelled program to answer
+  absl::Duration save = absl::Seconds(60);         // for one that is to save first
   absl::Duration exit = absl::Seconds(3);          // from kExit or a lost stream to the end
   absl::Duration stop = absl::Seconds(10);         // from an agent's order to its confirmation
   absl::Duration backoff = absl::Seconds(1);       // before the first restart; doubles, up to 60
@@ -47,8 +52,9 @@ struct ControllerTimes {
 
 class Controller {
  public:
-  // `store` and `logs` outlive it. Jobs that the store holds unfinished go on: those that had a
-  // world are restarted, without counting as a restart.
+  // `store` and `logs` outlive it. Jobs that the store holds unfinished go on: of those that had a
+  // world one that trains keeps it, if its agent still holds it; the others are restarted, without
+  // counting as a restart.
   Controller(JobStore* store, LogStore* logs, JobCodec codec, ControllerTimes times,
              std::function<absl::Time()> now);
   ~Controller();
@@ -68,7 +74,8 @@ class Controller {
   uint64_t view() const;
 
   // --- worlds -----------------------------------------------------------------------------------
-  // A session. PermissionDenied: not the present launch's epoch or credential.
+  // A session. PermissionDenied: not the present launch's epoch or credential; Unavailable: too
+  // early, its agent has not come back yet.
   absl::StatusOr<uint64_t> WorkerAttached(const WorkerAttachment& attachment, WorldLink link);
   void WorkerAnswered(uint64_t session, const WorldId& world, const WorldAnswer& answer);
   void WorkerGone(uint64_t session);
@@ -125,18 +132,24 @@ class Controller {
   void Answer(World& world, const WorldAnswer& answer);
   void Loaded(World& world, const LoadAnswer& answer);
   void Finished(World& world, const absl::StatusOr<RequestResult>& result);
-  void CancelProgram(World& world);
+  void CancelProgram(World& world, CancelHow how = CancelHow::kNow);
   void SendExit(World& world, const std::string& why);
   void StopWorld(World& world, const std::string& why);
   void EndWorld(Pod& pod, const absl::Status& failure, const WorldExit& exit, bool confirmed);
   void FinishRequest(Request& request, const absl::StatusOr<RequestResult>& result);
   void CheckWorld(Pod& pod);
 
-  // controller_jobs.cc
+  // controller_recovery.cc
   void LoadJobs();
+  void StopAwaiting(Job& job, absl::string_view why, absl::Time earliest);
+  bool Adopt(Pod& pod, const HeldWorld& held);
+
+  // controller_jobs.cc
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
   absl::Status StartJob(Job& job, Pod& pod);
+  Request& NewRequest(const Job& job);
+  void EndJob(Job& job);
   void JobProgressed(Job& job, const TaskProgress& progress);
   void JobCommits(const World& world, JobCheckpoint checkpoint);
   void JobFinished(Job& job, const absl::StatusOr<RequestResult>& result);

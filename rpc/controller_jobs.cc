@@ -16,7 +16,6 @@
 namespace toroid {
 namespace {
 
-constexpr size_t kMaxJobs = 10000;  // that have not ended
 // A job that trains fails if so many restarts brought no checkpoint of a later step.
 constexpr int64_t kRestartsWithoutCheckpoint = 3;
 
@@ -70,33 +69,6 @@ absl::Status NoSuchJob(const std::string& id) {
 }
 
 }  // namespace
-
-void Controller::LoadJobs() {
-  const auto stored =
-      store_->List({static_cast<int>(JobState::kQueued), static_cast<int>(JobState::kStarting),
-                    static_cast<int>(JobState::kRunning), static_cast<int>(JobState::kRestarting)},
-                   0, static_cast<int>(kMaxJobs));
-  if (!stored.ok()) return;
-  for (const StoredJob& item : *stored) {
-    auto spec = codec_.decode_spec(item.spec);
-    auto status = codec_.decode_status(item.status);
-    if (!spec.ok() || !status.ok()) continue;
-    auto owned = std::make_unique<Job>();
-    Job& job = *owned;
-    job.spec = *std::move(spec);
-    job.order = item.order;
-    job.status = *std::move(status);
-    job.sequence = item.sequence;
-    jobs_[item.id] = std::move(owned);
-    if (job.status.state == JobState::kStarting || job.status.state == JobState::kRunning) {
-      // Its world may still run: until its pod says otherwise, wait for the lease.
-      job.unconfirmed_pod = job.status.pod;
-      job.not_before = Now() + times_.lease + times_.lease_margin;
-      (void)SetState(job, JobState::kRestarting, "ControllerRestarted",
-                     "the controller was restarted");
-    }
-  }
-}
 
 absl::Status Controller::SetState(Job& job, JobState state, const std::string& reason,
                                   const std::string& message) {
@@ -262,13 +234,8 @@ void Controller::Unwatch(uint64_t subscription) {
   subscriptions_.erase(subscription);
 }
 
-absl::Status Controller::StartJob(Job& job, Pod& pod) {
-  const absl::Status started =
-      StartWorld(pod, job.spec.placement, job.status.id, absl::ZeroDuration());
-  if (!started.ok()) {
-    job.not_before = Now() + times_.backoff;
-    return started;
-  }
+// The job's task, for a world.
+Controller::Request& Controller::NewRequest(const Job& job) {
   auto request = std::make_unique<Request>();
   request->id = ++last_id_;
   std::visit([&request](const auto& task) { request->spec.task = task; }, job.spec.task);
@@ -278,7 +245,17 @@ absl::Status Controller::StartJob(Job& job, Pod& pod) {
   request->job = job.status.id;
   Request& task = *request;
   requests_[request->id] = std::move(request);
-  Assign(*pod.world, task);
+  return task;
+}
+
+absl::Status Controller::StartJob(Job& job, Pod& pod) {
+  const absl::Status started =
+      StartWorld(pod, job.spec.placement, job.status.id, absl::ZeroDuration());
+  if (!started.ok()) {
+    job.not_before = Now() + times_.backoff;
+    return started;
+  }
+  Assign(*pod.world, NewRequest(job));
   job.status.progress.reset();
   job.status.pod = pod.registration.pod;
   job.status.mesh = pod.world->placement.load.mesh;
@@ -316,12 +293,18 @@ void Controller::JobCommits(const World& world, JobCheckpoint checkpoint) {
   if (committed.ok()) job.status = std::move(status);
 }
 
+// As it was told to. Destroys `job`.
+void Controller::EndJob(Job& job) {
+  std::string message = job.end_message;
+  if (job.end_state == JobState::kFailed && job.status.checkpoint) {
+    absl::StrAppend(&message, "; its last checkpoint is ", job.status.checkpoint->path);
+  }
+  (void)SetState(job, job.end_state, job.end_reason, message);
+}
+
 // The world has answered the job's task.
 void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& result) {
-  if (job.ending) {
-    (void)SetState(job, job.end_state, job.end_reason, job.end_message);
-    return;
-  }
+  if (job.ending) return EndJob(job);
   if (!result.ok()) {
     const ErrorInfo info = GetErrorInfo(result.status());
     (void)SetState(job, JobState::kFailed,
@@ -340,10 +323,7 @@ void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& resu
 void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                                absl::Time earliest) {
   job.status.exit = exit;
-  if (job.ending) {
-    (void)SetState(job, job.end_state, job.end_reason, job.end_message);
-    return;
-  }
+  if (job.ending) return EndJob(job);
   const ErrorInfo info = GetErrorInfo(failure);
   const std::string reason = info.reason.empty() ? "LaunchRefused" : CamelCase(info.reason);
   const std::string message(failure.message());
@@ -353,8 +333,7 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const Worl
     (void)SetState(job, JobState::kFailed, reason, message);
     return;
   }
-  const bool trains = std::holds_alternative<TrainTask>(job.spec.task) && !job.spec.verify;
-  if (trains && job.status.restarts_since_checkpoint >= kRestartsWithoutCheckpoint) {
+  if (job.trains() && job.status.restarts_since_checkpoint >= kRestartsWithoutCheckpoint) {
     (void)SetState(
         job, JobState::kFailed, "NoProgress",
         absl::StrCat(job.status.restarts_since_checkpoint, " restarts without a new checkpoint (",
@@ -383,8 +362,9 @@ void Controller::ExplainWaiting(Job& job) {
 
 // Ends a job that is cancelled or out of time. May destroy `job`.
 void Controller::CheckJob(Job& job) {
+  const bool awaited = job.awaited != absl::InfinitePast();
   const bool waits =
-      job.status.state == JobState::kQueued || job.status.state == JobState::kRestarting;
+      awaited || job.status.state == JobState::kQueued || job.status.state == JobState::kRestarting;
   if (!job.ending && job.status.started != absl::InfinitePast() &&
       job.status.started + job.spec.active_deadline <= Now()) {
     job.ending = true;
@@ -393,17 +373,23 @@ void Controller::CheckJob(Job& job) {
     job.end_message = absl::StrCat("active_deadline of ",
                                    absl::FormatDuration(job.spec.active_deadline), " has passed");
   }
-  if (!job.ending) return;
-  if (waits) {
-    (void)SetState(job, job.end_state, job.end_reason, job.end_message);
+  if (!job.ending) {
+    if (awaited && job.awaited <= Now()) StopAwaiting(job, "did not come back in time", Now());
     return;
   }
+  const bool saves = job.trains() && job.end_state == JobState::kFailed;
+  if (saves && awaited && Now() < job.awaited) return;
+  if (waits) return EndJob(job);
   for (const auto& [name, pod] : pods_) {
     World* world = pod->world.get();
     if (world == nullptr || world->job != job.status.id || world->ending()) continue;
     if (world->state == World::State::kBusy) {
-      if (world->cancel_deadline == absl::InfiniteFuture()) CancelProgram(*world);
-    } else {
+      // Whoever cancels does not wait for one that saves.
+      const bool told = world->cancel_deadline != absl::InfiniteFuture();
+      if (!told || (!saves && world->cancel_deadline > Now() + times_.cancel)) {
+        CancelProgram(*world, saves ? CancelHow::kSave : CancelHow::kNow);
+      }
+    } else if (!saves || !world->resumes) {
       StopWorld(*world, job.end_message);
     }
   }

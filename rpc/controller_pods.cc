@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "core/version.h"
 #include "rpc/controller.h"
 #include "rpc/controller_state.h"
 #include "rpc/error_info.h"
-#include "rpc/version.h"
 
 namespace toroid {
 namespace {
@@ -57,12 +57,12 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
   leases_.Renew(registration.pod, Now());
   view_ = store_->BumpView().value_or(view_ + 1);
   bool ours = false;
-  for (const WorldId& running : registration.running) {
-    if (pod->world != nullptr && pod->world->id == running) {
+  for (const HeldWorld& running : registration.running) {
+    if ((pod->world != nullptr && pod->world->id == running.id) || Adopt(*pod, running)) {
       ours = true;
     } else {
-      pod->foreign.push_back(running);
-      pod->link.stop(running, "unknown to the controller");
+      pod->foreign.push_back(running.id);
+      pod->link.stop(running.id, "unknown to the controller");
     }
   }
   if (pod->world != nullptr && !ours) {
@@ -74,6 +74,9 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
              WorldExit(), /*confirmed=*/true);
   }
   for (const auto& [id, job] : jobs_) {  // what is not running there now has ended
+    if (job->awaited != absl::InfinitePast() && job->status.pod == registration.pod) {
+      StopAwaiting(*job, "came back without the world", Now() + times_.backoff);
+    }
     if (job->unconfirmed_pod != registration.pod) continue;
     job->unconfirmed_pod.clear();
     job->not_before = std::min(job->not_before, Now() + times_.backoff);
@@ -97,8 +100,7 @@ void Controller::AgentGone(uint64_t session) {
     pod->session = 0;
     pod->link = AgentLink();
     // While rank 0's stream lives the agent may only be dialling again: the lease decides.
-    if (pod->world != nullptr && pod->world->worker != 0) continue;
-    if (pod->world == nullptr) continue;
+    if (pod->world == nullptr || pod->world->worker != 0 || pod->world->resumes) continue;
     EndWorld(
         *pod,
         MakeError(absl::StatusCode::kUnavailable, absl::StrCat("pod ", name, " lost its agent"),

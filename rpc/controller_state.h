@@ -10,6 +10,8 @@
 
 namespace toroid {
 
+inline constexpr size_t kMaxJobs = 10000;  // that have not ended
+
 struct Controller::World {
   enum class State {
     kOrdered,   // the agent has been told; until `deadline`
@@ -30,6 +32,7 @@ struct Controller::World {
   absl::Time idle_since = absl::InfiniteFuture();
   uint64_t worker = 0;  // session of rank 0's stream; 0: none
   WorldLink link;
+  bool resumes = false;  // kOrdered: rank 0 was there, and is to come back
   std::optional<ModelStatus> model;
   double load_s = 0;  // told with the first result, then 0
   uint64_t last_program = 0, program = 0, request = 0;
@@ -65,10 +68,14 @@ struct Controller::Job {
   uint64_t sequence = 0;
   absl::Time not_before = absl::InfinitePast();
   absl::Time told = absl::InfinitePast();  // its progress, to those that watch it
-  std::string unconfirmed_pod;             // whose last world of this job nobody has seen end
-  bool ending = false;                     // cancelled, or out of time
+  // Its world may still run on status.pod, whose agent may yet report it; InfinitePast: no such.
+  absl::Time awaited = absl::InfinitePast();
+  std::string unconfirmed_pod;  // whose last world of this job nobody has seen end
+  bool ending = false;          // cancelled, or out of time
   JobState end_state = JobState::kCancelled;
   std::string end_reason, end_message;
+
+  bool trains() const { return std::holds_alternative<TrainTask>(spec.task) && !spec.verify; }
 };
 
 struct Controller::Subscription {

@@ -74,6 +74,13 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto it = pods_.find(attachment.pod);
   World* world = it == pods_.end() ? nullptr : it->second->world.get();
+  const auto job = jobs_.find(attachment.world.job);
+  if (world == nullptr && job != jobs_.end() && job->second->awaited != absl::InfinitePast()) {
+    return MakeError(
+        absl::StatusCode::kUnavailable,
+        absl::StrCat("the agent of pod ", attachment.pod, " has not come back yet: try again"),
+        {"AGENT_AWAITED", {{"pod", attachment.pod}}, {}});
+  }
   if (world == nullptr || !(world->id == attachment.world) ||
       world->credential != attachment.credential || world->worker != 0 ||
       world->state != World::State::kOrdered) {
@@ -87,9 +94,18 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
   world->link = std::move(link);
   world->state = World::State::kLoading;
   world->deadline = absl::InfiniteFuture();
+  world->resumes = false;
   if (Trains(*world)) {  // the program loads its model for itself
-    (void)SetState(*jobs_.at(world->job), JobState::kRunning, "", "");
-    SendTask(*world);
+    Job& trains = *jobs_.at(world->job);
+    if (trains.status.state != JobState::kRunning) {
+      (void)SetState(trains, JobState::kRunning, "", "");
+    }
+    if (attachment.program == 0) {
+      SendTask(*world);
+    } else {  // it goes on
+      world->state = World::State::kBusy;
+      world->program = world->last_program = attachment.program;
+    }
     return world->worker;
   }
   world->last_program = world->program = 1;
@@ -240,11 +256,12 @@ void Controller::FinishRequest(Request& request, const absl::StatusOr<RequestRes
 }
 
 // The client of the world's request has gone. A world that loads goes on loading: it is kept.
-void Controller::CancelProgram(World& world) {
+void Controller::CancelProgram(World& world, CancelHow how) {
   world.request = world.job.empty() ? 0 : world.request;
   if (world.state != World::State::kBusy || world.worker == 0) return;
-  world.cancel_deadline = std::min(world.cancel_deadline, Now() + times_.cancel);
-  world.link.cancel(world.program);
+  const absl::Duration grace = how == CancelHow::kSave ? times_.save : times_.cancel;
+  world.cancel_deadline = std::min(world.cancel_deadline, Now() + grace);
+  world.link.cancel(world.program, how);
 }
 
 void Controller::SendExit(World& world, const std::string& why) {
@@ -271,6 +288,13 @@ void Controller::WorkerGone(uint64_t session) {
     if (world == nullptr || world->worker != session || session == 0) continue;
     world->worker = 0;
     world->link = WorldLink();
+    const auto job = jobs_.find(world->job);
+    if (world->state == World::State::kBusy && job != jobs_.end() && job->second->trains()) {
+      world->state = World::State::kOrdered;  // it trains on, and dials again
+      world->deadline = Now() + times_.lease;
+      world->resumes = true;
+      return;
+    }
     if (pod->session == 0) {
       EndWorld(*pod,
                MakeError(absl::StatusCode::kUnavailable,
@@ -292,10 +316,13 @@ void Controller::CheckWorld(Pod& pod) {
   World& world = *pod.world;
   const absl::Time now = Now();
   if (world.state == World::State::kOrdered && world.deadline <= now) {
+    const absl::Duration limit = world.resumes ? times_.lease : times_.start;
     world.failure = MakeError(
         absl::StatusCode::kUnavailable,
-        absl::StrCat("the world did not attach within ", absl::FormatDuration(times_.start)),
-        {"START_TIMEOUT", {}, {}});
+        absl::StrCat(world.resumes ? "rank 0 lost its stream and did not attach again within "
+                                   : "the world did not attach within ",
+                     absl::FormatDuration(limit)),
+        {world.resumes ? "STREAM_LOST" : "START_TIMEOUT", {}, {}});
     StopWorld(world, "it did not attach in time");
   } else if (world.state == World::State::kExiting && world.deadline <= now) {
     StopWorld(world, "it did not exit in time");

@@ -141,6 +141,7 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
       out.task = ExitTask();
       return out;
     case Message::kCancel:
+    case Message::kAttached:
     case Message::BODY_NOT_SET:
       break;
   }

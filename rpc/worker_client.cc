@@ -1,7 +1,5 @@
 // Rank 0's stream to the controller, as a ProgramChannel.
 #include <google/protobuf/util/json_util.h>
-#include <grpcpp/create_channel.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <deque>
@@ -14,39 +12,21 @@
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "rpc/convert.h"
-#include "rpc/dialled_stream.h"
 #include "rpc/error_info.h"
-#include "rpc/grpc_credentials.h"
 #include "rpc/prompt.h"
 #include "rpc/roots.h"
 #include "rpc/training_job.h"
+#include "rpc/worker_link.h"
 #include "rpc/worker_process.h"
-#include "toroid/internal/v1/worker.grpc.pb.h"
 
 namespace toroid {
 namespace {
 
-using internal::v1::WorkerMessage;
 using internal::v1::WorldMessage;
 
-constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
 constexpr absl::Duration kLogInterval = absl::Seconds(5);
 constexpr int64_t kMaxPromptFile = int64_t{256} << 20;
-
-// What the controller has not taken yet is told together.
-bool Merge(WorkerMessage& last, const WorkerMessage& next) {
-  if (last.number() != next.number()) return false;
-  if (last.has_tokens() && next.has_tokens()) {
-    last.mutable_tokens()->MergeFrom(next.tokens());
-    return true;
-  }
-  if (last.has_progress() && next.has_progress()) {
-    *last.mutable_progress() = next.progress();
-    return true;
-  }
-  return false;
-}
 
 absl::StatusOr<std::string> ReadPromptFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
@@ -71,51 +51,21 @@ absl::Status NoTokenizer() {
 
 class Connection final : public WorkerConnection {
  public:
-  Connection(const WorkerOptions& options, Tls tls)
+  Connection(const WorkerOptions& options, const Tls& tls)
       : options_(options),
-        tls_(std::move(tls)),
         world_{options.job, options.epoch, options.view},
-        stub_(internal::v1::Workers::NewStub(grpc::CreateCustomChannel(
-            options.controller, DialCredentials(tls_), ClientChannelArguments()))),
-        stream_([this](const WorldMessage& message) { Receive(message); },
-                [this](const absl::Status& status) { Closed(status); }, Merge) {}
+        link_(
+            options, tls, [this](const WorldMessage& message) { Receive(message); },
+            [this] { Gone(); }) {}
 
-  ~Connection() override { stream_.Cancel(); }
-
-  // Until the first program or a refusal.
-  absl::Status Attach() {
-    stream_.context()->set_wait_for_ready(true);
-    stub_->async()->Attach(stream_.context(), &stream_);
-    stream_.Begin();
-    WorkerMessage message;
-    *message.mutable_world() = ToProto(world_);
-    internal::v1::Attach& attach = *message.mutable_attach();
-    attach.set_pod(options_.pod);
-    attach.set_credential(options_.credential);
-    attach.set_pid(getpid());
-    char host[256] = "";
-    (void)gethostname(host, sizeof(host) - 1);
-    attach.set_host(host);
-    stream_.Push(std::move(message));
-    std::unique_lock<std::mutex> lock(mutex_);
-    const bool heard = changed_.wait_for(lock, absl::ToChronoMilliseconds(kAttachTimeout),
-                                         [this] { return lost_ || !inbox_.empty(); });
-    if (!heard) {
-      TOROID_RETURN_IF_ERROR(WhyNoConnection(options_.controller, tls_));
-      return absl::UnavailableError(
-          absl::StrCat("controller is not reachable: ", options_.controller));
-    }
-    return inbox_.empty() ? (close_status_.ok() ? absl::UnavailableError("the stream was closed")
-                                                : close_status_)
-                          : absl::OkStatus();
-  }
+  absl::Status Attach() { return link_.Attach(); }
 
   ProgramChannel channel() override {
     ProgramChannel channel;
     channel.next = [this] { return Next(); };
     channel.cancelled = [this](uint64_t number) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      return lost_ || cancelled_.count(number) > 0;
+      return gone_ || cancelled_.count(number) > 0;
     };
     channel.on_progress = [this](uint64_t number, const Progress& progress) {
       Tell(number, ProgressAnswer{progress.phase, progress.done, progress.total});
@@ -147,56 +97,58 @@ class Connection final : public WorkerConnection {
     };
     channel.training = [this](uint64_t number) { return Training(number); };
     channel.on_trained = [this](uint64_t number, const absl::StatusOr<TrainingResult>& run) {
-      const absl::Status ended =
-          run.ok() && run->stopped != StopAsked::kNo
-              ? absl::CancelledError(
-                    absl::StrCat("the controller is lost: checkpointed ", run->checkpoint))
-              : run.status();
+      const absl::Status ended = run.ok() && run->stopped != StopAsked::kNo
+                                     ? absl::CancelledError(absl::StrCat(
+                                           link_.gone() ? "the controller is lost" : "told to end",
+                                           ": checkpointed ", run->checkpoint))
+                                     : run.status();
       if (!ended.ok()) {
         job_->End(ended);
-        return Tell(number, ended);
+        return TellDurably(number, Told(ended));
       }
       TrainResult result = job_->Result(*run);
       job_->End(absl::OkStatus());
       result.directory = NameRoots(result.directory, options_.roots);
       result.run.checkpoint = NameRoots(result.run.checkpoint, options_.roots);
-      Answer(number, absl::StatusOr<TrainResult>(std::move(result)));
+      WriteResult(result);
+      TellDurably(number, std::move(result));
     };
     return channel;
   }
 
   void Finish(const absl::Status& status) override {
     Tell(0, WorldEnding{Told(status)});
-    stream_.End();
-    if (!stream_.WaitClosed(kFinishTimeout)) stream_.Cancel();
+    link_.Finish(kFinishTimeout);
   }
 
  private:
   void Receive(const WorldMessage& message) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!(FromProto(message.world()) == world_)) return;  // not of this epoch
     if (message.has_cancel()) {
-      cancelled_.insert(message.number());
+      (message.cancel().save() ? saved_ : cancelled_).insert(message.number());
     } else {
       inbox_.push_back(message);
     }
     changed_.notify_all();
   }
 
-  void Closed(const absl::Status& status) {
+  void Gone() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    lost_ = true;
-    close_status_ = status;
+    gone_ = true;
     changed_.notify_all();
   }
 
   template <typename Body>
   void Tell(uint64_t number, Body body) {
-    stream_.Push(ToProto(world_, WorldAnswer{number, std::move(body)}));
+    link_.Push(ToProto(world_, WorldAnswer{number, std::move(body)}));
+  }
+  template <typename Body>
+  void TellDurably(uint64_t number, Body body) {
+    link_.PushDurably(ToProto(world_, WorldAnswer{number, std::move(body)}));
   }
 
   void Tell(uint64_t number, const absl::Status& error) {
-    stream_.Push(ToProto(world_, WorldAnswer{number, Told(error)}));
+    link_.Push(ToProto(world_, WorldAnswer{number, Told(error)}));
   }
   // Of an error, what clients may hear; the rest is for the agent.
   absl::Status Told(const absl::Status& status) const {
@@ -212,10 +164,11 @@ class Connection final : public WorkerConnection {
       WorldMessage message;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return lost_ || !inbox_.empty(); });
-        if (lost_) return Program();  // kExit
+        changed_.wait(lock, [this] { return gone_ || !inbox_.empty(); });
+        if (gone_) return Program();  // kExit
         message = std::move(inbox_.front());
         inbox_.pop_front();
+        link_.Release();  // the controller has what the last program had to say
         if (cancelled_.count(message.number()) > 0) {
           Tell(message.number(), absl::Status(absl::CancelledError("cancelled")));
           continue;
@@ -266,6 +219,7 @@ class Connection final : public WorkerConnection {
           job_, TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(options_.epoch)));
       program = job_->program();
       program.number = message.number();
+      link_.Hold(program.number);
     } else if (const auto* verify = std::get_if<VerifyTask>(&task.task)) {
       program.kind = ProgramKind::kVerify;
       program.verify = verify->request;
@@ -315,16 +269,16 @@ class Connection final : public WorkerConnection {
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
     events.on_alarm = events.on_note;
     // Without its controller the run has nobody to answer to; the next one goes on from here.
-    events.stop = [this] {
+    events.stop = [this, number] {
       const std::lock_guard<std::mutex> lock(mutex_);
-      return lost_ ? StopAsked::kEnd : StopAsked::kNo;
+      return gone_ || saved_.count(number) > 0 ? StopAsked::kEnd : StopAsked::kNo;
     };
     return job_->Record(std::move(events));
   }
 
   void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {
-    Tell(number, JobCheckpoint{options_.epoch, checkpoint.step,
-                               NameRoots(checkpoint.path, options_.roots), checkpoint.hash});
+    TellDurably(number, JobCheckpoint{options_.epoch, checkpoint.step,
+                                      NameRoots(checkpoint.path, options_.roots), checkpoint.hash});
   }
 
   // Into the job's log.
@@ -361,14 +315,19 @@ class Connection final : public WorkerConnection {
   template <typename Result>
   void Answer(uint64_t number, const absl::StatusOr<Result>& result) {
     if (!result.ok()) return Tell(number, result.status());
-    if (!output_dir_.empty()) {
-      const absl::Status written = WriteResult(ToProto(*result));
-      if (!written.ok()) Print(std::string(written.message()));  // what was made is made
-    }
+    WriteResult(*result);
     Tell(number, *result);
   }
 
-  absl::Status WriteResult(const google::protobuf::Message& message) {
+  // What was made is made, whether it can be written or not.
+  template <typename Result>
+  void WriteResult(const Result& result) {
+    if (output_dir_.empty()) return;
+    const absl::Status written = WriteMessage(ToProto(result));
+    if (!written.ok()) Print(std::string(written.message()));
+  }
+
+  absl::Status WriteMessage(const google::protobuf::Message& message) {
     std::string text;
     google::protobuf::util::JsonPrintOptions print;
     print.add_whitespace = true;
@@ -385,27 +344,24 @@ class Connection final : public WorkerConnection {
   }
 
   const WorkerOptions options_;
-  const Tls tls_;
   const WorldId world_;
-  const std::unique_ptr<internal::v1::Workers::Stub> stub_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<WorldMessage> inbox_;
-  std::set<uint64_t> cancelled_;
-  bool lost_ = false;
-  absl::Status close_status_;
+  std::set<uint64_t> cancelled_, saved_;  // programs that are to end, and how
+  bool gone_ = false;
   LoadedModel model_;                 // of the loop's thread
   std::string output_dir_;            // of the program that runs; of the loop's thread
   std::unique_ptr<TrainingJob> job_;  // of the program that trains; of the loop's thread
   absl::Time next_line_ = absl::InfinitePast();
-  DialledStream<WorkerMessage, WorldMessage> stream_;  // last: its end waits for its reactions
+  WorkerLink link_;  // last: its end waits for its reactions
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options) {
-  TOROID_ASSIGN_OR_RETURN(Tls tls, ReadTls(options.tls_dir));
-  auto connection = std::make_unique<Connection>(options, std::move(tls));
+  TOROID_ASSIGN_OR_RETURN(const Tls tls, ReadTls(options.tls_dir));
+  auto connection = std::make_unique<Connection>(options, tls);
   TOROID_RETURN_IF_ERROR(connection->Attach());
   return std::unique_ptr<WorkerConnection>(std::move(connection));
 }

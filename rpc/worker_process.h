@@ -49,7 +49,8 @@ class WorkerConnection {
   virtual ~WorkerConnection() = default;
   // For RunPrograms on rank 0, which must end before the connection does. Prompts are turned into
   // ids here, with the loaded model's tokenizer; a prompt that cannot be is answered without the
-  // ranks. When the controller is lost every program is cancelled and next() returns kExit.
+  // ranks. When the controller is lost every program is cancelled and next() returns kExit; but one
+  // that trains goes on while the stream is dialled again (worker_link.h), and then saves.
   virtual ProgramChannel channel() = 0;
   // Tells how RunPrograms ended and closes the stream; waits at most 2 s for it to be delivered.
   virtual void Finish(const absl::Status& status) = 0;

@@ -194,6 +194,102 @@ def test_a_training_job_goes_on_after_a_dead_rank():
     no_orphans()
 
 
+class Services:
+    """A controller and its agent, each a process of its own: one can be killed and started again."""
+
+    def __init__(self, state, *words):
+        self.state, self.address = state, "127.0.0.1:0"
+        self.start_controller()
+        self.agent = start("agent", "--pod", "a", "--slots", 2, "--controller", self.address, *words)
+        wait_for("the pod is there", lambda: "READY" in self.run("pods").out)
+
+    def start_controller(self):
+        self.controller = start("controller", "--listen", self.address, "--state", self.state)
+        line = self.controller.stdout.readline().decode()
+        check(line.startswith("READY "), line)
+        self.address = line.split()[1]
+
+    def kill_controller(self):
+        self.controller.kill()
+        finish(self.controller)
+
+    def run(self, *words, **options):
+        return run(*words, env={"TOROID_CONTROLLER": self.address}, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in (self.agent, self.controller):
+            process.send_signal(signal.SIGTERM)
+            finish(process)
+
+
+def test_a_controller_that_dies_stops_no_training():
+    with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as state, \
+            Services(state, "--root", f"text={TEXT}", "--root", f"runs={runs}") as services:
+        run_of_job = os.path.join(runs, "licence")
+        sets = ["--set", "train.schedule.kind=CONSTANT", "--set", "train.checkpoint.every=20", "--set", "max_restarts=0"]
+        id = good(services.run("job", "submit", TRAIN, *sets, "--set", "train.steps=1000")).out.strip()
+        for _ in range(2):
+            made = len(losses(run_of_job))
+            wait_for("steps are made", lambda: len(losses(run_of_job)) >= made + 20, 60)
+            ranks = processes(r"^\S*toroid worker ")
+            services.kill_controller()
+            made = len(losses(run_of_job))
+            wait_for("steps are made without it", lambda: len(losses(run_of_job)) >= made + 20, 60)
+            services.start_controller()
+            wait_for("it knows of steps again", lambda: "progress" in services.run("job", "get", id, "-o", "json").json() or
+                     state_of(services, id) == "SUCCEEDED")
+            check(state_of(services, id) in ("RUNNING", "SUCCEEDED"), state_of(services, id))
+            check(processes(r"^\S*toroid worker ") in (ranks, []), "other ranks", ranks)
+        job = wait_for_end(services, id)
+        check(job["state"] == "SUCCEEDED" and job["epoch"] == 1 and job["restarts"] == 0, job)
+        check(job["result"]["steps"] == 1000 and job["checkpoint"]["step"] == 1000, job)
+        check([step for step, _ in losses(run_of_job)] == list(range(1, 1001)), "a gap, or a step twice")
+        events = [json.loads(line) for line in
+                  services.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl").out.splitlines()]
+        check([event["sequence"] for event in events] == list(range(1, len(events) + 1)), events)
+        check("RESTARTING" not in [event["job"]["state"] for event in events], events)
+        # Negative control: a rank that dies while there is no controller ends its world.
+        again = [*sets, "--set", "max_restarts=1", "--set", "name=again", "--set", "train.steps=1000000"]
+        id = good(services.run("job", "submit", TRAIN, *again)).out.strip()
+        wait_for("steps are made", lambda: len(losses(os.path.join(runs, "again"))) >= 20, 60)
+        services.kill_controller()
+        os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+        wait_for("its world has ended", lambda: not processes(r"^\S*mpirun "))
+        services.start_controller()
+        wait_for("another launch runs", lambda: (j := services.run("job", "get", id, "-o", "json").json())["state"] ==
+                 "RUNNING" and j["epoch"] == 2, 60)
+        good(services.run("job", "cancel", id))
+        check(wait_for_end(services, id)["state"] == "CANCELLED", id)
+    no_orphans()
+
+
+def state_of(services, id):
+    return good(services.run("job", "get", id, "-o", "json")).json()["state"]
+
+
+def wait_for_end(services, id):
+    services.run("job", "watch", id, timeout=120)
+    return good(services.run("job", "get", id, "-o", "json")).json()
+
+
+def test_a_training_job_saves_when_its_time_is_up():
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
+        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=1000000", "--set", "train.checkpoint.every=0",
+                         "--set", "active_deadline=6s")).out.strip()
+        refused(up.run("job", "watch", id, timeout=120), 5, id, "active_deadline", "its last checkpoint is runs/licence")
+        job = good(up.run("job", "get", id, "-o", "json")).json()
+        check(job["state"] == "FAILED" and job["reason"] == "DeadlineExceeded", job)
+        made = losses(os.path.join(runs, "licence"))[-1][0]
+        check(job["checkpoint"]["step"] == made > 0, made, job["checkpoint"])
+        kept = good(run("inspect", os.path.join(runs, "licence"), "-o", "json")).json()["checkpoint"]
+        check(kept["step"] == made and kept["hash"] == job["checkpoint"]["hash"], kept)
+        good(up.run("job", "submit", GENERATE, "--wait"))  # the pod is free again
+    no_orphans()
+
+
 def test_train_through_a_controller():
     with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
         result = good(up.run("train", TRAIN, "--set", "train.steps=6", "-o", "json"))
@@ -251,9 +347,13 @@ def test_verify_a_job_through_a_controller():
         text = good(up.run("verify", TRAIN, "--tokens", 96)).out
         check("pass: " in text, text)
         refused(up.run("verify", TRAIN, "--set", "train.data.path=/etc/passwd"), 5, "/etc/passwd")
-        refused(up.run("verify", TRAIN, "--compute", "f64"), 2, "--compute", "--set")
+        flags = ["--compute", "f64", "--layout", "striped:4", "--mesh", "ring=2", "--tokens", 96, "-o", "json"]
+        flagged = good(up.run("verify", TRAIN, *flags, "--set", "name=flagged")).json()
+        check(flagged["mesh"]["ring"] == 2 and all(t["bound"] == 1e-9 for t in flagged["tensors"]), flagged)
+        refused(up.run("verify", TRAIN, "--layout", "round"), 3, "round", "zigzag")
+        refused(up.run("verify", TRAIN, "--context", 64), 2, "--context", "--set")
         listed = up.run("job", "list", "-o", "json").json()["jobs"]
-        check([job["state"] for job in listed] == ["FAILED", "SUCCEEDED", "SUCCEEDED"], listed)
+        check([job["state"] for job in listed] == ["SUCCEEDED", "FAILED", "SUCCEEDED", "SUCCEEDED"], listed)
         shown = good(up.run("job", "get", listed[-1]["id"])).out
         check("pass: " in shown, shown)
     no_orphans()

@@ -119,6 +119,7 @@ TEST(Contract, LogicKnowsNoGrpc) {
     const bool header = absl::EndsWith(name, ".h");
     static const std::set<std::string> kLogic = {"controller",
                                                  "controller_jobs",
+                                                 "controller_recovery",
                                                  "controller_worlds",
                                                  "controller_state",
                                                  "control",

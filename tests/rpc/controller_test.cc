@@ -8,9 +8,9 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "core/version.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
-#include "rpc/version.h"
 
 namespace toroid {
 namespace {
@@ -30,7 +30,7 @@ struct FakeWorld {
   WorldId id;
   uint64_t session = 0;
   std::vector<WorldProgram> programs;
-  std::vector<uint64_t> cancels;
+  std::vector<uint64_t> cancels, saves;
   uint64_t number() const { return programs.back().number; }
   template <typename Task>
   bool Runs() const {
@@ -69,7 +69,7 @@ class ControllerTest : public ::testing::Test {
   static void TOROID_ASSERT(bool ok) { ASSERT_TRUE(ok); }
 
   std::shared_ptr<FakeAgent> Connect(const std::string& pod, int slots = 2,
-                                     std::vector<WorldId> running = {}) {
+                                     std::vector<HeldWorld> running = {}) {
     auto agent = std::make_shared<FakeAgent>();
     agent->pod = pod;
     AgentLink link;
@@ -83,14 +83,21 @@ class ControllerTest : public ::testing::Test {
     return agent;
   }
 
-  std::shared_ptr<FakeWorld> Attach(const FakeAgent& agent) {
+  // `program`: that it is at since before.
+  std::shared_ptr<FakeWorld> Attach(const FakeAgent& agent, uint64_t program = 0) {
+    return Attach(agent.pod, agent.last(), program);
+  }
+  std::shared_ptr<FakeWorld> Attach(const std::string& pod, const LaunchOrder& order,
+                                    uint64_t program) {
     auto world = std::make_shared<FakeWorld>();
-    world->id = agent.last().world;
+    world->id = order.world;
     WorldLink link;
     link.run = [world](const WorldProgram& program) { world->programs.push_back(program); };
-    link.cancel = [world](uint64_t number) { world->cancels.push_back(number); };
-    const auto session = controller_->WorkerAttached(
-        {world->id, agent.pod, agent.last().credential, "host", 1}, link);
+    link.cancel = [world](uint64_t number, CancelHow how) {
+      (how == CancelHow::kNow ? world->cancels : world->saves).push_back(number);
+    };
+    const auto session =
+        controller_->WorkerAttached({world->id, pod, order.credential, "host", 1, program}, link);
     EXPECT_TRUE(session.ok()) << session.status();
     world->session = session.value_or(0);
     return world;
@@ -658,13 +665,175 @@ TEST_F(ControllerTest, ControllerRestartReconcilesBeforeItActs) {
   Start();
   EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
   EXPECT_EQ(Get(job.id).reason, "ControllerRestarted");
-  agent = Connect("a", 2, {old});  // its world still runs: it is ended first
+  agent = Connect("a", 2, {{old, "word"}});  // its world still runs: it is ended first
   EXPECT_THAT(agent->stops, ElementsAre(old));
   Advance(absl::Milliseconds(1100));
   EXPECT_TRUE(agent->launches.empty());
   EndWorld(*agent, old);
   ASSERT_EQ(agent->launches.size(), 1u);
   EXPECT_GT(agent->last().world.epoch, old.epoch);
+}
+
+JobSpec Training(JobSpec spec) {
+  TrainTask task;
+  task.plan.steps = 7;
+  task.plan.data.paths = {"text"};
+  task.plan.data.sequence_length = 8;
+  task.plan.data.batch_tokens.stages = {{0, 16}};
+  task.plan.options.optimizer.rate.peak = 1;
+  spec.task = task;
+  spec.output_dir = "runs/{name}";
+  spec.max_restarts = 5;
+  return spec;
+}
+
+TEST_F(ControllerTest, AControllerThatWasRestartedKeepsAWorldThatTrains) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Training(Job("book")));
+  auto world = Attach(*agent);
+  const LaunchOrder order = agent->last();
+  const uint64_t program = world->number();
+  Start();
+  const uint64_t sequence = store_->Get(job.id)->sequence;
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  WorldLink link;  // rank 0 is here before its agent: too early, not refused
+  link.run = [](const WorldProgram&) {};
+  WorkerAttachment early{order.world, "a", order.credential, "h", 1, program};
+  EXPECT_EQ(controller_->WorkerAttached(early, link).status().code(),
+            absl::StatusCode::kUnavailable);
+  agent = Connect("a", 2, {{order.world, order.credential}});
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  early.credential = "wrong";
+  EXPECT_EQ(controller_->WorkerAttached(early, link).status().code(),
+            absl::StatusCode::kPermissionDenied);
+  world = Attach("a", order, program);
+  for (int second = 0; second < 30; ++second) {
+    controller_->AgentHeartbeat(agent->session);
+    Advance(absl::Seconds(1));
+  }
+  EXPECT_TRUE(agent->stops.empty());
+  EXPECT_TRUE(agent->launches.empty());
+  EXPECT_TRUE(world->programs.empty());  // it has its program
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  EXPECT_EQ(Get(job.id).epoch, 1u);
+  EXPECT_EQ(Get(job.id).restarts, 0);
+  EXPECT_EQ(store_->Get(job.id)->sequence, sequence);
+  const auto tell = [&](auto body) {
+    controller_->WorkerAnswered(world->session, world->id, {program, std::move(body)});
+  };
+  tell(ProgressAnswer{"train", 3, 7, 5.5, 100});
+  EXPECT_EQ(Get(job.id).progress->done, 3);
+  tell(TrainResult());
+  EXPECT_EQ(Get(job.id).state, JobState::kSucceeded);
+  EXPECT_TRUE(world->Runs<ExitTask>());
+  EXPECT_GT(world->number(), program);
+}
+
+TEST_F(ControllerTest, AControllerThatWasRestartedEndsWhatIsNotThePresentLaunch) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Training(Job("book")));
+  Attach(*agent);
+  LaunchOrder order = agent->last();
+  Start();
+  ++order.world.epoch;
+  agent = Connect("a", 2, {{order.world, order.credential}});
+  EXPECT_THAT(agent->stops, ElementsAre(order.world));
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(job.id).reason, "ControllerRestarted");
+}
+
+TEST_F(ControllerTest, AControllerThatWasRestartedReplacesAWorldThatIsGone) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Training(Job("book")));
+  Attach(*agent);
+  Start();
+  agent = Connect("a");  // without the world
+  EXPECT_EQ(Get(job.id).reason, "ControllerRestarted");
+  Advance(absl::Milliseconds(1100));
+  ASSERT_EQ(agent->launches.size(), 1u);
+  EXPECT_EQ(agent->last().world.epoch, 2u);
+  EXPECT_EQ(Get(job.id).restarts, 0);  // nobody saw a failure
+  Attach(*agent);
+  Start();  // and now the pod is gone
+  auto other = Connect("b");
+  for (int second = 0; second < 19; ++second) {
+    controller_->AgentHeartbeat(other->session);
+    Advance(absl::Seconds(1));
+    EXPECT_TRUE(other->launches.empty()) << second;
+  }
+  controller_->AgentHeartbeat(other->session);
+  Advance(absl::Seconds(2));
+  ASSERT_EQ(other->launches.size(), 1u);
+  EXPECT_EQ(other->last().world.epoch, 3u);
+}
+
+TEST_F(ControllerTest, AWorldThatTrainsMayLoseItsStream) {
+  auto agent = Connect("a");
+  const JobStatus job = Submit(Training(Job("book")));
+  auto world = Attach(*agent);
+  const uint64_t program = world->number();
+  const auto wait = [&](int seconds) {
+    for (int second = 0; second < seconds; ++second) {
+      controller_->AgentHeartbeat(agent->session);
+      Advance(absl::Seconds(1));
+    }
+  };
+  controller_->WorkerGone(world->session);
+  wait(10);
+  EXPECT_TRUE(agent->stops.empty());
+  world = Attach(*agent, program);
+  EXPECT_TRUE(world->programs.empty());
+  wait(30);
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  controller_->WorkerGone(world->session);  // and does not come back
+  wait(16);
+  EXPECT_THAT(agent->stops, ElementsAre(world->id));
+  EndWorld(*agent, world->id, {143, 15, -1, "", "ended"});
+  EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(job.id).reason, "StreamLost");
+  EXPECT_EQ(Get(job.id).restarts, 1);
+}
+
+TEST_F(ControllerTest, AJobThatTrainsSavesWhenItsTimeIsUp) {
+  auto agent = Connect("a");
+  JobSpec spec = Training(Job("book"));
+  spec.active_deadline = absl::Seconds(5);
+  const JobStatus job = Submit(spec);
+  auto world = Attach(*agent);
+  Advance(absl::Seconds(6));
+  EXPECT_TRUE(world->cancels.empty());
+  EXPECT_THAT(world->saves, ElementsAre(world->number()));
+  controller_->AgentHeartbeat(agent->session);
+  Advance(absl::Seconds(10));  // saving may take a while
+  EXPECT_TRUE(agent->stops.empty());
+  Tell(*world, JobCheckpoint{0, 8, "runs/book/checkpoints/step-00000008", 7});
+  Tell(*world, absl::Status(absl::CancelledError("checkpointed")));
+  JobStatus ended = Get(job.id);
+  EXPECT_EQ(ended.state, JobState::kFailed);
+  EXPECT_EQ(ended.reason, "DeadlineExceeded");
+  EXPECT_THAT(ended.message, HasSubstr("step-00000008"));
+  EndWorld(*agent, world->id);
+  // Also if nobody was there when it was up.
+  const JobStatus late = Submit(spec);
+  const auto program = Attach(*agent)->number();
+  const LaunchOrder order = agent->last();
+  Start();
+  Advance(absl::Seconds(6));
+  agent = Connect("a", 2, {{order.world, order.credential}});
+  world = Attach("a", order, program);
+  controller_->Tick();
+  EXPECT_THAT(world->saves, ElementsAre(program));
+  EXPECT_TRUE(agent->stops.empty());
+  controller_->WorkerAnswered(world->session, world->id,
+                              {program, absl::Status(absl::CancelledError("checkpointed"))});
+  EXPECT_EQ(Get(late.id).reason, "DeadlineExceeded");
+  EndWorld(*agent, world->id);
+  // A client's cancel does not wait for that.
+  const JobStatus other = Submit(Training(Job("other")));
+  world = Attach(*agent);
+  ASSERT_TRUE(controller_->CancelJob(other.id).ok());
+  EXPECT_THAT(world->cancels, ElementsAre(world->number()));
+  EXPECT_TRUE(world->saves.empty());
 }
 
 TEST_F(ControllerTest, RefusalsNameWhatIsMissing) {

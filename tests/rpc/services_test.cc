@@ -18,11 +18,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/text/tokenizer.h"
+#include "core/version.h"
 #include "rpc/agent_client.h"
 #include "rpc/client.h"
 #include "rpc/error_info.h"
 #include "rpc/server.h"
-#include "rpc/version.h"
 #include "rpc/worker_process.h"
 
 namespace toroid {

@@ -1,4 +1,4 @@
-// The version that our own processes compare when they meet.
+// The version that processes compare when they meet, and that checkpoints name.
 #pragma once
 
 namespace toroid {
