@@ -56,6 +56,12 @@ ordered_json Json(const ModelDescription& model) {
   return json;
 }
 
+// The toroid that wrote it; empty: it does not say.
+std::string WriterOf(const TrainingState& state) {
+  const auto found = state.texts.find(kWriterText);
+  return found == state.texts.end() ? "" : found->second;
+}
+
 ordered_json Json(const CheckpointDescription& checkpoint) {
   const CheckpointManifest& manifest = checkpoint.manifest;
   const TrainingState& state = manifest.state;
@@ -66,6 +72,7 @@ ordered_json Json(const CheckpointDescription& checkpoint) {
       {"epoch", manifest.epoch},
       {"mesh", {{"data", manifest.data}, {"ring", manifest.ring}, {"tensor", manifest.tensor}}},
       {"dtype", Info(manifest.dtype).name},
+      {"toroid", WriterOf(state).empty() ? ordered_json() : ordered_json(WriterOf(state))},
       {"data_position", state.data_position},
       {"seed", state.seed},
       {"skipped", state.skipped.ToString()},
@@ -90,12 +97,13 @@ std::string Text(const CheckpointDescription& checkpoint, bool whole) {
   const TrainingState& state = manifest.state;
   std::string text = absl::StrFormat(
       "%s\n  step          %d\n  branch        %d\n  parameters    %d, %s\n"
-      "  written by    data=%d,ring=%d,tensor=%d\n"
+      "  written by    toroid %s on data=%d,ring=%d,tensor=%d\n"
       "  data position %d\n  seed          %d\n  skipped       %s\n"
       "  bytes         %s\n  hash          %016x\n  state         %s\n  before        %s\n",
       checkpoint.path, state.step, state.branch, manifest.model.ParameterCount(),
-      Info(manifest.dtype).name, manifest.data, manifest.ring, manifest.tensor, state.data_position,
-      state.seed, state.skipped.ToString().empty() ? "none" : state.skipped.ToString(),
+      Info(manifest.dtype).name, WriterOf(state).empty() ? "unknown" : WriterOf(state),
+      manifest.data, manifest.ring, manifest.tensor, state.data_position, state.seed,
+      state.skipped.ToString().empty() ? "none" : state.skipped.ToString(),
       FormatBytes(double(checkpoint.bytes)), checkpoint.hash,
       !checkpoint.status.ok() ? "damaged"
       : whole                 ? "sound"

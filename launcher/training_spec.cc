@@ -10,6 +10,14 @@
 #include "launcher/options.h"
 
 namespace toroid {
+namespace {
+
+// A flag beats the job, and the job what is in the environment.
+bool Given(const Arguments& arguments, const char* flag) {
+  return arguments.OriginOf(flag) == Origin::kFlag;
+}
+
+}  // namespace
 
 absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::string& path) {
   TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
@@ -17,10 +25,10 @@ absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::stri
     return absl::InvalidArgumentError(
         absl::StrCat("not a training job: ", path, ": give it train { ... }, or submit it"));
   }
-  if (arguments.Has("--mesh")) {
+  if (Given(arguments, "--mesh")) {
     TOROID_ASSIGN_OR_RETURN(spec.placement.mesh, ParseMeshWish(arguments.Text("--mesh")));
   }
-  if (arguments.Has("--threads")) {
+  if (Given(arguments, "--threads")) {
     const int64_t threads = arguments.Count("--threads");
     if (threads > 4096) {
       return UsageError(absl::StrCat("bad value of --threads: ", threads, ": give 0 to 4096"));
@@ -28,11 +36,11 @@ absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::stri
     spec.placement.load.threads = static_cast<int>(threads);
   }
   LoadRequest& load = spec.placement.load;
-  if (arguments.Has("--layout")) {
+  if (Given(arguments, "--layout")) {
     TOROID_ASSIGN_OR_RETURN(load.layout, ParseLayoutRule(arguments.Text("--layout")));
   }
-  if (arguments.Has("--compute")) load.compute = ComputeNamed(arguments.Text("--compute"));
-  if (arguments.Has("--device")) spec.device = DeviceNamed(arguments.Text("--device"));
+  if (Given(arguments, "--compute")) load.compute = ComputeNamed(arguments.Text("--compute"));
+  if (Given(arguments, "--device")) spec.device = DeviceNamed(arguments.Text("--device"));
   load.device = spec.device;
   return spec;
 }

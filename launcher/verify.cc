@@ -161,7 +161,7 @@ absl::Status CheckFlagsOfJob(const Arguments& arguments) {
   if (HasText(arguments)) {
     return UsageError("a text with a job: its data are the job's own: drop the text, or the job");
   }
-  for (const char* flag : {"--compute", "--layout", "--seed", "--context", "--device"}) {
+  for (const char* flag : {"--seed", "--context"}) {
     if (arguments.OriginOf(flag) == Origin::kFlag) {
       return UsageError(absl::StrCat(flag, " with a job: its spec says that: use --set"));
     }

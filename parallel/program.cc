@@ -1,13 +1,18 @@
 #include "parallel/program.h"
 
+#include <unistd.h>
+
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
+#include "core/train/run_log.h"
 #include "parallel/engine.h"
 #include "parallel/evidence.h"
 #include "parallel/host_exchange.h"
@@ -92,6 +97,7 @@ class Reader {
 // The one list of a program's fields, for both directions.
 template <typename Stream, typename P>
 void TrainFields(Stream&& field, P& p) {
+  field(p.job);
   field(p.options);
   field(p.data.paths), field(p.data.format);
   field(p.data.documents.field), field(p.data.documents.separator);
@@ -287,12 +293,40 @@ class Runner {
     return training;
   }
 
+  // In the run's directory. Of rank 0, who speaks for all, its channel's owner keeps the log; a
+  // rank that cannot write one computes all the same.
+  std::optional<RunLog> LogOf(const TrainingPlan& plan) {
+    if (world_.rank() == 0 || plan.directory.empty()) return std::nullopt;
+    auto log = RunLog::Open(plan.directory, {plan.job, plan.epoch, world_.rank()});
+    if (!log.ok()) return std::nullopt;
+    (void)log->Write("begin", absl::StrCat("process ", getpid(), " on ", hosts_[world_.rank()]), 0);
+    return *std::move(log);
+  }
+
   absl::StatusOr<TrainingResult> Train(const Program& program) {
     TOROID_ASSIGN_OR_RETURN(const Training training, Prepare(program));
+    std::optional<RunLog> log = LogOf(training.plan);
+    int64_t step = 0;
     TrainingEvents events;
+    if (log) {
+      events.on_resumed = [&log, &step](const CheckpointOutcome& from) {
+        step = from.step;
+        (void)log->Write("resumed", from.path, step);
+      };
+    }
+    const auto result = TrainHeard(program.number, training, std::move(events));
+    if (log && result.ok()) (void)log->Write("end", result->checkpoint, result->steps);
+    if (log && !result.ok()) {
+      (void)log->Write("error", std::string(result.status().message()), step);
+    }
+    return result;
+  }
+
+  absl::StatusOr<TrainingResult> TrainHeard(uint64_t number, const Training& training,
+                                            TrainingEvents events) {
     if (world_.rank() == 0) {
-      events = channel_.training(program.number);
-      events.stop = [this, number = program.number, stop = events.stop] {
+      events = channel_.training(number);
+      events.stop = [this, number, stop = events.stop] {
         const StopAsked asked = stop();
         return asked == StopAsked::kNo && channel_.cancelled(number) ? StopAsked::kCancel : asked;
       };

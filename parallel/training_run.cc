@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "core/io/model_origin.h"
 #include "core/status_macros.h"
+#include "core/version.h"
 #include "parallel/device.h"
 #include "parallel/host_exchange.h"
 #include "parallel/host_memory.h"
@@ -253,13 +254,11 @@ absl::Status TrainingRun::Resume(const ModelSource& source) {
     Fork(GatherHost(world, newest)[0] + 1);
   }
   Note(absl::StrCat("resumed from ", loaded->path, ", written on ", ToString(loaded->mesh)));
-  if (speaks()) {
-    CheckpointOutcome from;
-    from.step = step_;
-    from.path = loaded->path;
-    from.hash = loaded->hash;
-    events_.on_resumed(from);
-  }
+  CheckpointOutcome from;
+  from.step = step_;
+  from.path = loaded->path;
+  from.hash = loaded->hash;
+  events_.on_resumed(from);
   return absl::OkStatus();
 }
 
@@ -331,6 +330,7 @@ TrainingState TrainingRun::State() const {
   const GradientNoiseScale& noise = trainer_->noise();
   state.numbers[kNoise] = {noise.gradient, noise.trace, noise.weight};
   state.texts[kList] = absl::StrCat(batches_->list_fingerprint());
+  state.texts[kWriterText] = kVersion;
   state.texts[kOptimizer] = OptimizerText(plan_.options);
   state.texts[kDropout] = DropoutText(plan_.options);
   return state;

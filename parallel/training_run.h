@@ -28,6 +28,7 @@
 namespace toroid {
 
 struct TrainingPlan {
+  std::string job;  // its name, for logs; may be empty
   TrainOptions options;
   TrainingData data;
   int64_t steps = 0;
@@ -82,7 +83,7 @@ enum class StopAsked {
   kCancel    // end at once; a checkpoint that is being written is finished
 };
 
-// Called on rank 0 only.
+// Called on rank 0 only, but on_resumed.
 struct TrainingEvents {
   std::function<void(const TokenCacheProgress&)> on_tokenised = [](const TokenCacheProgress&) {};
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};

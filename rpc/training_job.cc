@@ -68,18 +68,8 @@ absl::StatusOr<std::unique_ptr<TrainingJob>> TrainingJob::Open(const JobSpec& sp
                                                                int64_t epoch) {
   std::unique_ptr<TrainingJob> job(new TrainingJob(spec, directory, epoch));
   TOROID_RETURN_IF_ERROR(job->CheckExport());
-  std::error_code error;
-  fs::create_directories(directory + "/logs", error);
-  if (error) {
-    return absl::PermissionDeniedError(absl::StrCat("output directory cannot be made: ", directory,
-                                                    ": ", error.message(), ": name another"));
-  }
-  job->log_.reset(std::fopen(absl::StrCat(directory, "/logs/rank-0000.log").c_str(), "a"));
-  if (job->log_ == nullptr) {
-    return absl::PermissionDeniedError(
-        absl::StrCat("output directory cannot be written: ", directory, ": ", std::strerror(errno),
-                     ": name another"));
-  }
+  TOROID_ASSIGN_OR_RETURN(RunLog log, RunLog::Open(directory, {spec.name, epoch, /*rank=*/0}));
+  job->log_.emplace(std::move(log));
   job->Log("begin", absl::StrCat("mesh ", ToString(spec.placement.load.mesh)));
   return job;
 }
@@ -89,6 +79,7 @@ Program TrainingJob::program() const {
   program.kind = ProgramKind::kTrain;
   program.load = spec_.placement.load;
   program.train = task_.plan;
+  program.train.job = spec_.name;
   program.train.directory = directory_;
   program.train.epoch = epoch_;
   if (program.train.data.cache.empty()) program.train.data.cache = directory_ + "/tokens";
@@ -268,21 +259,7 @@ void TrainingJob::Step(const StepReport& report) {
 }
 
 void TrainingJob::Log(const char* event, const std::string& text) {
-  const absl::Time now = absl::Now();
-  const std::string line =
-      Dump({{"time", absl::FormatTime(absl::RFC3339_full, now, absl::UTCTimeZone())},
-            {"job", spec_.name},
-            {"epoch", epoch_},
-            {"rank", 0},
-            {"step", step_},
-            {"event", event},
-            {"text", text}});
-  if (log_ == nullptr) return;
-  if (std::fwrite(line.data(), 1, line.size(), log_.get()) != line.size() ||
-      std::fflush(log_.get()) != 0) {
-    log_.reset();
-    Alarm(CannotWrite(absl::StrCat(directory_, "/logs/rank-0000.log")));
-  }
+  Alarm(log_->Write(event, text, step_));
 }
 
 void TrainingJob::Alarm(const absl::Status& status) {

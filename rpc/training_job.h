@@ -6,7 +6,8 @@
 //                            takes back what was written of later steps; "epoch" is of the launch
 //   events.out.tfevents.*    the same numbers for TensorBoard
 //   lock                     held by the run that is at it (core/io/directory_lock.h)
-//   logs/rank-0000.log       JSON lines: begin, notes, alarms, checkpoints, export, end
+//   logs/rank-0000.log       JSON lines (core/train/run_log.h): begin, notes, alarms, checkpoints,
+//                            export, end; the other ranks write theirs
 //   export/                  if it was asked for, a Hugging Face directory of the last weights
 // checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h), evidence/ is
 // parallel/evidence.h's. "step" counts from 1, so that step k is the one that checkpoints/step-k
@@ -25,6 +26,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/train/events_writer.h"
+#include "core/train/run_log.h"
 #include "parallel/program.h"
 #include "rpc/job.h"
 
@@ -81,7 +83,8 @@ class TrainingJob {
   const std::string directory_;
   const int64_t epoch_;
   std::function<void(const std::string&)> alarm_;
-  File metrics_, log_;
+  File metrics_;
+  std::optional<RunLog> log_;  // always there
   std::optional<EventsWriter> events_;
   bool begun_ = false;  // a step was written
   bool alarmed_ = false;

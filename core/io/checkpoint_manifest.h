@@ -26,6 +26,8 @@
 namespace toroid {
 
 inline constexpr char kManifestName[] = "manifest.json";
+// In TrainingState::texts: the version of toroid that wrote it.
+inline constexpr char kWriterText[] = "toroid";
 inline constexpr int64_t kManifestBytes = int64_t{128} << 20;  // at most
 
 // A run between two steps, but for its values.

@@ -16,6 +16,7 @@
 #include "core/io/weights.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer_export.h"
+#include "core/version.h"
 
 namespace toroid {
 namespace {
@@ -210,6 +211,7 @@ absl::StatusOr<ConvertedModel> WriteCheckpoint(const ModelSource& source, const 
   CheckpointManifest manifest;
   manifest.model = source.config;
   manifest.save_id = RandomId();
+  manifest.state.texts[kWriterText] = kVersion;
   manifest.origin = {int64_t(origin.size()), HashOfText(origin)};
   CheckpointShard& shard = manifest.shards.emplace_back();
   const std::vector<ParamSpec> specs = Stored(source.config);

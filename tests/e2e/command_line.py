@@ -83,6 +83,8 @@ def test_convert_and_inspect_a_checkpoint():
         check(shown["checkpoint"]["damaged"] is False and shown["checkpoint"]["before"] is None, shown["checkpoint"])
         check(shown["checkpoint"]["mesh"] == {"data": 1, "ring": 1, "tensor": 1}, shown["checkpoint"])
         check(shown["checkpoint"]["shards"][0]["sound"] is True, shown["checkpoint"])
+        version = run("version", "-o", "json").json()["version"]
+        check(shown["checkpoint"]["toroid"] == version, shown["checkpoint"])
         text = run("inspect", run_dir)
         check(text.code == 0 and "sound" in text.out and "data position" in text.out, text.out)
 

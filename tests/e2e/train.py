@@ -36,6 +36,11 @@ def lines(directory):
         return []
 
 
+def rank_log(directory, rank):
+    with open(os.path.join(directory, "logs", f"rank-{rank:04d}.log")) as file:
+        return [json.loads(line) for line in file]
+
+
 def losses(directory):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines(directory)]
 
@@ -86,6 +91,14 @@ def test_what_a_run_leaves():
         with open(os.path.join(top, "logs", "rank-0000.log")) as file:
             events = [json.loads(line)["event"] for line in file]
         check(events[0] == "begin" and events[-1] == "end" and "checkpoint" in events, events)
+        told = rank_log(top, 1)  # every rank has its own
+        check([line["event"] for line in told] == ["begin", "end"], told)
+        check(told[-1]["step"] == 12 and told[-1]["text"] == answer["checkpoint"], told[-1])
+        check(all(line["rank"] == 1 and line["job"] == "licence" for line in told), told)
+        good(launch(2, *words(top, 14), "-q"))
+        check([(line["event"], line["step"]) for line in rank_log(top, 1)[2:]] ==
+              [("begin", 0), ("resumed", 12), ("end", 14)], rank_log(top, 1))
+        check(not os.path.exists(os.path.join(top, "logs", "rank-0002.log")), "a rank that is not there")
         # config.textproto is what ran: it makes the same run again, elsewhere.
         with tempfile.TemporaryDirectory() as other:
             config = os.path.join(top, "config.textproto")

@@ -3,11 +3,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "core/io/convert.h"
+#include "core/io/model_checkpoint.h"
+#include "core/version.h"
 #include "parallel/memory_plan.h"
 #include "tests/support/training_runs.h"
 
@@ -102,13 +105,24 @@ TEST_F(TrainingRunTest, ResumesOnAnotherMesh) {
   const Outcome whole = Run(plan);
   EXPECT_EQ(whole.result.checkpoint, "");  // nothing is written
   plan.directory = Directory("run");
-  plan.options.mesh = {2, 2, 1};
+  plan.options.mesh = {2, 2, 2};
   plan.steps = 10;
-  ASSERT_TRUE(Run(plan).status.ok());
+  const Outcome first = Run(plan);
+  ASSERT_TRUE(first.status.ok()) << first.status;
+  const auto saved = DescribeCheckpoint(first.result.checkpoint, /*whole=*/true);
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_EQ(saved->shards.size(), 8u);
+  EXPECT_EQ(saved->manifest.state.texts.at(kWriterText), kVersion);
   plan.options.mesh = {1, 1, 3};
   plan.steps = 20;
-  const Outcome rest = Run(plan);
+  std::atomic<int> told = 0;  // every rank hears where it goes on
+  TrainingEvents events;
+  events.on_resumed = [&](const CheckpointOutcome& from) {
+    told += from.step == 10 && from.hash == saved->hash && from.path == saved->path;
+  };
+  const Outcome rest = Run(plan, events);
   ASSERT_TRUE(rest.status.ok()) << rest.status;
+  EXPECT_EQ(told, 3);
   for (int64_t step = 10; step < 20; ++step) {
     EXPECT_NEAR(rest.losses.at(step) / whole.losses.at(step), 1, 1e-5) << step;
   }
