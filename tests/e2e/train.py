@@ -406,7 +406,13 @@ def test_verify_a_job():
         check(any(".layers.1." in tensor["tensor"] for tensor in full["tensors"]), "--full")
         check(os.listdir(top) == ["tokens"], os.listdir(top))
         refused(run(*verify, "--prompt", "x"), 2, "text with a job")
-        refused(run(*verify, "--compute", "f64"), 2, "--compute", "--set")
+        flags = ["--mesh", "ring=2", "--compute", "f64", "--layout", "striped:4"]
+        flagged = good(launch(2, *verify, *flags, "--set", "compute=FP32")).json()  # a flag beats the job
+        check(all(tensor["bound"] == 1e-9 for tensor in flagged["tensors"]), flagged["tensors"])
+        job = good(run(*verify, env={"TOROID_COMPUTE": "f64"})).json()  # and the job the environment
+        check(all(tensor["bound"] > 1e-9 for tensor in job["tensors"]), job["tensors"])
+        refused(run(*verify, "--layout", "round"), 3, "round", "zigzag")
+        refused(run(*verify, "--context", 64), 2, "--context", "--set")
         refused(run("verify", MODEL, "--set", "seed=1"), 2, "--set")
 
 
