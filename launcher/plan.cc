@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <utility>
 #include <variant>
 
@@ -19,6 +20,7 @@
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "parallel/memory_plan.h"
+#include "parallel/training_run.h"
 
 namespace toroid {
 namespace {
@@ -229,7 +231,8 @@ absl::StatusOr<MeshShape> MeshOf(const MeshWish& wish, const std::string& path) 
 absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::string& path,
                                        const std::string& mesh) {
   for (const char* name : {"--task", "--sequence-length", "--batch-tokens", "--packs-per-rank",
-                           "--remat", "--token-block", "--max-tokens", "--context", "--compute"}) {
+                           "--remat", "--token-block", "--max-tokens", "--context", "--compute",
+                           "--layout", "--page-tokens", "--seed", "--threads", "--device"}) {
     if (arguments.OriginOf(name) == Origin::kFlag) {
       return UsageError(absl::StrCat(name, " with a job's file: use --set"));
     }
@@ -252,7 +255,12 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
     job.options.compute = load.compute;
     for (const BatchRamp::Stage& stage : train->plan.data.batch_tokens.stages) {
       job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+      job.batch_unit = std::gcd(job.batch_unit, stage.tokens);
     }
+    TrainingPlan plan = train->plan;  // as train runs it
+    plan.options = job.options;
+    plan.directory = spec.output_dir;
+    TOROID_RETURN_IF_ERROR(Validate(plan, question.source->config, question.mesh.size()));
     question.job = job;
   } else if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
     PlannedInference job{load, generate->request.max_tokens};
@@ -298,12 +306,17 @@ const OptionTable kPlanOptions = {
     {
         {"--set", ValueKind::kText, "A.B=V", "", "of a job's file: sets a field (repeat for more)",
          false, true},
-        {"--task", ValueKind::kChoice, "auto|train|generate", "auto",
-         "auto: train if a sequence length or a batch is given"},
         {"--memory", ValueKind::kBytes, "BYTES", "",
          "what a rank may take; default: the job's, or no limit"},
         {"--flops", ValueKind::kReal, "RATE", "0",
          "operations a second of a rank, as 5e10: the seconds of a step or a prefill are told"},
+    }};
+
+const OptionTable kModelAloneOptions = {
+    "a job that no file says",
+    {
+        {"--task", ValueKind::kChoice, "auto|train|generate", "auto",
+         "auto: train if a sequence length or a batch is given"},
         {"--max-tokens", ValueKind::kCount, "N", "256", "generate: of the context, made"},
         {"--sequence-length", ValueKind::kCount, "N", "", "train: default the model's context"},
         {"--batch-tokens", ValueKind::kCount, "N", "",
@@ -322,7 +335,7 @@ const Verb kPlanVerb = {
     .summary = "bytes of each rank before launch, and the smallest change that fits",
     .positionals = {{"MODEL", true,
                      "a model directory, a GGUF file, a checkpoint, random:NAME, or a job's file"}},
-    .tables = {&kPlanOptions, &kMeshOptions, &kModelOptions, &kOutputOptions},
+    .tables = {&kPlanOptions, &kModelAloneOptions, &kMeshOptions, &kModelOptions, &kOutputOptions},
     .examples =
         "toroid plan /models/llama --mesh ring=4,tensor=2 --context 128k --memory 16GiB\n"
         "toroid plan deploy/jobs/train.textproto --mesh data=4 --memory 2GiB\n"
@@ -332,7 +345,9 @@ const Verb kPlanVerb = {
     .run = RunPlan,
     .details =
         "The job's own code runs on memory that only counts, so weights are not read and the ranks "
-        "need not exist.\nExit code 1: some rank needs more than --memory.",
+        "need not exist.\nOf a job's file all is as the file says, whatever defaults are shown "
+        "below: --mesh and --memory take\nthe place of its own, --set of any field, and the other "
+        "flags that say a job are refused.\nExit code 1: some rank needs more than --memory.",
 };
 
 }  // namespace toroid

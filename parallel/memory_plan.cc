@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "core/model/params.h"
 #include "core/status_macros.h"
 #include "parallel/engine.h"
@@ -15,6 +19,7 @@ namespace {
 
 constexpr int64_t kMostRanks = 1 << 16;
 constexpr int64_t kMostGrowth = 1 << 10;  // of a mesh, in advice
+constexpr int64_t kContextUnit = 64;      // of shorter contexts, in advice
 
 using Source = std::shared_ptr<const ModelSource>;
 using Signature = std::vector<int64_t>;  // ranks of equal ones need the same
@@ -105,17 +110,38 @@ std::vector<MeshShape> Larger(const MeshShape& mesh, int64_t growth, bool traini
   return {ring, tensor};
 }
 
-// The first of these jobs that fits, as advice; nothing if none does.
+// The most bytes of a rank, if the job fits; nothing if it does not, or is none.
 template <typename Job>
-bool FirstFit(const Source& source, const std::vector<std::pair<std::string, Job>>& jobs,
-              int64_t limit, std::vector<std::string>& advice) {
-  for (const auto& [text, job] : jobs) {
-    const absl::StatusOr<MemoryPlan> plan = PlanMemory(source, job);
-    if (!plan.ok() || plan->most() > limit) continue;
-    advice.push_back(absl::StrCat(text, ": ", Bytes(plan->most()), " on a rank at most"));
-    return true;
+std::optional<int64_t> Fit(const Source& source, const Job& job, int64_t limit) {
+  const absl::StatusOr<MemoryPlan> plan = PlanMemory(source, job);
+  if (!plan.ok() || plan->most() > limit) return std::nullopt;
+  return plan->most();
+}
+
+// The greatest of 1 .. most that fits, 0 if none does. What is smaller needs no more, so that the
+// middle of what is not known yet halves it.
+template <typename Fits>
+int64_t Greatest(int64_t most, Fits fits) {
+  if (most < 1 || !fits(1)) return 0;
+  int64_t fit = 1, unfit = most + 1;
+  while (unfit - fit > 1) {
+    const int64_t middle = fit + (unfit - fit) / 2;
+    (fits(middle) ? fit : unfit) = middle;
   }
-  return false;
+  return fit;
+}
+
+// A changed job that fits, and how a user changes it.
+template <typename Job>
+struct Change {
+  std::string text;
+  Job job;
+};
+
+template <typename Job>
+std::string Line(const Source& source, const Change<Job>& change) {
+  return absl::StrCat(change.text, ": ", Bytes(PlanMemory(source, change.job)->most()),
+                      " on a rank at most");
 }
 
 struct RematName {
@@ -127,27 +153,76 @@ constexpr RematName kRemats[] = {
     {Remat::kAttentionOutput, "--remat attention_output", "--set train.remat=ATTENTION_OUTPUT"},
     {Remat::kBlock, "--remat block", "--set train.remat=BLOCK"}};
 
-// Training with less kept and more computed again; each change beside those before it.
-std::vector<std::pair<std::string, PlannedTraining>> Slower(const PlannedTraining& job) {
-  std::vector<std::pair<std::string, PlannedTraining>> jobs;
-  PlannedTraining changed = job;
-  std::string text;
-  const auto add = [&](const std::string& option) {
-    absl::StrAppend(&text, text.empty() ? "" : " ", option);
-    jobs.emplace_back(text, changed);
+// Training with less kept and more computed again: as little of it as fits, the fewest changes of
+// remat first. Nothing if that is not enough.
+std::optional<Change<PlannedTraining>> Slower(const Source& source, const PlannedTraining& job,
+                                              int64_t limit) {
+  const auto changed = [&](Remat remat, int64_t packs) {
+    PlannedTraining slower = job;
+    slower.options.remat = remat;
+    slower.options.packs_per_rank = packs;
+    return slower;
   };
-  if (job.options.packs_per_rank > 1) {
-    changed.options.packs_per_rank = 1;
-    add(job.of_spec ? "--set train.packs_per_rank=1" : "--packs-per-rank 1");
-  }
-  const std::string before = text;
+  if (!Fit(source, changed(Remat::kBlock, 1), limit)) return std::nullopt;
+  const int64_t given = job.options.packs_per_rank;
   for (const RematName& name : kRemats) {
-    if (int(name.remat) <= int(job.options.remat)) continue;
-    text = before;
-    changed.options.remat = name.remat;
-    add(job.of_spec ? name.field : name.flag);
+    const bool same = name.remat == job.options.remat;
+    if (int(name.remat) < int(job.options.remat)) continue;
+    const int64_t packs = Greatest(same ? given - 1 : given, [&](int64_t n) {
+      return Fit(source, changed(name.remat, n), limit).has_value();
+    });
+    if (packs == 0) continue;
+    std::vector<std::string> options;
+    if (packs != given) {
+      options.push_back(
+          absl::StrCat(job.of_spec ? "--set train.packs_per_rank=" : "--packs-per-rank ", packs));
+    }
+    if (!same) options.push_back(job.of_spec ? name.field : name.flag);
+    return Change<PlannedTraining>{absl::StrJoin(options, " "), changed(name.remat, packs)};
   }
-  return jobs;
+  return std::nullopt;
+}
+
+// The mesh of the fewest ranks that fits, as the job is or else made slower.
+std::optional<Change<PlannedTraining>> OnMoreRanks(const Source& source, const PlannedTraining& job,
+                                                   int64_t limit) {
+  for (int64_t growth = 2; growth <= kMostGrowth; growth *= 2) {
+    for (const bool slow : {false, true}) {
+      for (const MeshShape& mesh : Larger(job.options.mesh, growth, /*training=*/true)) {
+        Change<PlannedTraining> change{absl::StrCat("--mesh ", ToString(mesh)), job};
+        change.job.options.mesh = mesh;
+        if (!slow && Fit(source, change.job, limit)) return change;
+        if (!slow) continue;
+        const auto slower = Slower(source, change.job, limit);
+        if (slower) return Change<PlannedTraining>{change.text + " " + slower->text, slower->job};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+// The longest sequences that fit and of which the batch has a whole number.
+std::optional<Change<PlannedTraining>> Shorter(const Source& source, const PlannedTraining& job,
+                                               int64_t limit) {
+  const int64_t batch = std::gcd(job.batch_tokens, job.batch_unit);
+  std::set<int64_t> lengths;
+  for (int64_t d = 1; d <= batch / d; ++d) {
+    if (batch % d == 0) lengths.insert({d, batch / d});
+  }
+  lengths.erase(lengths.lower_bound(job.sequence_length), lengths.end());
+  const std::vector<int64_t> ascending(lengths.begin(), lengths.end());
+  const auto of = [&](int64_t i) {
+    PlannedTraining changed = job;
+    changed.sequence_length = ascending[size_t(i - 1)];
+    return changed;
+  };
+  const int64_t i = Greatest(int64_t(ascending.size()),
+                             [&](int64_t n) { return Fit(source, of(n), limit).has_value(); });
+  if (i == 0) return std::nullopt;
+  return Change<PlannedTraining>{
+      absl::StrCat(job.of_spec ? "--set train.data.sequence_length=" : "--sequence-length ",
+                   of(i).sequence_length),
+      of(i)};
 }
 
 }  // namespace
@@ -158,9 +233,19 @@ int64_t MemoryPlan::most() const {
   return most;
 }
 
+absl::Status CheckPositions(const ModelConfig& model, int64_t sequence_length) {
+  if (model.positions != PositionKind::kLearned || sequence_length <= model.context) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("sequence length: ", sequence_length,
+                                                 ", but the model has learned ", model.context,
+                                                 " positions"));
+}
+
 absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedTraining& job) {
   const TrainOptions& options = job.options;
   TOROID_RETURN_IF_ERROR(CheckMesh(source->config, options.mesh));
+  TOROID_RETURN_IF_ERROR(CheckPositions(source->config, job.sequence_length));
   TOROID_ASSIGN_OR_RETURN(const auto packs, Packs(job));
   std::vector<TokenLayout> layouts;  // of both micro-batches
   for (int64_t m = 0;
@@ -209,64 +294,51 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& giv
 
 std::vector<std::string> Advise(Source source, const PlannedTraining& job, int64_t limit) {
   std::vector<std::string> advice;
-  const auto slower = Slower(job);
-  FirstFit(source, slower, limit, advice);
-  for (int64_t growth = 2; growth <= kMostGrowth; growth *= 2) {
-    std::vector<std::pair<std::string, PlannedTraining>> jobs;
-    for (const bool slow : {false, true}) {
-      if (slow && slower.empty()) continue;
-      for (const MeshShape& mesh : Larger(job.options.mesh, growth, /*training=*/true)) {
-        PlannedTraining changed = slow ? slower.back().second : job;
-        changed.options.mesh = mesh;
-        jobs.emplace_back(absl::StrCat("--mesh ", ToString(mesh),
-                                       slow ? absl::StrCat(" ", slower.back().first) : ""),
-                          changed);
-      }
-    }
-    if (FirstFit(source, jobs, limit, advice)) break;
+  for (const auto& change :
+       {Slower(source, job, limit), OnMoreRanks(source, job, limit), Shorter(source, job, limit)}) {
+    if (change) advice.push_back(Line(source, *change));
   }
-  std::vector<std::pair<std::string, PlannedTraining>> shorter;
-  for (int64_t length = job.sequence_length / 2; length >= 1; length /= 2) {
-    PlannedTraining changed = job;
-    changed.sequence_length = length;
-    shorter.emplace_back(
-        absl::StrCat(job.of_spec ? "--set train.data.sequence_length=" : "--sequence-length ",
-                     length),
-        changed);
-  }
-  FirstFit(source, shorter, limit, advice);
   return advice;
 }
 
 std::vector<std::string> Advise(Source source, const PlannedInference& given, int64_t limit) {
   const PlannedInference job = WithContext(source, given);
   std::vector<std::string> advice;
-  PlannedInference changed = job;
-  changed.load.compute = Compute::kBF16;
-  const PlannedInference narrow = changed;
-  const bool wide = job.load.compute != Compute::kBF16;
-  if (wide) FirstFit<PlannedInference>(source, {{"--compute bf16", narrow}}, limit, advice);
-  for (int64_t growth = 2; growth <= kMostGrowth; growth *= 2) {
-    std::vector<std::pair<std::string, PlannedInference>> jobs;
-    for (const PlannedInference* base : {&job, &narrow}) {
-      if (base == &narrow && !wide) continue;
+  std::vector<Change<PlannedInference>> bases = {{"", job}};
+  if (job.load.compute != Compute::kBF16) {
+    bases.push_back({" --compute bf16", job});
+    bases[1].job.load.compute = Compute::kBF16;
+    if (Fit(source, bases[1].job, limit)) {
+      advice.push_back(Line<PlannedInference>(source, {"--compute bf16", bases[1].job}));
+    }
+  }
+  std::optional<Change<PlannedInference>> larger;
+  for (int64_t growth = 2; growth <= kMostGrowth && !larger; growth *= 2) {
+    for (const Change<PlannedInference>& base : bases) {
       for (const MeshShape& mesh : Larger(job.load.mesh, growth, /*training=*/false)) {
-        changed = *base;
-        changed.load.mesh = mesh;
-        jobs.emplace_back(
-            absl::StrCat("--mesh ", ToString(mesh), base == &narrow ? " --compute bf16" : ""),
-            changed);
+        Change<PlannedInference> change{absl::StrCat("--mesh ", ToString(mesh), base.text),
+                                        base.job};
+        change.job.load.mesh = mesh;
+        if (!larger && Fit(source, change.job, limit)) larger = change;
       }
     }
-    if (FirstFit(source, jobs, limit, advice)) break;
   }
-  std::vector<std::pair<std::string, PlannedInference>> shorter;
-  for (int64_t context = job.load.context / 2; context >= 2; context /= 2) {
-    changed = job;
-    changed.load.context = context;
-    shorter.emplace_back(absl::StrCat("--context ", context), changed);
+  if (larger) advice.push_back(Line(source, *larger));
+  const int64_t unit = job.load.context > kContextUnit ? kContextUnit : 1;
+  const auto of = [&](int64_t units) {
+    PlannedInference changed = job;
+    changed.load.context = std::max<int64_t>(2, units * unit);
+    return changed;
+  };
+  const int64_t units =
+      job.load.context < 3 ? 0 : Greatest((job.load.context - 1) / unit, [&](int64_t n) {
+        return Fit(source, of(n), limit).has_value();
+      });
+  if (units > 0) {
+    const Change<PlannedInference> shorter{absl::StrCat("--context ", of(units).load.context),
+                                           of(units)};
+    advice.push_back(Line(source, shorter));
   }
-  FirstFit(source, shorter, limit, advice);
   return advice;
 }
 

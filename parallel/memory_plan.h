@@ -22,6 +22,9 @@ struct PlannedTraining {
   int64_t sequence_length = 0;
   int64_t batch_tokens = 0;  // of all ranks, one step
   bool checkpoints = true;   // are written
+  // Advised sequence lengths divide it too: the batches of a ramp's other stages. 0: there are
+  // none.
+  int64_t batch_unit = 0;
   // Advice names fields of a job's spec, "--set train.remat=BLOCK", not plan's flags.
   bool of_spec = false;
 };
@@ -50,12 +53,17 @@ absl::StatusOr<MemoryPlan> PlanMemory(std::shared_ptr<const ModelSource> source,
                                       const PlannedInference& job);
 
 // Changes after which no rank needs more than `limit` bytes, the smallest first, as a user writes
-// them: "--remat block: 1.2 GiB". Options that cost only time come first, then larger meshes, then
-// shorter texts. Empty if none was found.
+// them: "--remat block: 1.2 GiB". Options that cost only time come first, then larger meshes (an
+// axis doubled, and again), then shorter texts. Each is the smallest of its kind: one sequence more
+// in a micro-batch, half the mesh, the next longer sequence that divides the batch or 64 tokens
+// more of context do not fit. Empty if none was found.
 std::vector<std::string> Advise(std::shared_ptr<const ModelSource> source,
                                 const PlannedTraining& job, int64_t limit);
 std::vector<std::string> Advise(std::shared_ptr<const ModelSource> source,
                                 const PlannedInference& job, int64_t limit);
+
+// InvalidArgument if sequences of so many tokens are longer than the positions that were learned.
+absl::Status CheckPositions(const ModelConfig& model, int64_t sequence_length);
 
 // FailedPrecondition naming the rank that needs most, what it needs and the first advice, if the
 // job does not fit.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -73,6 +74,21 @@ absl::Status CheckPods(const TrainingPlan& plan) {
   return absl::OkStatus();
 }
 
+// The scale compares the gradient of a part of the batch with that of all of it, and a part is at
+// least one sequence.
+absl::Status CheckNoiseScale(const TrainingPlan& plan) {
+  if (plan.options.noise_scale_every == 0) return absl::OkStatus();
+  for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
+    if (stage.tokens > plan.data.sequence_length) return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "noise scale: asked for every ", plan.options.noise_scale_every,
+      " steps, but it compares a part of a batch with the whole, and every batch is one sequence "
+      "of ",
+      plan.data.sequence_length, " tokens; take a batch of ", 2 * plan.data.sequence_length,
+      " tokens or more, shorter sequences, or 0 for none"));
+}
+
 // Collective; the same answer on every rank, since ranks may have hosts of different size.
 absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
                          const std::shared_ptr<const ModelSource>& source) {
@@ -88,6 +104,7 @@ absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
     PlannedTraining job{plan.options, plan.data.sequence_length, 0, !plan.directory.empty()};
     for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
       job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
+      job.batch_unit = std::gcd(job.batch_unit, stage.tokens);
     }
     job.of_spec = true;
     fits = CheckFits(source, job, limit);
@@ -115,12 +132,9 @@ absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_
     return absl::InvalidArgumentError(
         absl::StrCat("sequence length: ", data.sequence_length, ", must be at least 1"));
   }
-  if (model.positions == PositionKind::kLearned && data.sequence_length > model.context) {
-    return absl::InvalidArgumentError(absl::StrCat("sequence length: ", data.sequence_length,
-                                                   ", but the model has learned ", model.context,
-                                                   " positions"));
-  }
+  TOROID_RETURN_IF_ERROR(CheckPositions(model, data.sequence_length));
   TOROID_RETURN_IF_ERROR(Validate(data.batch_tokens, data.sequence_length));
+  TOROID_RETURN_IF_ERROR(CheckNoiseScale(plan));
   TOROID_RETURN_IF_ERROR(Validate(data.documents));
   if (plan.steps < 0) return absl::InvalidArgumentError(absl::StrCat("steps: ", plan.steps));
   if (plan.keep < 1) {

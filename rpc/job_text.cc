@@ -139,9 +139,14 @@ absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec,
   return BadField(setting.substr(0, equals), absl::StrCat("unreadable value '", value, "'"));
 }
 
-// What is used where a spec leaves the field out, as a spec would write it.
+// What is used where a spec leaves the field out, as a spec would write it. Training has defaults
+// of its own (convert_job.cc), Adafactor one that is no number (convert_train.cc).
 std::string DefaultOf(const Message& filled, const FieldDescriptor& field) {
   if (field.is_repeated()) return "none";
+  const std::string& name = field.full_name();
+  if (name == "toroid.v1.Adafactor.weight_decay") return "lr^2";
+  if (name == "toroid.v1.Model.layout") return "striped:16; of a job that trains zigzag";
+  if (name == "toroid.v1.Mesh.data") return "0; of a job that trains and says no mesh -1";
   std::string value;
   google::protobuf::TextFormat::PrintFieldValueToString(filled, &field, -1, &value);
   return value;

@@ -176,7 +176,13 @@ def test_plan():
     refused(run("plan", job), 2, "--mesh")
     facts = run("plan", job, "--mesh", "data=2", "--set", "train.remat=BLOCK", "-o", "json").json()
     check(facts["task"] == "train" and len(facts["ranks"]) == 2, facts)
-    refused(run("plan", job, "--mesh", "data=2", "--remat", "none"), 2, "--remat", "--set")
+    for flag, value in (("--remat", "none"), ("--layout", "striped"), ("--compute", "bf16"), ("--seed", 3)):
+        refused(run("plan", job, "--mesh", "data=2", flag, value), 2, flag, "--set")
+    whole = ["--set", "train.data.sequence_length=2048", "--set", "train.data.batch_tokens=2048"]  # refused as train refuses it
+    refused(run("plan", job, "--mesh", "data=1", "--set", "model.shape.preset=gpt2-124m", *whole), 3, "learned 1024 positions")
+    refused(run("plan", job, "--mesh", "data=1", "--set", "train.spike.rewind_steps=100"), 3, "spike", "keep 6")
+    refused(run("plan", job, "--mesh", "data=1", *whole, "--set", "train.noise_scale_every=2"), 3, "noise scale")
+    check(run("plan", job, "--mesh", "data=1", *whole, "--set", "train.spike.rewind_steps=20").code == 0, "negative control")
     refused(run("plan", MODEL, "--mesh", "ring=*"), 2, "ring", "*")
     refused(run("plan", MODEL, "--mesh", "tensor=10"), 3, "tensor", "10")
     refused(run("plan", MODEL, "--sequence-length", 64, "--batch-tokens", 63), 3, "63")

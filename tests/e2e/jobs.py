@@ -302,6 +302,34 @@ def test_train_through_a_controller():
     no_orphans()
 
 
+def test_a_model_learns_a_text_and_is_exported():
+    """What deploy/finetune.sh does with SmolLM2, with a model that is small."""
+    steps, ask = 60, ["--prompt", "GNU GENERAL PUBLIC LICENSE", "--max-tokens", 24, "--mesh", "ring=2", "--keep-alive", "1s", "-o", "json"]
+    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
+        model, run_dir, export = (os.path.join(runs, name) for name in ("model", "learnt", "export"))
+        good(run("convert", "random:tiny-gqa", model, "--to", "checkpoint"))
+        before = good(up.run("generate", model, *ask)).json()["ids"]
+        spec = os.path.join(runs, "job.textproto")
+        with open(spec, "w") as file:
+            file.write(f"""
+                name: "learnt"  seed: 1  output {{ dir: "runs/{{name}}" }}  mesh {{ ring: 2 }}  model {{ path: "{model}" }}
+                train {{
+                  data {{ path: "text/GPL-3"  sequence_length: 128  batch_tokens: 256 }}
+                  optimizer {{ adamw {{ lr: 1e-2 }} }}  schedule {{ kind: COSINE  warmup: 5  final_lr: 1e-3 }}
+                  steps: {steps}  checkpoint {{ every: 30  keep: 2 }}
+                }}""")
+        id = good(up.run("job", "submit", spec)).out.strip()
+        good(up.run("job", "watch", id, timeout=120))
+        curve = losses(run_dir)
+        check([step for step, _ in curve] == list(range(1, steps + 1)), curve)
+        check(curve[-1][1] < 0.7 * curve[0][1], curve[0], curve[-1])
+        good(run("convert", run_dir, export, "--dtype", "bf16"))
+        after = good(up.run("generate", export, *ask)).json()["ids"]
+        check(after != before, "training changed nothing", before)
+        check(good(up.run("generate", model, *ask)).json()["ids"] == before, "control: the model it began with says the same")
+    no_orphans()
+
+
 def test_a_result_that_cannot_be_written_fails_no_job():
     with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
         os.makedirs(os.path.join(runs, "licence", "result.json"))  # in the way

@@ -152,6 +152,22 @@ TEST(CommandLine, EveryVerbExplainsItself) {
   }
 }
 
+// What a job's file says is the default, so that no other may be shown.
+TEST(CommandLine, HelpShowsNoDefaultWhereTheJobsIsTaken) {
+  for (const Verb* verb : Verbs()) {
+    if (verb->name == std::string("train")) {
+      const std::string help = HelpText(*verb);
+      const size_t begin = help.find("the job:"), end = help.find("limits:");
+      ASSERT_LT(begin, end) << help;
+      EXPECT_THAT(help.substr(begin, end - begin), testing::Not(HasSubstr("["))) << help;
+      EXPECT_THAT(help.substr(end), HasSubstr("["));  // negative control: others have some
+    }
+    if (verb->name == std::string("plan")) {
+      EXPECT_THAT(HelpText(*verb), HasSubstr("Of a job's file all is as the file says"));
+    }
+  }
+}
+
 TEST(Verbs, UnknownPlannedAndAliased) {
   const auto error = [](const std::vector<std::string>& words) {
     return std::string(FindVerb(words).status().message());

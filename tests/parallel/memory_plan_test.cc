@@ -207,7 +207,52 @@ TEST(MemoryPlan, AdviceFitsAndLessDoesNot) {
   const std::vector<std::string> how = Advise(source, generate, bytes - 1);
   ASSERT_FALSE(how.empty());
   EXPECT_THAT(how[0], HasSubstr("--compute bf16"));
-  EXPECT_THAT(how.back(), HasSubstr("--context 2048"));
+  EXPECT_THAT(how.back(), HasSubstr("--context 4032"));
+  generate.load.context = 4032;
+  EXPECT_LE(PlanMemory(source, generate)->most(), bytes - 1);
+}
+
+// Of each kind of advice the next smaller change does not fit: it is planned and compared.
+TEST(MemoryPlan, EveryAdviceIsTheSmallestOfItsKind) {
+  const auto source = TestSource("random:tiny-gqa");
+  PlannedTraining job = SmallJob({1, 1, 1});
+  job.options.packs_per_rank = 8;
+  job.sequence_length = 480;
+  job.batch_tokens = 12 * 480;
+  const auto need = [&](int64_t packs, Remat remat, int64_t length) {
+    PlannedTraining changed = job;
+    changed.options.packs_per_rank = packs;
+    changed.options.remat = remat;
+    changed.sequence_length = length;
+    return PlanMemory(source, changed)->most();
+  };
+  const auto most = [](const std::string& line, const std::string& before) {
+    return line.compare(0, before.size(), before) == 0;
+  };
+  constexpr Remat kGiven = Remat::kAttentionOutput;
+  for (int64_t packs = 8; packs > 1; --packs) {
+    const int64_t limit = need(packs, kGiven, 480) - 1;
+    if (need(packs - 1, kGiven, 480) > limit) continue;  // both end with the same rest
+    const std::vector<std::string> advice = Advise(source, job, limit);
+    ASSERT_FALSE(advice.empty());
+    EXPECT_TRUE(most(advice[0], absl::StrCat("--packs-per-rank ", packs - 1, ": "))) << advice[0];
+    EXPECT_THAT(advice[1], HasSubstr("--mesh data=2,ring=1,tensor=1"));
+    int64_t length = 479;  // the greatest that fits of those which the batch is a multiple of
+    while (job.batch_tokens % length != 0 || need(8, kGiven, length) > limit) --length;
+    EXPECT_TRUE(most(advice.back(), absl::StrCat("--sequence-length ", length, ": ")))
+        << advice.back() << ", not " << length;
+  }
+  // One sequence at a time is not enough: layers are computed again, as many at a time as may be.
+  const int64_t limit = need(1, kGiven, 480) - 1;
+  int64_t packs = 8;
+  while (need(packs, Remat::kBlock, 480) > limit) --packs;
+  EXPECT_GT(packs, 1);
+  const std::string both = absl::StrCat("--packs-per-rank ", packs, " --remat block: ");
+  EXPECT_TRUE(most(Advise(source, job, limit)[0], both)) << Advise(source, job, limit)[0];
+  // Batches of a ramp's stages are whole sequences too.
+  job.batch_unit = 480;
+  EXPECT_TRUE(
+      most(Advise(source, job, need(8, kGiven, 480) - 1).back(), "--sequence-length 240: "));
 }
 
 TEST(MemoryPlan, RefusesWhatIsNoJob) {
@@ -225,6 +270,11 @@ TEST(MemoryPlan, RefusesWhatIsNoJob) {
   EXPECT_THAT(refusal(job), HasSubstr("95"));
   job.sequence_length = 0;
   EXPECT_THAT(refusal(job), HasSubstr("sequence length"));
+  job = SmallJob({1, 1, 1});
+  job.sequence_length = job.batch_tokens = 2048;
+  EXPECT_THAT(std::string(PlanMemory(TestSource("random:gpt2-124m"), job).status().message()),
+              HasSubstr("learned 1024 positions"));
+  EXPECT_TRUE(PlanMemory(source, job).ok());  // negative control: rotated ones go on
 }
 
 }  // namespace

@@ -276,6 +276,20 @@ TEST_F(TrainingRunTest, WhatDoesNotFitIsRefusedBeforeTheFirstStep) {
   EXPECT_NEAR(double(fits.reports.at(0).peak_bytes), double(need), 0.05 * double(need));
 }
 
+// It compares a part of a batch with the whole.
+TEST_F(TrainingRunTest, TheNoiseScaleOfBatchesOfOneSequenceIsRefused) {
+  TrainingPlan plan = Plan({1, 1, 1}, 1);
+  plan.options.noise_scale_every = 1;
+  plan.data.batch_tokens.stages = {{0, plan.data.sequence_length}};
+  const absl::Status refused = Run(plan).status;
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("noise scale"));
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr(absl::StrCat("a batch of ", 2 * plan.data.sequence_length)));
+  plan.data.batch_tokens.stages = {{0, 2 * plan.data.sequence_length}};  // negative control
+  EXPECT_TRUE(Run(plan).status.ok());
+}
+
 // A run that has used all of its data is done, however often it is started, and goes on once it may
 // read more.
 TEST_F(TrainingRunTest, GoesOnBehindTheEndOfItsData) {

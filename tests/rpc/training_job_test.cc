@@ -181,6 +181,20 @@ TEST(TrainText, TheSchemaHasDefaultsOfBothOptimizers) {
   EXPECT_THAT(schema, HasSubstr("epsilon: double  # default 1e-30\n"));
   EXPECT_THAT(schema, HasSubstr("rewind_steps: int64  # default 100\n"));
   EXPECT_THAT(schema, HasSubstr("keep: int64  # default 3\n"));
+  // Where what is left out is no number, or another of a job that trains.
+  EXPECT_THAT(schema, HasSubstr("weight_decay: double  # default lr^2\n"));
+  EXPECT_THAT(schema, HasSubstr("weight_decay: double  # default 0\n"));  // of AdamW
+  EXPECT_THAT(schema,
+              HasSubstr("layout: string  # default striped:16; of a job that trains zigzag"));
+  EXPECT_THAT(schema,
+              HasSubstr("data: int32  # default 0; of a job that trains and says no mesh -1"));
+  const auto text = [](const std::vector<std::string>& settings) {
+    return JobSpecText(*ParseJobSpec(kShort, settings));
+  };
+  EXPECT_THAT(text({}), HasSubstr("layout: \"zigzag\""));
+  EXPECT_THAT(text({}), HasSubstr("data: -1"));
+  EXPECT_THAT(JobSpecText(*ParseJobSpec("model { path: 'm' } score { text { text: 'T' } }", {})),
+              HasSubstr("layout: \"striped:16\""));
 }
 
 // --- the run directory
