@@ -168,13 +168,8 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     const TrainingEvents& events, ProgressBoard* board, PodLink* link) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
   if (plan.options.pods.count > 1 && link == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the job wants ", plan.options.pods.count,
-                     " pods: start each of them by itself, the first "
-                     "with\n  mpirun -n ",
-                     world->size(),
-                     " toroid train job.textproto --pod 0 --pod-peers "
-                     "hostA:7091,hostB:7091"));
+    return absl::InvalidArgumentError(absl::StrCat("mesh.pods: ", plan.options.pods.count,
+                                                   ": in this version a job trains on one pod"));
   }
   TOROID_RETURN_IF_ERROR(CheckSources(*world, plan.data));
   TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));

@@ -44,10 +44,8 @@ absl::Status CheckSpec(const JobSpec& spec, const std::string& request_id) {
   }
   const auto* train = std::get_if<TrainTask>(&spec.task);
   if (train != nullptr && train->plan.options.pods.count > 1) {
-    return BadField(
-        "mesh.pods",
-        "a job of several pods is started without a controller, once per pod: mpirun -n "
-        "RANKS toroid train job.textproto --pod 0 --pod-peers hostA:7091,hostB:7091");
+    return BadField("mesh.pods", absl::StrCat(train->plan.options.pods.count,
+                                              ": in this version a job trains on one pod"));
   }
   if (request_id.size() > 128) return BadField("request_id", "longer than 128 bytes");
   return absl::OkStatus();
