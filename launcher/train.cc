@@ -224,6 +224,7 @@ const OptionTable kTrainOptions = {
          "instead of the job's: what a rank may take; 0: its share of what its host has free"},
         {"--controller", ValueKind::kText, "HOST:PORT", "",
          "run there instead of in this process (also TOROID_CONTROLLER)", true},
+        kTlsDir,
     }};
 
 }  // namespace

@@ -409,7 +409,8 @@ def test_verify_a_job():
         flags = ["--mesh", "ring=2", "--compute", "f64", "--layout", "striped:4"]
         flagged = good(launch(2, *verify, *flags, "--set", "compute=FP32")).json()  # a flag beats the job
         check(all(tensor["bound"] == 1e-9 for tensor in flagged["tensors"]), flagged["tensors"])
-        job = good(run(*verify, env={"TOROID_COMPUTE": "f64"})).json()  # and the job the environment
+        own = ["--set", "compute=FP32"]  # and the job the environment
+        job = good(run(*verify, *own, env={"TOROID_COMPUTE": "f64"})).json()
         check(all(tensor["bound"] > 1e-9 for tensor in job["tensors"]), job["tensors"])
         refused(run(*verify, "--layout", "round"), 3, "round", "zigzag")
         refused(run(*verify, "--context", 64), 2, "--context", "--set")

@@ -4,12 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string>
 #include <thread>
 
 namespace toroid {
@@ -20,7 +22,7 @@ using testing::HasSubstr;
 
 class EvidenceDeathTest : public testing::Test {
  protected:
-  EvidenceDeathTest() : directory_(testing::TempDir() + "/evidence_of_a_test") {
+  EvidenceDeathTest() : directory_(testing::TempDir() + "/evidence_" + std::to_string(getpid())) {
     std::filesystem::remove_all(directory_);
   }
   std::string Text() const {

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -229,6 +230,7 @@ StepReport Report(int64_t step, double loss) {
 class TrainingJobTest : public testing::Test {
  protected:
   TrainingJobTest() { fs::remove_all(directory_); }
+  ~TrainingJobTest() override { fs::remove_all(directory_); }
   // A launch that does these steps.
   TrainResult Launch(const std::vector<StepReport>& steps) {
     auto job = TrainingJob::Open(*ParseJobSpec(kShort, {"name=n"}), directory_, 2);
@@ -246,7 +248,7 @@ class TrainingJobTest : public testing::Test {
     (*job)->End(absl::OkStatus());
     return result;
   }
-  const std::string directory_ = testing::TempDir() + "/run_directory";
+  const std::string directory_ = absl::StrCat(testing::TempDir(), "/run_directory_", getpid());
   int seen_ = 0;
   std::vector<std::string> notes_;
 };
