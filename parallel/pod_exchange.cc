@@ -6,6 +6,7 @@
 #include "core/status_macros.h"
 
 namespace toroid {
+
 absl::StatusOr<std::unique_ptr<PodExchange>> PodExchange::Create(PodLink& link,
                                                                  const Options& options,
                                                                  const ModelConfig& config,

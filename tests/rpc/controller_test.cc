@@ -162,6 +162,18 @@ class ControllerTest : public ::testing::Test {
     controller_->Tick();
   }
 
+  // Of a world that nobody saw end: not before its lease and five seconds more are over.
+  void ExpectLaunchAfterTheLease(const FakeAgent& agent) {
+    for (int second = 0; second < 19; ++second) {
+      controller_->AgentHeartbeat(agent.session);
+      Advance(absl::Seconds(1));
+      EXPECT_TRUE(agent.launches.empty()) << second;
+    }
+    controller_->AgentHeartbeat(agent.session);
+    Advance(absl::Seconds(2));
+    ASSERT_EQ(agent.launches.size(), 1u);
+  }
+
   std::string dir_;
   absl::Time now_ = absl::FromUnixSeconds(1700000000);
   std::unique_ptr<JobStore> store_;
@@ -622,14 +634,7 @@ TEST_F(ControllerTest, LostAgentIsReplacedOnlyAfterTheLease) {
   controller_->WorkerGone(world->session);
   EXPECT_EQ(Get(job.id).state, JobState::kRestarting);
   EXPECT_EQ(Get(job.id).reason, "AgentLost");
-  for (int second = 0; second < 19; ++second) {
-    controller_->AgentHeartbeat(b->session);
-    Advance(absl::Seconds(1));
-    EXPECT_TRUE(b->launches.empty()) << second;
-  }
-  controller_->AgentHeartbeat(b->session);
-  Advance(absl::Seconds(2));
-  ASSERT_EQ(b->launches.size(), 1u);
+  ASSERT_NO_FATAL_FAILURE(ExpectLaunchAfterTheLease(*b));
   EXPECT_EQ(b->last().world.job, job.id);
 }
 
@@ -755,14 +760,7 @@ TEST_F(ControllerTest, AControllerThatWasRestartedReplacesAWorldThatIsGone) {
   Attach(*agent);
   Start();  // and now the pod is gone
   auto other = Connect("b");
-  for (int second = 0; second < 19; ++second) {
-    controller_->AgentHeartbeat(other->session);
-    Advance(absl::Seconds(1));
-    EXPECT_TRUE(other->launches.empty()) << second;
-  }
-  controller_->AgentHeartbeat(other->session);
-  Advance(absl::Seconds(2));
-  ASSERT_EQ(other->launches.size(), 1u);
+  ASSERT_NO_FATAL_FAILURE(ExpectLaunchAfterTheLease(*other));
   EXPECT_EQ(other->last().world.epoch, 3u);
 }
 
