@@ -1,0 +1,86 @@
+#include "parallel/gang_queue.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+
+namespace toroid {
+
+GangQueue::GangQueue(int preparers, Order order) : order_(order) {
+  for (int i = 0; i < preparers; ++i) preparers_.emplace_back([this] { PrepareAhead(); });
+}
+
+GangQueue::~GangQueue() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = ending_ = true;
+    arrived_.notify_all();
+    ready_.notify_all();
+  }
+  for (std::thread& preparer : preparers_) preparer.join();
+}
+
+void GangQueue::Push(Gang gang) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto place = entries_.end();
+  if (order_ == Order::kStamped) {
+    TOROID_CHECK_GE(gang.number, next_);
+    place = std::find_if(entries_.begin(), entries_.end(),
+                         [&](const Entry& entry) { return entry.gang.number >= gang.number; });
+    TOROID_CHECK(place == entries_.end() || place->gang.number != gang.number);
+  }
+  entries_.insert(place, Entry{std::move(gang)});
+  arrived_.notify_one();
+  ready_.notify_one();
+}
+
+std::optional<GangQueue::Gang> GangQueue::Next() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!closed_) {
+    const bool here =
+        !entries_.empty() && (order_ == Order::kArrival || entries_.front().gang.number == next_);
+    if (here && entries_.front().state == State::kWaits) Prepare(lock, entries_.front());
+    if (closed_) break;
+    if (here && entries_.front().state == State::kReady) {
+      Gang gang = std::move(entries_.front().gang);
+      entries_.pop_front();
+      ++next_;
+      return gang;
+    }
+    ready_.wait(lock);
+  }
+  return std::nullopt;
+}
+
+void GangQueue::Close() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  closed_ = true;
+  ready_.notify_all();
+}
+
+// The lock is free meanwhile; entries stay where they are, and only Next takes one away.
+void GangQueue::Prepare(std::unique_lock<std::mutex>& lock, Entry& entry) {
+  entry.state = State::kPreparing;
+  lock.unlock();
+  if (entry.gang.prepare) entry.gang.prepare();
+  lock.lock();
+  entry.state = State::kReady;
+}
+
+void GangQueue::PrepareAhead() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!ending_) {
+    const auto found = std::find_if(entries_.begin(), entries_.end(), [](const Entry& entry) {
+      return entry.state == State::kWaits && entry.gang.ahead;
+    });
+    if (found == entries_.end()) {
+      arrived_.wait(lock);
+      continue;
+    }
+    Prepare(lock, *found);
+    if (found == entries_.begin()) ready_.notify_one();
+  }
+}
+
+}  // namespace toroid
