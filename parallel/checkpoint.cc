@@ -1,6 +1,7 @@
 #include "parallel/checkpoint.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <random>
 
@@ -76,12 +77,12 @@ std::vector<CheckpointPiece> CountedPieces(const ParamGroups& groups, int64_t sh
   return pieces;
 }
 
-int64_t CheckpointCopyBytes(const ParamStore& store) {
+int64_t CheckpointCopyBytes(const ParamStore& store, int64_t kinds) {
   int64_t elements = 0;
   for (const CheckpointPiece& piece : CountedPieces(store.groups(), store.mesh().shard().rank())) {
     elements += piece.count;
   }
-  return RowBytes(store.ops().dtype(), elements * CheckpointManifest::kKinds);
+  return RowBytes(store.ops().dtype(), elements * kinds);
 }
 
 CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,
@@ -98,7 +99,8 @@ CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,
   if (!options.origin.empty()) {
     manifest_.origin = {int64_t(options.origin.size()), HashOfText(options.origin)};
   }
-  bytes_ = CheckpointCopyBytes(store);
+  manifest_.also = options.also;
+  bytes_ = CheckpointCopyBytes(store, manifest_.kinds());
   if (store.mesh().rank() != 0) return;
   manifest_.parameters = ParametersOf(store.groups());
   manifest_.shards = ShardsOf(config, store.groups(), mesh);
@@ -130,7 +132,7 @@ CheckpointWriter::~CheckpointWriter() {
 // --- on the rank's thread -----------------------------------------------------------------------
 
 // In the order of CountedPieces, one kind behind the other.
-void CheckpointWriter::CopyStore() {
+void CheckpointWriter::CopyStore(const std::vector<HostKind>& also) {
   char* out = copy_.get();
   for (const Kind kind : kSaved) {
     for (int64_t g = 0; g < store_.groups().count(); ++g) {
@@ -140,6 +142,18 @@ void CheckpointWriter::CopyStore() {
         const Tensor values = store_.Stored(kind, g, piece);
         store_.ops().Download(store_.stream(), values, out);
         out += values.bytes();
+      }
+    }
+  }
+  const int64_t width = RowBytes(store_.ops().dtype(), 1);
+  for (const HostKind& kind : also) {
+    for (int64_t g = 0; g < store_.groups().count(); ++g) {
+      const char* group =
+          static_cast<const char*>(kind.values) + store_.groups().StoredBegin(g) * width;
+      for (const ParamPiece& stored : store_.pieces(g)) {
+        const ParamPiece piece = Counted(store_.groups().group(g), stored);
+        std::memcpy(out, group + piece.offset * width, size_t(piece.count * width));
+        out += piece.count * width;
       }
     }
   }
@@ -157,8 +171,9 @@ void CheckpointWriter::Start(Stage stage, Work work) {
   });
 }
 
-absl::Status CheckpointWriter::Save(const TrainingState& state) {
+absl::Status CheckpointWriter::Save(const TrainingState& state, const std::vector<HostKind>& also) {
   TOROID_CHECK(!in_flight());
+  TOROID_CHECK_EQ(also.size(), options_.also.size());
   Communicator& world = store_.mesh().world();
   begun_ = std::chrono::steady_clock::now();
   manifest_.state = state;
@@ -175,7 +190,7 @@ absl::Status CheckpointWriter::Save(const TrainingState& state) {
     if (begun.ok()) begun = files_.CreateDirectory(partial_);
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(world, begun));
-  CopyStore();
+  CopyStore(also);
   Start(Stage::kShards, [this] { WriteOwnShard(); });
   return absl::OkStatus();
 }

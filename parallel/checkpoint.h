@@ -45,8 +45,15 @@ namespace toroid {
 // What rank `rank` of a mesh writes: the elements of its ranges that it counts, in order.
 std::vector<CheckpointPiece> CountedPieces(const ParamGroups& groups, int64_t shard_rank);
 
+// What a run keeps on the host for every element that the store has: the stored ranges of this
+// rank, group after group, of the store's type.
+struct HostKind {
+  std::string name;
+  void* values = nullptr;
+};
+
 // Bytes of the copy from which a rank writes its share of a checkpoint.
-int64_t CheckpointCopyBytes(const ParamStore& store);
+int64_t CheckpointCopyBytes(const ParamStore& store, int64_t kinds = CheckpointManifest::kKinds);
 
 struct CheckpointOptions {
   std::string directory;  // made if need be
@@ -54,6 +61,7 @@ struct CheckpointOptions {
   int64_t epoch = 0;      // of this launch of the run
   // OriginText of the model that is trained: with it a checkpoint is a whole model. Empty: none.
   std::string origin;
+  std::vector<std::string> also;  // names of the HostKinds that each Save is given
 };
 
 // How one Save ended, the same on all ranks.
@@ -78,8 +86,8 @@ class CheckpointWriter {
 
   // Begins to write the store as it is now, all that was given to its stream included. An error:
   // nothing is in flight, nothing has changed. REQUIRES: nothing is in flight; the store's
-  // gradients are of no concern.
-  absl::Status Save(const TrainingState& state);
+  // gradients are of no concern; `also` as the options name them.
+  absl::Status Save(const TrainingState& state, const std::vector<HostKind>& also = {});
   bool in_flight() const { return stage_ != Stage::kIdle; }
   // To be called once a step: nothing while none is in flight or some rank still writes, else takes
   // the next stage or gives the outcome. One small gather; waits for no disk.
@@ -101,7 +109,7 @@ class CheckpointWriter {
   CheckpointWriter(ParamStore& store, const ModelConfig& config, const CheckpointOptions& options,
                    FileSystem& files);
   std::string Path(const std::string& name) const { return options_.directory + "/" + name; }
-  void CopyStore();
+  void CopyStore(const std::vector<HostKind>& also);
   template <typename Work>
   void Start(Stage stage, Work work);
   std::optional<CheckpointOutcome> End(const absl::Status& status);
@@ -145,9 +153,10 @@ struct LoadedCheckpoint {
 // Weights and moments of one checkpoint into the store. DataLoss naming the shard that is missing
 // or damaged and the checkpoint before, if there is one; FailedPrecondition for another model, type
 // or host's directory. After an error the store's values are undefined.
+// also: filled where the checkpoint has a kind of that name.
 absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& path, const ModelConfig& config,
-                                                ParamStore& store,
-                                                FileSystem& files = PosixFiles());
+                                                ParamStore& store, FileSystem& files = PosixFiles(),
+                                                const std::vector<HostKind>& also = {});
 // The newest in the directory that is not damaged. NotFound if there is none at all, DataLoss if
 // all are damaged.
 absl::StatusOr<LoadedCheckpoint> LoadNewestCheckpoint(const std::string& directory,

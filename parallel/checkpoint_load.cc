@@ -54,6 +54,25 @@ absl::Status CheckModel(const CheckpointReader& reader, const ModelConfig& confi
   return refuse(absl::StrCat("it has ", manifest.parameters.size(), " parameters, here ", count));
 }
 
+// A kind that the run keeps on the host.
+absl::Status FillHost(CheckpointReader& reader, const ParamStore& store, const HostKind& kind) {
+  const std::vector<std::string>& also = reader.manifest().also;
+  const auto found = std::find(also.begin(), also.end(), kind.name);
+  if (found == also.end()) return absl::OkStatus();
+  const int saved = CheckpointManifest::kKinds + int(found - also.begin());
+  const int64_t width = RowBytes(store.ops().dtype(), 1);
+  for (int64_t g = 0; g < store.groups().count(); ++g) {
+    char* group = static_cast<char*>(kind.values) + store.groups().StoredBegin(g) * width;
+    for (const ParamPiece& piece : store.pieces(g)) {
+      const GroupMember& member = store.groups().group(g).members[piece.member];
+      TOROID_RETURN_IF_ERROR(reader.Read(saved, reader.FindParameter(member.spec.name),
+                                         member.slice, piece.begin, piece.count,
+                                         group + piece.offset * width));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Fill(CheckpointReader& reader, ParamStore& store) {
   std::vector<char> staging;
   for (const auto& [saved, kind] : kKinds) {
@@ -120,7 +139,8 @@ absl::StatusOr<std::vector<std::string>> NamesToLoad(Communicator& world,
 }
 
 absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelConfig& config,
-                                         ParamStore& store, FileSystem& files) {
+                                         ParamStore& store, FileSystem& files,
+                                         const std::vector<HostKind>& also = {}) {
   Communicator& world = store.mesh().world();
   absl::StatusOr<std::unique_ptr<CheckpointReader>> opened = CheckpointReader::Open(files, path);
   absl::Status status = opened.status();
@@ -131,7 +151,9 @@ absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelCon
   CheckpointReader& reader = **opened;
   TOROID_RETURN_IF_ERROR(CheckSame(world, reader));
   TOROID_RETURN_IF_ERROR(CheckModel(reader, config, store));  // the same on all ranks
-  TOROID_RETURN_IF_ERROR(ShareStatus(world, Fill(reader, store)));
+  absl::Status filled = Fill(reader, store);
+  for (const HostKind& kind : also) filled.Update(FillHost(reader, store, kind));
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, filled));
   const CheckpointManifest& manifest = reader.manifest();
   return LoadedCheckpoint{
       manifest.state, path, reader.hash(), {manifest.data, manifest.ring, manifest.tensor}, {}};
@@ -140,8 +162,9 @@ absl::StatusOr<LoadedCheckpoint> LoadOne(const std::string& path, const ModelCon
 }  // namespace
 
 absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& path, const ModelConfig& config,
-                                                ParamStore& store, FileSystem& files) {
-  absl::StatusOr<LoadedCheckpoint> loaded = LoadOne(path, config, store, files);
+                                                ParamStore& store, FileSystem& files,
+                                                const std::vector<HostKind>& also) {
+  absl::StatusOr<LoadedCheckpoint> loaded = LoadOne(path, config, store, files, also);
   if (!absl::IsDataLoss(loaded.status()) && !absl::IsNotFound(loaded.status())) return loaded;
   absl::Status status = loaded.status();
   Communicator& world = store.mesh().world();

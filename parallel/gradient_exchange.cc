@@ -27,6 +27,7 @@ GradientExchange::GradientExchange(PodSwap& swap)
   merged_.resize(size_t(most));
   const size_t all = size_t(store_.groups().stored_size() * width_);
   if (swap.spec().error_feedback) residual_.resize(all);
+  if (delay() > 0) pending_.resize(all);
   store_.OnWhole([this](int64_t group) { Contribute(group); });
 }
 
@@ -131,11 +132,11 @@ char* GradientExchange::Pending(int64_t group) {
 }
 
 absl::StatusOr<void*> GradientExchange::Settle() {
-  if (before_ == Before::kNothing) return nullptr;
+  swap_.mail().FinishWork();  // what is kept of errors of the codec is whole
+  if (delay() == 0) return nullptr;
   if (before_ == Before::kTravels) {
     TOROID_RETURN_IF_ERROR(Await(step_));
     TOROID_ASSIGN_OR_RETURN(totals_, Totals(step_, card_));
-    pending_.resize(size_t(store_.groups().stored_size() * width_));
     absl::Status status;
     for (int64_t g = 0; g < store_.groups().count(); ++g) {
       status.Update(swap_.Merge(step_, g, Pending(g)).status());
@@ -146,15 +147,17 @@ absl::StatusOr<void*> GradientExchange::Settle() {
   return static_cast<void*>(pending_.data());
 }
 
-void* GradientExchange::Restore(const PodTotals& totals) {
-  before_ = Before::kSettled;
-  totals_ = totals;
-  pending_.resize(size_t(store_.groups().stored_size() * width_));
-  return pending_.data();
+std::vector<double> GradientExchange::numbers() const {
+  return {before_ == Before::kSettled ? 1.0 : 0.0, totals_.loss, double(totals_.labels),
+          double(totals_.word)};
 }
 
-int64_t GradientExchange::host_bytes() const {
-  return int64_t(reading_.size() + merged_.size() + residual_.size() + pending_.capacity());
+absl::Status GradientExchange::Restore(const std::vector<double>& numbers) {
+  if (numbers.size() != 4)
+    return absl::DataLossError("the checkpoint's exchange has other numbers");
+  before_ = numbers[0] != 0 ? Before::kSettled : Before::kNothing;
+  totals_ = {numbers[1], int64_t(numbers[2]), 0};  // who was told to stop has stopped
+  return absl::OkStatus();
 }
 
 }  // namespace toroid

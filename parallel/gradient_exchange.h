@@ -43,13 +43,14 @@ class GradientExchange {
   absl::StatusOr<PodTotals> Finish(double loss, int64_t word);
 
   // --- delayed: the gradient that the next step applies, for checkpoints
-  // Waits until it is here. Collective. Null if there is none.
+  // Waits until it is here: the store's stored ranges, zero if there is none. Null: not delayed.
+  // Collective.
   absl::StatusOr<void*> Settle();
-  const PodTotals& settled_totals() const { return totals_; }
-  // Room for one that a checkpoint has, to be filled; the next step applies it.
-  void* Restore(const PodTotals& totals);
-
-  int64_t host_bytes() const;
+  void* pending() { return delay() == 0 ? nullptr : pending_.data(); }
+  void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
+  // Numbers that go with it; Restore takes them back when pending() and residual() were filled.
+  std::vector<double> numbers() const;
+  absl::Status Restore(const std::vector<double>& numbers);
 
  private:
   int64_t delay() const { return swap_.spec().mode == ExchangeSpec::Mode::kDelayed; }

@@ -11,6 +11,8 @@ namespace toroid {
 // The sum, modulo 2^64, over all parameters and their elements of a mix of (parameter's place in
 // the model, element, value as float64), replicas counted once: a sum has no order. Collective over
 // the world; the host waits.
-uint64_t ParamHash(const ParamStore& store);
+// `host`, unless null: of these values instead of the weights, the stored ranges of this rank,
+// group after group, of the store's type.
+uint64_t ParamHash(const ParamStore& store, const void* host = nullptr);
 
 }  // namespace toroid

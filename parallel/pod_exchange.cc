@@ -1,9 +1,11 @@
 #include "parallel/pod_exchange.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "parallel/param_hash.h"
 
 namespace toroid {
 
@@ -16,17 +18,30 @@ absl::StatusOr<std::unique_ptr<PodExchange>> PodExchange::Create(PodLink& link,
       std::unique_ptr<PodSwap> swap,
       PodSwap::Create(link, options.pods, config, layers, store, options.swap, options.watch));
   std::unique_ptr<PodExchange> exchange(new PodExchange(std::move(swap)));
-  exchange->gradients_ = std::make_unique<GradientExchange>(*exchange->swap_);
+  PodSwap& made = *exchange->swap_;
+  if (made.spec().gradients()) {
+    exchange->gradients_ = std::make_unique<GradientExchange>(made);
+  } else {
+    exchange->outer_ = std::make_unique<OuterExchange>(made);
+  }
   return exchange;
 }
 
 void PodExchange::Begin(int64_t step, int64_t labels) {
   step_ = step;
   labels_ = labels;
-  gradients_->Begin(step, labels);
+  if (gradients_ != nullptr) {
+    gradients_->Begin(step, labels);
+  } else {
+    outer_->Begin(step);
+  }
 }
 
 absl::StatusOr<PodExchange::Applied> PodExchange::Finish(double loss) {
+  if (outer_ != nullptr) {
+    outer_->FinishReading();
+    return Applied{loss, labels_, labels_ > 0};
+  }
   TOROID_ASSIGN_OR_RETURN(const PodTotals totals, gradients_->Finish(loss, word_));
   heard_ = totals.word;
   if (swap_->spec().mode == ExchangeSpec::Mode::kExact) {
@@ -35,7 +50,15 @@ absl::StatusOr<PodExchange::Applied> PodExchange::Finish(double loss) {
   return Applied{loss, labels_, totals.labels > 0};
 }
 
+absl::Status PodExchange::After(int64_t steps) {
+  if (outer_ == nullptr) return absl::OkStatus();
+  TOROID_RETURN_IF_ERROR(outer_->After(steps, labels_, word_));
+  heard_ = outer_->heard();
+  return absl::OkStatus();
+}
+
 std::vector<double> PodExchange::SquaredSums(ParamStore::Kind kind) {
+  if (outer_ != nullptr) return swap_->store().SquaredSums(kind);
   const bool gradients = kind == ParamStore::Kind::kGradients;
   std::vector<double> sums = swap_->store().SquaredSums(kind);
   const absl::Status taken =
@@ -50,8 +73,90 @@ absl::StatusOr<std::vector<std::vector<double>>> PodExchange::Swap(const std::ve
   return swap_->SwapCards(PodSwap::kResume, swaps_++, own, what);
 }
 
-int64_t PodExchange::host_bytes() const {
-  return swap_->host_bytes() + gradients_->host_bytes() + swap_->mail().kept_bytes_peak();
+// --- for checkpoints -----------------------------------------------------------------------------
+
+std::vector<std::string> PodExchange::StateNames(const ExchangeSpec& spec) {
+  std::vector<std::string> names;
+  if (spec.error_feedback) names.push_back("exchange error");
+  if (spec.mode == ExchangeSpec::Mode::kDelayed) names.push_back("gradient on its way");
+  if (spec.gradients()) return names;
+  names.push_back("outer weights");
+  names.push_back("outer momentum");
+  if (spec.tau > 0) names.push_back("delta on its way");
+  return names;
+}
+
+absl::StatusOr<std::vector<HostKind>> PodExchange::State() {
+  std::vector<void*> values;
+  void* on_its_way = nullptr;
+  if (gradients_ != nullptr) {
+    TOROID_ASSIGN_OR_RETURN(on_its_way, gradients_->Settle());
+    values = {gradients_->residual(), on_its_way};
+  } else {
+    TOROID_ASSIGN_OR_RETURN(on_its_way, outer_->Settle());
+    values = {outer_->residual(), outer_->outer_weights(), outer_->momentum(), on_its_way};
+  }
+  return Named(values);
+}
+
+std::vector<HostKind> PodExchange::RoomForState() {
+  if (gradients_ != nullptr) return Named({gradients_->residual(), gradients_->pending()});
+  return Named({outer_->residual(), outer_->outer_weights(), outer_->momentum(), outer_->delta()});
+}
+
+// The names to what there is of them, in order.
+std::vector<HostKind> PodExchange::Named(const std::vector<void*>& values) const {
+  std::vector<HostKind> kinds;
+  const std::vector<std::string> names = StateNames(swap_->spec());
+  for (void* const at : values) {
+    if (at == nullptr) continue;
+    TOROID_CHECK(kinds.size() < names.size());
+    kinds.push_back({names[kinds.size()], at});
+  }
+  TOROID_CHECK_EQ(kinds.size(), names.size());
+  return kinds;
+}
+
+std::vector<double> PodExchange::numbers() const {
+  return gradients_ != nullptr ? gradients_->numbers() : outer_->numbers();
+}
+
+absl::Status PodExchange::Restore(const std::vector<double>& numbers) {
+  return gradients_ != nullptr ? gradients_->Restore(numbers) : outer_->Restore(numbers);
+}
+
+absl::Status PodExchange::BeginHere() {
+  if (outer_ != nullptr) outer_->BeginHere();
+  return absl::OkStatus();
+}
+
+uint64_t PodExchange::CommonHash() {
+  return ParamHash(swap_->store(), outer_ != nullptr ? outer_->outer_weights() : nullptr);
+}
+
+int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods) {
+  const int64_t width = RowBytes(store.ops().dtype(), 1), size = store.groups().stored_size();
+  const auto coded = [&spec](int64_t elements) {
+    const int64_t blocks = (elements + kCodecBlock - 1) / kCodecBlock;
+    return CodeBytes(spec.codec, elements) + (HasScales(spec.codec) ? 2 * blocks : 0);
+  };
+  int64_t largest = 0;
+  std::vector<int64_t> fragments(size_t(spec.fragments), 0);
+  for (int64_t g = 0; g < store.groups().count(); ++g) {
+    const int64_t n = store.Stored(ParamStore::Kind::kWeights, g).rows();
+    largest = std::max(largest, n);
+    fragments[size_t(OuterExchange::FragmentOf(store.groups(), spec.fragments, g))] += n;
+  }
+  const int64_t buffers = largest * (int64_t{sizeof(double)} + 2 * width);
+  const int64_t errors = spec.error_feedback ? size * width : 0;
+  if (!spec.gradients()) {
+    const int64_t most = *std::max_element(fragments.begin(), fragments.end());
+    // Own, one to each peer, and of each peer one of now and one of its next turn.
+    return buffers + errors + 3 * size * width + coded(most) * (1 + 3 * (pods - 1));
+  }
+  const int64_t delay = spec.mode == ExchangeSpec::Mode::kDelayed;
+  return buffers + errors + delay * size * width +
+         coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
 }
 
 }  // namespace toroid

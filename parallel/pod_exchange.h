@@ -1,6 +1,7 @@
 // PodExchange: one rank's part in training one model on several pods: what its step gives to the
-// other pods, what of theirs it takes, and when. The modes exact and delayed are a page of their
-// own, gradient_exchange.h; how values travel is pod_swap.h.
+// other pods, what of theirs it takes, and when. The modes are pages of their own,
+// gradient_exchange.h (exact, delayed) and outer_exchange.h (diloco, streaming); how values travel
+// is pod_swap.h.
 //
 // Pods are 0 .. pods - 1 and all take part: who is away is waited for (policy `halt`), with a
 // sentence for the user. Pods may have unlike meshes. SPMD over the rank's own world: calls that
@@ -13,7 +14,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "parallel/checkpoint.h"
 #include "parallel/gradient_exchange.h"
+#include "parallel/outer_exchange.h"
 #include "parallel/pod_swap.h"
 
 namespace toroid {
@@ -44,6 +47,9 @@ class PodExchange {
   };
   // The pod's gradient is whole. loss: its mean.
   absl::StatusOr<Applied> Finish(double loss);
+  // After the update, or where it would have been: `steps` are done. diloco, streaming: sends and
+  // applies weights that are due.
+  absl::Status After(int64_t steps);
   // As ParamStore::SquaredSums; where all pods make the same update, pod 0's, so that meshes whose
   // sums round otherwise decide alike. An error leaves the pod's own and is in status(), the same
   // on all ranks.
@@ -58,16 +64,35 @@ class PodExchange {
   absl::StatusOr<std::vector<std::vector<double>>> Swap(const std::vector<double>& own,
                                                         absl::string_view what);
 
+  // --- for checkpoints
+  // What a checkpoint holds besides the store, and where it is: this waits until all of it is here.
+  // Collective.
+  absl::StatusOr<std::vector<HostKind>> State();
+  static std::vector<std::string> StateNames(const ExchangeSpec& spec);
+  std::vector<double> numbers() const;
+  // Where LoadCheckpoint puts it, and, when it has, with the numbers that went with it.
+  std::vector<HostKind> RoomForState();
+  absl::Status Restore(const std::vector<double>& numbers);
+  // The store was loaded from what no exchange was part of: it begins with these weights.
+  absl::Status BeginHere();
+  // Of what all pods have alike: the weights, or the outer weights. Collective.
+  uint64_t CommonHash();
+
   // --- counted
   int64_t bytes_sent() const { return swap_->mail().link().counters().payload_sent; }
   double seconds_waited() const { return swap_->mail().waited_seconds(); }
-  int64_t host_bytes() const;
+  // The most that the exchange takes on a rank's host: outer weights and momentum, what the codec
+  // left out, what is being encoded and merged, and messages that wait on both sides.
+  static int64_t HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods);
 
  private:
   explicit PodExchange(std::unique_ptr<PodSwap> swap) : swap_(std::move(swap)) {}
 
   std::unique_ptr<PodSwap> swap_;
-  std::unique_ptr<GradientExchange> gradients_;  // of the modes exact and delayed
+  std::unique_ptr<GradientExchange> gradients_;  // of the modes exact and delayed, else
+  std::unique_ptr<OuterExchange> outer_;
+  std::vector<HostKind> Named(const std::vector<void*>& values) const;
+
   int64_t step_ = 0, labels_ = 0, swaps_ = 0;
   int64_t word_ = 0, heard_ = 0;
   absl::Status failed_;  // of SquaredSums

@@ -30,14 +30,6 @@ absl::Status FromPayload(const PodMessage& message, std::vector<double>& numbers
   return absl::OkStatus();
 }
 
-int64_t Largest(const ParamStore& store) {
-  int64_t most = 0;
-  for (int64_t g = 0; g < store.groups().count(); ++g) {
-    most = std::max(most, store.groups().StoredBegin(g + 1) - store.groups().StoredBegin(g));
-  }
-  return most;
-}
-
 }  // namespace
 
 PodSwap::PodSwap(PodLink& link, const Options& options, ParamStore& store)
@@ -201,11 +193,6 @@ absl::StatusOr<double> PodSwap::MergeAs(int64_t step, int64_t group, T* out) {
 absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out) {
   if (store_.ops().dtype() == DType::kF64) return MergeAs(step, group, static_cast<double*>(out));
   return MergeAs(step, group, static_cast<float*>(out));
-}
-
-int64_t PodSwap::host_bytes() const {
-  const int64_t most = Largest(store_), width = RowBytes(store_.ops().dtype(), 1);
-  return most * (int64_t{sizeof(double)} + 2 * width);
 }
 
 int64_t PodSwap::OfferBytes(int64_t group) const {

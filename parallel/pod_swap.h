@@ -53,6 +53,7 @@ class PodSwap {
   int64_t pod() const { return pod_; }
   const std::vector<MeshShape>& meshes() const { return meshes_; }
   const ExchangeSpec& spec() const { return options_.spec; }
+  int threads() const { return options_.threads; }
   ParamStore& store() { return store_; }
   PodMail& mail() { return *mail_; }
 
@@ -83,8 +84,6 @@ class PodSwap {
   absl::Status TakeOfFirstPod(Kind kind, int64_t step, std::vector<double>& own,
                               absl::string_view what);
 
-  // Bytes on this rank's host, besides messages on their way: what Offer and Merge work in.
-  int64_t host_bytes() const;
   // Of payloads that each offer of a group posts, the group's once for each other pod.
   int64_t OfferBytes(int64_t group) const;
 

@@ -248,6 +248,10 @@ RankMemory Trainer::memory() {
   for (Axis axis : {Axis::kData, Axis::kRing, Axis::kTensor, Axis::kShard, Axis::kWorld}) {
     memory.communicator += mesh_->axis(axis).communicator_bytes();
   }
+  const PodsOptions& pods = options_.pods;
+  if (pods.count > 1) {
+    memory.communicator += PodExchange::HostBytes(*store_, pods.exchange, pods.count);
+  }
   return memory;
 }
 
@@ -282,7 +286,9 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   std::vector<double> loss = {0};
   SumHost(t.mesh_->shard(), loss);
   RankMemory memory = t.memory();
-  if (checkpoints) memory.checkpoint_copy = CheckpointCopyBytes(*t.store_);
+  int64_t kinds = CheckpointManifest::kKinds;
+  if (pods > 1) kinds += int64_t(PodExchange::StateNames(options.pods.exchange).size());
+  if (checkpoints) memory.checkpoint_copy = CheckpointCopyBytes(*t.store_, kinds);
   return memory;
 }
 
@@ -504,6 +510,7 @@ absl::StatusOr<StepResult> Trainer::Step(int64_t step, const TrainBatch& batch) 
   }
   TOROID_ASSIGN_OR_RETURN(const bool update, GradientOf(batch, result));
   if (update) TOROID_RETURN_IF_ERROR(Update(result));
+  if (exchange_ != nullptr) TOROID_RETURN_IF_ERROR(exchange_->After(step + 1));
   return result;
 }
 

@@ -26,6 +26,7 @@ namespace {
 constexpr char kUpdates[] = "updates", kSkippedSteps[] = "skipped steps";
 constexpr char kSpikeLosses[] = "spike losses", kRewinds[] = "rewinds", kForks[] = "forks";
 constexpr char kNoise[] = "noise scale", kList[] = "token list", kDropout[] = "dropout";
+constexpr char kExchange[] = "exchange";
 constexpr char kOptimizer[] = "optimizer", kAdamW[] = "adamw";  // also of those that do not say
 
 constexpr int64_t kMostPods = 1024;
@@ -63,13 +64,16 @@ absl::Status CheckPods(const TrainingPlan& plan) {
         absl::StrCat("pods: ", pods.count, ", must be 1 to ", kMostPods));
   }
   if (pods.count == 1) return absl::OkStatus();
-  if (pods.exchange.mode != ExchangeSpec::Mode::kExact) {
-    return absl::InvalidArgumentError("exchange: a run of several pods exchanges `exact`");
-  }
+  TOROID_RETURN_IF_ERROR(Validate(pods.exchange));
   if (plan.spike) {
     return absl::InvalidArgumentError(
         "spike rule: a run of several pods cannot go back; leave the rule out, or train on one "
         "pod");
+  }
+  if (plan.options.noise_scale_every > 0 && pods.exchange.mode == ExchangeSpec::Mode::kDelayed) {
+    return absl::InvalidArgumentError(
+        "noise scale: with the exchange `delayed` a step has two gradients; measure it with "
+        "another");
   }
   return absl::OkStatus();
 }
@@ -121,6 +125,11 @@ std::string OptimizerText(const TrainOptions& options) {
 std::string DropoutText(const TrainOptions& options) {
   if (options.dropout == 0) return "none";
   return absl::StrCat("rate ", options.dropout, ", seed ", options.dropout_seed);
+}
+
+// What a checkpoint's gradients on their way or outer weights are of.
+std::string ExchangeText(const TrainOptions& options) {
+  return absl::StrCat(options.pods.count, " pods, ", ToString(options.pods.exchange));
 }
 
 }  // namespace
@@ -240,6 +249,9 @@ absl::Status TrainingRun::Resume(const ModelSource& source) {
   options.keep = Kept(plan_);
   options.epoch = plan_.epoch;
   TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
+  if (trainer_->exchange() != nullptr) {
+    options.also = PodExchange::StateNames(plan_.options.pods.exchange);
+  }
   TOROID_ASSIGN_OR_RETURN(
       writer_, CheckpointWriter::Create(trainer_->store(), trainer_->config(), options, files_));
   const bool alone = trainer_->exchange() == nullptr;
@@ -298,7 +310,7 @@ absl::Status TrainingRun::Restore(const TrainingState& state) {
   TOROID_RETURN_IF_ERROR(MakeBatches());
   const auto list = state.texts.find(kList);
   // A model that was converted: its weights are where any run may begin.
-  if (state.step == 0 && list == state.texts.end()) return absl::OkStatus();
+  if (state.step == 0 && list == state.texts.end()) return RestoreExchange(state);
   if (state.seed != plan_.seed || list == state.texts.end() ||
       list->second != absl::StrCat(batches_->list_fingerprint())) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -320,7 +332,25 @@ absl::Status TrainingRun::Restore(const TrainingState& state) {
         "the checkpoint of step ", state.step, " was trained with dropout ", drawn, ", not ",
         DropoutText(plan_.options), ": give that again, or another output directory"));
   }
+  TOROID_RETURN_IF_ERROR(RestoreExchange(state));
   return batches_->CheckPosition(state.step, state.data_position);
+}
+
+// REQUIRES: what the checkpoint has of it was loaded.
+absl::Status TrainingRun::RestoreExchange(const TrainingState& state) {
+  PodExchange* pods = trainer_->exchange();
+  if (pods == nullptr) return absl::OkStatus();
+  const auto text = state.texts.find(kExchange);
+  const auto numbers = state.numbers.find(kExchange);
+  if (text == state.texts.end() || numbers == state.numbers.end()) {
+    return pods->BeginHere();  // of a run on one pod
+  }
+  if (text->second != ExchangeText(plan_.options)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the checkpoint of step ", state.step, " was trained by ", text->second, ", not by ",
+        ExchangeText(plan_.options), ": give that again, or another output directory"));
+  }
+  return pods->Restore(numbers->second);
 }
 
 TrainingState TrainingRun::State() const {
@@ -342,6 +372,10 @@ TrainingState TrainingRun::State() const {
   state.texts[kWriterText] = kVersion;
   state.texts[kOptimizer] = OptimizerText(plan_.options);
   state.texts[kDropout] = DropoutText(plan_.options);
+  if (const PodExchange* pods = trainer_->exchange()) {
+    state.numbers[kExchange] = pods->numbers();
+    state.texts[kExchange] = ExchangeText(plan_.options);
+  }
   return state;
 }
 
@@ -351,7 +385,11 @@ absl::Status TrainingRun::Save() {
   if (writer_ == nullptr) return absl::OkStatus();
   Wait();
   if (Saved()) return trainer_->mesh().Health();
-  const absl::Status begun = writer_->Save(State());
+  std::vector<HostKind> also;
+  if (PodExchange* pods = trainer_->exchange()) {
+    TOROID_ASSIGN_OR_RETURN(also, pods->State());
+  }
+  const absl::Status begun = writer_->Save(State(), also);
   if (!begun.ok()) Alarm(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));
   return trainer_->mesh().Health();
 }

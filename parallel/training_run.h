@@ -141,6 +141,7 @@ class TrainingRun {
   std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);
   bool CountPods(StepReport::Pods& pods, int sign);
   absl::Status Restore(const TrainingState& state);
+  absl::Status RestoreExchange(const TrainingState& state);
   TrainingState State() const;
   absl::Status Save();
   absl::Status SaveLast();

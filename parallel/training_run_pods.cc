@@ -8,7 +8,6 @@
 #include "core/io/model_config_json.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
-#include "parallel/param_hash.h"
 #include "parallel/training_run.h"
 
 namespace toroid {
@@ -121,7 +120,7 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
     TOROID_CHECK(chosen != entries.end());
     absl::StatusOr<LoadedCheckpoint> loaded =
         LoadCheckpoint(absl::StrCat(Checkpoints(), "/", chosen->name), trainer_->config(),
-                       trainer_->store(), files_);
+                       trainer_->store(), files_, pods.RoomForState());
     if (!loaded.ok() && !absl::IsDataLoss(loaded.status())) return loaded;
     TOROID_ASSIGN_OR_RETURN(const auto ok, pods.Swap({loaded.ok() ? 1.0 : 0.0}, "a checkpoint"));
     const bool all = std::all_of(ok.begin(), ok.end(),
@@ -143,7 +142,7 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
 // What all pods must have alike before the first step: the step, and the weights.
 absl::Status TrainingRun::CheckPodsAlike() {
   PodExchange& pods = *trainer_->exchange();
-  const uint64_t hash = ParamHash(trainer_->store());
+  const uint64_t hash = pods.CommonHash();
   const std::vector<double> own = {double(step_), double(hash >> 32), double(hash & 0xffffffffu),
                                    double(batches_->list_fingerprint() >> 32),
                                    double(batches_->list_fingerprint() & 0xffffffffu)};

@@ -180,7 +180,7 @@ bool ReadCounts(const json& list, size_t skip, absl::Span<int64_t* const> out) {
   return true;
 }
 
-// Bytes of three kinds of so many elements still fit an integer; no model comes near.
+// Bytes of all kinds of so many elements still fit an integer; no model comes near.
 constexpr int64_t kMostElements = int64_t{1} << 56;
 
 void ReadParameters(const json& list, Reader& reader, CheckpointManifest& out) {
@@ -232,7 +232,7 @@ absl::Status ReadShards(const json& list, const std::string& where, CheckpointMa
   if (!covers.ok()) return absl::DataLossError(absl::StrCat(where, ": ", covers.message()));
   for (size_t i = 0; i < out.shards.size(); ++i) {
     // No overflow: CoversOnce has bounded the elements by those of the parameters.
-    const int64_t data = out.shards[i].elements() * CheckpointManifest::kKinds;
+    const int64_t data = out.shards[i].elements() * out.kinds();
     if (out.shards[i].bytes != ShardBytes(RowBytes(out.dtype, data))) {
       return absl::DataLossError(absl::StrCat(where, ": ",
                                               ShardName(int64_t(i), int64_t(list.size())),
@@ -240,6 +240,16 @@ absl::Status ReadShards(const json& list, const std::string& where, CheckpointMa
     }
   }
   return absl::OkStatus();
+}
+
+void ReadAlso(const json& list, Reader& reader, CheckpointManifest& out) {
+  for (const json& name : list) {
+    if (!name.is_string() || out.also.size() == CheckpointManifest::kMostAlso) {
+      return reader.Wrong(absl::StrCat("also: ", Shown(name), ": must be one of at most ",
+                                       CheckpointManifest::kMostAlso, " names"));
+    }
+    out.also.push_back(name.get<std::string>());
+  }
 }
 
 absl::Status ReadManifest(const json& object, const std::string& where, CheckpointManifest& out) {
@@ -270,6 +280,9 @@ absl::Status ReadManifest(const json& object, const std::string& where, Checkpoi
       fields.HexNumber("hash", out.origin.hash);
       TOROID_RETURN_IF_ERROR(fields.Done());
     }
+  }
+  if (object.contains("also")) {
+    if (const json* also = reader.Find("also", json::value_t::array)) ReadAlso(*also, reader, out);
   }
   const json* state = reader.Find("state", json::value_t::object);
   const json* model = reader.Find("model", json::value_t::object);
@@ -322,6 +335,7 @@ std::string CheckpointManifest::ToText() const {
                  {"model", ModelConfigJson(model)},
                  {"parameters", std::move(list)},
                  {"shards", std::move(files)}};
+  if (!also.empty()) object["also"] = also;
   if (origin.bytes > 0) object["origin"] = {{"bytes", origin.bytes}, {"hash", Hex(origin.hash)}};
   // The object's own opening brace stands before the hash.
   const std::string rest = object.dump(-1, ' ', false, json::error_handler_t::replace).substr(1);

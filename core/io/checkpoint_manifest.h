@@ -55,7 +55,7 @@ struct CheckpointPiece {
 };
 
 // One rank's file (checkpoint_shard.h): the weights of its pieces, then their first moments, then
-// their second.
+// their second, then what the manifest calls `also`.
 struct CheckpointShard {
   int64_t bytes = 0;  // of the file
   uint64_t hash = 0;  // of its header and its blocks' hashes
@@ -80,7 +80,8 @@ struct CheckpointFile {
 struct CheckpointManifest {
   static constexpr int64_t kSchema = 1;
   enum Kind { kWeights, kFirstMoments, kSecondMoments };
-  static constexpr int kKinds = 3;
+  static constexpr int kKinds = 3;  // that every checkpoint has
+  static constexpr int kMostAlso = 8;
 
   TrainingState state;
   ModelConfig model;
@@ -90,6 +91,9 @@ struct CheckpointManifest {
   DType dtype = DType::kF32;               // of the values: kF32 or kF64
   CheckpointFile origin;                   // origin.json (model_origin.h)
   std::vector<CheckpointParameter> parameters;
+  // What the shards hold of every parameter besides weights and moments, behind them.
+  std::vector<std::string> also;
+  int64_t kinds() const { return kKinds + int64_t(also.size()); }
   std::vector<CheckpointShard> shards;  // by rank
 
   // The file's text.

@@ -94,16 +94,16 @@ absl::StatusOr<ShardReader*> CheckpointReader::Shard(int64_t rank) {
 }
 
 // Elements [element, + count) of a piece.
-absl::Status CheckpointReader::ReadPart(Kind kind, const Place& place, int64_t element,
+absl::Status CheckpointReader::ReadPart(int kind, const Place& place, int64_t element,
                                         int64_t count, char* out) {
   TOROID_ASSIGN_OR_RETURN(ShardReader* const shard, Shard(place.shard));
-  const int64_t first = kind * elements_[place.shard] + place.offset + element;
+  const int64_t first = int64_t{kind} * elements_[place.shard] + place.offset + element;
   return shard->Read(RowBytes(manifest_.dtype, first),
                      {reinterpret_cast<uint8_t*>(out), size_t(RowBytes(manifest_.dtype, count))});
 }
 
 // What the piece shares with the wanted run.
-absl::Status CheckpointReader::ReadShared(Kind kind, const Place& place,
+absl::Status CheckpointReader::ReadShared(int kind, const Place& place,
                                           const CheckpointPiece& wanted, char* out) {
   const CheckpointPiece& piece = manifest_.shards[place.shard].pieces[place.piece];
   const Range own = RowsOf(piece), other = RowsOf(wanted);
@@ -129,7 +129,7 @@ absl::Status CheckpointReader::ReadShared(Kind kind, const Place& place,
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::Read(Kind kind, int64_t parameter, const ParamSlice& slice,
+absl::Status CheckpointReader::Read(int kind, int64_t parameter, const ParamSlice& slice,
                                     int64_t begin, int64_t count, void* out) {
   if (count == 0) return absl::OkStatus();
   const CheckpointParameter& whole = manifest_.parameters[parameter];
@@ -161,7 +161,7 @@ absl::Status CheckpointReader::CheckShards() {
 
 absl::Status CheckpointReader::VerifyShard(int64_t rank) {
   TOROID_ASSIGN_OR_RETURN(ShardReader* const shard, Shard(rank));
-  const int64_t size = RowBytes(manifest_.dtype, elements_[rank] * CheckpointManifest::kKinds);
+  const int64_t size = RowBytes(manifest_.dtype, elements_[rank] * manifest_.kinds());
   std::vector<uint8_t> bytes;
   for (int64_t begin = 0; begin < size; begin += int64_t(bytes.size())) {
     bytes.resize(size_t(std::min<int64_t>(1 << 20, size - begin)));

@@ -33,8 +33,9 @@ class CheckpointReader {
   int64_t FindParameter(const std::string& name) const;
 
   // Elements [begin, begin + count) of a rectangle, row after row, of manifest().dtype. DataLoss
-  // naming the shard that is missing or damaged. REQUIRES: within the parameter.
-  absl::Status Read(Kind kind, int64_t parameter, const ParamSlice& slice, int64_t begin,
+  // naming the shard that is missing or damaged. kind: a Kind, or kKinds + i of manifest().also[i].
+  // REQUIRES: within the parameter.
+  absl::Status Read(int kind, int64_t parameter, const ParamSlice& slice, int64_t begin,
                     int64_t count, void* out);
   // DataLoss if the directory's name is that of another step or branch.
   absl::Status CheckName() const;
@@ -59,8 +60,8 @@ class CheckpointReader {
   CheckpointReader(FileSystem& files, std::string directory)
       : files_(files), directory_(std::move(directory)) {}
   absl::StatusOr<ShardReader*> Shard(int64_t rank);
-  absl::Status ReadPart(Kind kind, const Place& place, int64_t element, int64_t count, char* out);
-  absl::Status ReadShared(Kind kind, const Place& place, const CheckpointPiece& wanted, char* out);
+  absl::Status ReadPart(int kind, const Place& place, int64_t element, int64_t count, char* out);
+  absl::Status ReadShared(int kind, const Place& place, const CheckpointPiece& wanted, char* out);
 
   FileSystem& files_;
   const std::string directory_;

@@ -1,0 +1,189 @@
+#include "parallel/outer_exchange.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/check.h"
+#include "core/status_macros.h"
+#include "kernels/outer_step.h"
+#include "parallel/host_exchange.h"
+
+namespace toroid {
+namespace {
+
+using Kind = ParamStore::Kind;
+
+}  // namespace
+
+OuterExchange::OuterExchange(PodSwap& swap)
+    : swap_(swap),
+      store_(swap.store()),
+      spec_(swap.spec()),
+      read_s_(store_.ops().NewStream(/*communication=*/false)),
+      width_(RowBytes(store_.ops().dtype(), 1)),
+      pool_(swap.threads()),
+      labels_(size_t(spec_.fragments), 0.0) {
+  const size_t all = size_t(store_.groups().stored_size() * width_);
+  outer_.resize(all);
+  momentum_.resize(all);
+  delta_.resize(all);
+  if (spec_.error_feedback) residual_.resize(all);
+  int64_t most = 0;
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    most = std::max(most, store_.Stored(Kind::kWeights, g).bytes());
+  }
+  reading_.resize(size_t(most));
+  own_.resize(size_t(most));
+  BeginHere();
+}
+
+void OuterExchange::BeginHere() {
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    store_.ops().Download(store_.stream(), store_.Stored(Kind::kWeights, g), At(outer_, g));
+  }
+}
+
+OuterExchange::~OuterExchange() { swap_.mail().FinishWork(); }
+
+int64_t OuterExchange::FragmentOf(const ParamGroups& groups, int64_t fragments, int64_t group) {
+  const bool layer = group != groups.embedding() && group != groups.head();
+  return layer ? (group - groups.layer(0)) % fragments : 0;
+}
+
+// Messages carry the number of steps after which they were sent. A peer can be ahead by what lies
+// between two waits for this rank.
+void OuterExchange::Expect(int64_t step) {
+  swap_.mail().Accept(flight_ ? std::min(flight_->sent, step) : step,
+                      step + 2 * (spec_.every + spec_.tau) + 1);
+}
+
+absl::Status OuterExchange::After(int64_t steps, int64_t labels, int64_t word) {
+  heard_ = 0;
+  for (double& since : labels_) since += double(labels);
+  for (int64_t f = 0; f < spec_.fragments; ++f) {
+    const int64_t due = (f + 1) * spec_.every / spec_.fragments % spec_.every;
+    if (steps % spec_.every == due) Send(f, steps, word);
+  }
+  if (!flight_ || flight_->sent + spec_.tau != steps) return absl::OkStatus();
+  return Apply();
+}
+
+// D = theta' - theta_q, read and encoded while the next step computes.
+void OuterExchange::Send(int64_t fragment, int64_t steps, int64_t word) {
+  TOROID_CHECK(!flight_);  // tau is below the distance of two fragments
+  const double weight = std::exchange(labels_[size_t(fragment)], 0.0);
+  flight_ = Flight{fragment, steps, false, {double(word)}};
+  swap_.SendCard(PodSwap::kCard, steps, flight_->card);
+  store_.ops().Fork(store_.stream(), read_s_);  // read_s waits for: the weights written
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    if (!HasGroup(fragment, g)) continue;
+    swap_.mail().Do([this, g, steps, weight] {
+      const Tensor own = store_.Stored(Kind::kWeights, g);
+      store_.ops().Download(read_s_, own, reading_.data());
+      if (own.dtype == DType::kF64) {
+        Subtract<double>(own.rows(), At(outer_, g), reading_.data());
+      } else {
+        Subtract<float>(own.rows(), At(outer_, g), reading_.data());
+      }
+      swap_.Offer(steps, g, weight, reading_.data(),
+                  residual_.empty() ? nullptr : At(residual_, g));
+      return absl::OkStatus();
+    });
+  }
+}
+
+// own = outer - own
+template <typename T>
+void OuterExchange::Subtract(int64_t n, const char* outer, char* own) {
+  const T* from = reinterpret_cast<const T*>(outer);
+  T* values = reinterpret_cast<T*>(own);
+  for (int64_t i = 0; i < n; ++i) values[i] = from[i] - values[i];
+}
+
+// The mean delta of the fragment that is on its way.
+absl::Status OuterExchange::Merge() {
+  if (flight_->settled) return absl::OkStatus();
+  const int64_t sent = flight_->sent, fragment = flight_->fragment;
+  int64_t group = 0;
+  TOROID_RETURN_IF_ERROR(swap_.mail().Await(
+      store_.mesh().world(), absl::StrCat("fragment ", fragment, " of step ", sent), [&] {
+        for (; group < store_.groups().count(); ++group) {
+          if (!HasGroup(fragment, group)) continue;
+          const int64_t pod = swap_.Missing(sent, group);
+          if (pod >= 0) return pod;
+        }
+        return swap_.MissingCard(PodSwap::kCard, sent);
+      }));
+  TOROID_ASSIGN_OR_RETURN(const auto cards, swap_.TakeCards(PodSwap::kCard, sent, flight_->card));
+  for (const std::vector<double>& card : cards) word_ = std::max(word_, int64_t(card[0]));
+  absl::Status status;
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    if (HasGroup(fragment, g)) status.Update(swap_.Merge(sent, g, At(delta_, g)).status());
+  }
+  flight_->settled = true;
+  return ShareStatus(store_.mesh().world(), status);
+}
+
+absl::Status OuterExchange::Apply() {
+  TOROID_RETURN_IF_ERROR(Merge());
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    if (!HasGroup(flight_->fragment, g)) continue;
+    if (store_.ops().dtype() == DType::kF64) {
+      Step<double>(g);
+    } else {
+      Step<float>(g);
+    }
+  }
+  store_.Forget();
+  heard_ = std::exchange(word_, 0);
+  flight_.reset();
+  return absl::OkStatus();
+}
+
+template <typename T>
+void OuterExchange::Step(int64_t group) {
+  const Tensor weights = store_.Stored(Kind::kWeights, group);
+  const int64_t n = weights.rows();
+  T* outer = reinterpret_cast<T*>(At(outer_, group));
+  T* own = reinterpret_cast<T*>(own_.data());
+  OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum}, n,
+            reinterpret_cast<const T*>(At(delta_, group)), outer,
+            reinterpret_cast<T*>(At(momentum_, group)));
+  store_.ops().Download(store_.stream(), weights, own);
+  MixWeights(pool_, spec_.alpha, n, outer, own);
+  store_.ops().Upload(store_.stream(), own, weights);
+}
+
+// --- for checkpoints -----------------------------------------------------------------------------
+
+absl::StatusOr<void*> OuterExchange::Settle() {
+  if (spec_.tau == 0) return nullptr;
+  FinishReading();
+  if (flight_) TOROID_RETURN_IF_ERROR(Merge());
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    if (flight_ && HasGroup(flight_->fragment, g)) continue;
+    std::fill_n(At(delta_, g), store_.Stored(Kind::kWeights, g).bytes(), '\0');
+  }
+  return static_cast<void*>(delta_.data());
+}
+
+std::vector<double> OuterExchange::numbers() const {
+  std::vector<double> numbers = {flight_ ? 1.0 : 0.0, flight_ ? double(flight_->fragment) : 0.0,
+                                 flight_ ? double(flight_->sent) : 0.0, double(word_)};
+  numbers.insert(numbers.end(), labels_.begin(), labels_.end());
+  return numbers;
+}
+
+absl::Status OuterExchange::Restore(const std::vector<double>& numbers) {
+  if (int64_t(numbers.size()) != count()) {
+    return absl::DataLossError("the checkpoint's exchange has another number of fragments");
+  }
+  flight_.reset();
+  if (numbers[0] != 0) flight_ = Flight{int64_t(numbers[1]), int64_t(numbers[2]), true, {}};
+  word_ = int64_t(numbers[3]);
+  labels_.assign(numbers.begin() + 4, numbers.end());
+  return absl::OkStatus();
+}
+
+}  // namespace toroid
