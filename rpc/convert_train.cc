@@ -295,18 +295,60 @@ absl::StatusOr<Codec> FromProto(v1::Exchange::Codec codec) {
 
 v1::Exchange ToProto(const ExchangeSpec& exchange) {
   v1::Exchange out;
-  out.mutable_exact();
+  switch (exchange.mode) {
+    case ExchangeSpec::Mode::kExact:
+      out.mutable_exact();
+      break;
+    case ExchangeSpec::Mode::kDelayed:
+      out.mutable_delayed();
+      break;
+    case ExchangeSpec::Mode::kDiLoCo:
+      out.mutable_diloco()->set_every(exchange.every);
+      break;
+    case ExchangeSpec::Mode::kStreaming: {
+      v1::Exchange::Streaming& streaming = *out.mutable_streaming();
+      streaming.set_every(exchange.every);
+      streaming.set_fragments(exchange.fragments);
+      streaming.set_tau(exchange.tau);
+      streaming.set_alpha(exchange.alpha);
+      break;
+    }
+  }
   out.set_codec(ToProto(exchange.codec));
   out.set_stochastic(exchange.stochastic);
   out.set_error_feedback(exchange.error_feedback);
+  if (exchange.gradients()) return out;
+  out.set_outer_lr(exchange.outer_rate);
+  out.set_outer_momentum(exchange.outer_momentum);
   return out;
 }
 
 absl::StatusOr<ExchangeSpec> FromProto(const v1::Exchange& in) {
   ExchangeSpec out;
+  const auto every = [](int64_t said) { return said == 0 ? ExchangeSpec().every : said; };
+  if (in.has_delayed()) out.mode = ExchangeSpec::Mode::kDelayed;
+  if (in.has_diloco()) {
+    out.mode = ExchangeSpec::Mode::kDiLoCo;
+    out.every = every(in.diloco().every());
+  }
+  if (in.has_streaming()) {
+    const v1::Exchange::Streaming& streaming = in.streaming();
+    out.mode = ExchangeSpec::Mode::kStreaming;
+    out.every = every(streaming.every());
+    if (streaming.fragments() != 0) out.fragments = streaming.fragments();
+    out.tau = streaming.tau();
+    out.alpha = streaming.has_alpha() ? streaming.alpha() : 0.5;
+    out.outer_rate = 0.4;
+  }
   TOROID_ASSIGN_OR_RETURN(out.codec, FromProto(in.codec()));
   out.stochastic = in.stochastic();
   out.error_feedback = in.error_feedback();
+  if (out.gradients() && (in.has_outer_lr() || in.has_outer_momentum())) {
+    return BadField("train.exchange.outer_lr", "only of diloco and streaming");
+  }
+  if (in.has_outer_lr()) out.outer_rate = in.outer_lr();
+  if (in.has_outer_momentum()) out.outer_momentum = in.outer_momentum();
+  TOROID_RETURN_IF_ERROR(OfField("train.exchange", Validate(out)));
   return out;
 }
 

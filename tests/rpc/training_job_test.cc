@@ -118,12 +118,19 @@ TEST(TrainText, TheExchangeOfPodsSurvivesTheRoundTrip) {
     return TaskOf(*again).plan.options.pods.exchange;
   };
   EXPECT_EQ(exchange({}), ExchangeSpec());
-  ExchangeSpec lossy;
-  lossy.codec = Codec::kE3m0;
-  lossy.stochastic = lossy.error_feedback = true;
-  EXPECT_EQ(exchange({"train.exchange.codec=E3M0", "train.exchange.stochastic=true",
-                      "train.exchange.error_feedback=true"}),
-            lossy);
+  ExchangeSpec delayed;
+  delayed.mode = ExchangeSpec::Mode::kDelayed;
+  delayed.codec = Codec::kE3m0;
+  delayed.stochastic = delayed.error_feedback = true;
+  EXPECT_EQ(exchange({"train.exchange.delayed={}", "train.exchange.codec=E3M0",
+                      "train.exchange.stochastic=true", "train.exchange.error_feedback=true"}),
+            delayed);
+  const ExchangeSpec streaming =
+      exchange({"train.exchange.streaming.every=20", "train.exchange.streaming.fragments=4",
+                "train.exchange.streaming.tau=2", "train.exchange.codec=INT8"});
+  EXPECT_EQ(ToString(streaming),
+            "streaming every 20, outer rate 0.4, momentum 0.9, fragments 4, tau 2, alpha 0.5, "
+            "codec int8");
 }
 
 TEST(TrainText, AnExchangeThatCannotBeIsRefusedByItsField) {
@@ -135,6 +142,9 @@ TEST(TrainText, AnExchangeThatCannotBeIsRefusedByItsField) {
   EXPECT_THAT(refusal({"mesh.pods=1"}), HasSubstr("train.exchange"));
   EXPECT_THAT(refusal({"mesh.pods=-2"}), HasSubstr("mesh.pods"));
   EXPECT_THAT(refusal({"train.spike.window=30"}), HasSubstr("train.spike"));
+  EXPECT_THAT(refusal({"train.exchange.outer_lr=1"}), HasSubstr("diloco and streaming"));
+  EXPECT_THAT(refusal({"train.exchange.streaming.fragments=101"}), HasSubstr("fragments is 101"));
+  EXPECT_THAT(refusal({"train.exchange.streaming.tau=100"}), HasSubstr("tau is 100"));
 }
 
 TEST(TrainText, ASettingReplacesAListAndTheNextAddsToIt) {
