@@ -16,8 +16,8 @@ std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-Json MeshJson(const MeshShape& mesh) {
-  return {{"pods", 1}, {"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}};
+Json MeshJson(const MeshShape& mesh, int64_t pods = 1) {
+  return {{"pods", pods}, {"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}};
 }
 
 void AddReport(const RunReport& report, Json* json) {
@@ -82,7 +82,7 @@ Json TensorJson(const TensorError& tensor) {
 
 Json Train(const TrainResult& result) {
   Json json = Object();
-  json["mesh"] = MeshJson(result.mesh);
+  json["mesh"] = MeshJson(result.mesh, result.pods);
   json["steps"] = result.run.steps;
   json["tokens"] = result.run.tokens;
   json["first_loss"] = result.run.first_loss;

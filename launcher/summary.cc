@@ -133,6 +133,7 @@ std::string TrainSummary(const TrainResult& result) {
   if (result.mfu) absl::StrAppendFormat(&text, ", mfu %.1f%%", *result.mfu * 100);
   if (run.skipped > 0) absl::StrAppend(&text, "; ", run.skipped, " steps without an update");
   if (run.rewinds > 0) absl::StrAppend(&text, "; went back ", run.rewinds, " times");
+  if (result.pods > 1) absl::StrAppend(&text, "; one of ", result.pods, " pods");
   absl::StrAppend(&text, "; mesh ", ToString(result.mesh));
   if (result.peak_bytes > 0) {
     absl::StrAppend(&text, "; peak ", FormatBytes(double(result.peak_bytes)), " on rank 0");

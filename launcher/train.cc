@@ -9,6 +9,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
+#include "launcher/pod_peers.h"
 #include "launcher/quantity.h"
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
@@ -42,6 +43,10 @@ absl::StatusOr<JobSpec> JobOf(const Arguments& arguments) {
   return spec;
 }
 
+int64_t PodsOf(const JobSpec& spec) {
+  return std::get<TrainTask>(spec.task).plan.options.pods.count;
+}
+
 // What rank 0 shows of a run.
 class Screen {
  public:
@@ -69,6 +74,7 @@ class Screen {
                                            FormatCount(report.tokens_per_s));
       const FlopsUse use = job_->Use(report);
       if (use.model) absl::StrAppendFormat(&detail, "  mfu %.1f%%", *use.model * 100);
+      if (report.pods) absl::StrAppend(&detail, "  ", PodsText(report));
       meter_.Update("train", report.result.step + 1, job_->steps(), "steps", detail);
       if (!report.result.skipped.empty()) Note(StepLine(report, job_->steps(), use));
     };
@@ -133,13 +139,16 @@ class Screen {
 
 absl::Status OnRanks(const Arguments& arguments) {
   Interrupt::CatchRequeue();
+  TOROID_ASSIGN_OR_RETURN(const std::optional<PodPeers> peers, PodPeersOption(arguments));
   DirectRun run;
+  if (peers) run.channel.meet = MeetPeers(*peers);
   run.timeout = arguments.Real("--timeout");
   run.grace = kSecondsToSave;
   run.stall_timeout = arguments.Real("--stall-timeout");
   std::optional<JobSpec> spec;
   if (SpeaksForWorld()) {
     TOROID_ASSIGN_OR_RETURN(spec, JobOf(arguments));
+    TOROID_RETURN_IF_ERROR(CheckPods(PodsOf(*spec), peers));
   }
   Screen screen(arguments);
   std::unique_ptr<TrainingJob> job;
@@ -147,7 +156,9 @@ absl::Status OnRanks(const Arguments& arguments) {
     TOROID_ASSIGN_OR_RETURN(spec->placement.load.mesh, MeshHere(spec->placement.mesh, world_size));
     const MeshShape& mesh = spec->placement.load.mesh;
     spec->placement.mesh = {mesh.data, mesh.ring, mesh.tensor};  // as it runs
-    const std::string directory = OutputDirectory(*spec, spec->name.empty() ? "train" : spec->name);
+    const std::string directory =
+        PodDirectory(OutputDirectory(*spec, spec->name.empty() ? "train" : spec->name),
+                     peers ? peers->pod : 0, PodsOf(*spec));
     TOROID_ASSIGN_OR_RETURN(job, TrainingJob::Open(*spec, directory, /*epoch=*/0));
     screen.Begin(*job);
     return job->program();
@@ -201,7 +212,13 @@ absl::Status ThroughController(const Arguments& arguments) {
 
 absl::Status RunTrain(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
-  return controller.empty() ? OnRanks(arguments) : ThroughController(arguments);
+  if (controller.empty()) return OnRanks(arguments);
+  for (const char* flag : {"--pod", "--pod-peers"}) {
+    if (!arguments.Has(flag)) continue;
+    return UsageError(absl::StrCat(flag, " with --controller: that is of worlds which are started ",
+                                   "by hand: drop one of the two"));
+  }
+  return ThroughController(arguments);
 }
 
 const OptionTable kTrainOptions = {
@@ -233,11 +250,15 @@ const Verb kTrainVerb = {
     .name = "train",
     .summary = "train a model as a job spec says, here or through a controller",
     .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
-    .tables = {&kTrainOptions, &kRunOptions, &kOutputOptions},
+    .tables = {&kTrainOptions, &kPodPeersOptions, &kRunOptions, &kOutputOptions},
     .examples =
         "toroid train deploy/jobs/train.textproto --set train.steps=20\n"
         "toroid launch -n 4 train job.textproto --mesh data=2,ring=2\n"
         "toroid train job.textproto --controller 127.0.0.1:7070\n"
+        "toroid launch -n 2 train job.textproto --set mesh.pods=2 --pod 0 --pod-peers "
+        "127.0.0.1:7091,127.0.0.1:7092\n"
+        "toroid train job.textproto --set mesh.pods=2 --pod 1 --pod-peers "
+        "127.0.0.1:7091,127.0.0.1:7092\n"
         "kill -USR1 PID     # of launch or mpirun: checkpoint and exit 75; the same command goes "
         "on",
     .run = RunTrain,
@@ -245,7 +266,9 @@ const Verb kTrainVerb = {
         "Started again with the same output directory, a run goes on from its newest checkpoint, "
         "also on another\nmesh. Ctrl-C, SIGTERM and --timeout save first; a second signal does not "
         "wait. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
-        "events, logs/ and checkpoints/, export/ if asked for, and\nevidence/ after a failure. "
+        "events, logs/ and checkpoints/, export/ if asked for, and\nevidence/ after a failure; "
+        "with "
+        "several pods it has pod-0, pod-1, .. and each of these holds that. "
         "toroid "
         "config schema lists all fields of a job.",
 };

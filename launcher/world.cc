@@ -109,7 +109,9 @@ absl::Status RunDirect(DirectRun run) {
                   std::chrono::milliseconds(static_cast<int64_t>(stall_timeout * 1000)));
   }
   if (rank != 0) {
-    const absl::Status status = RunPrograms(std::move(world), ProgramChannel(), &board);
+    ProgramChannel channel;
+    channel.meet = run.channel.meet;
+    const absl::Status status = RunPrograms(std::move(world), channel, &board);
     if (!status.ok()) std::this_thread::sleep_for(kRankZeroSpeaks);
     return SpeakAnyway(status);
   }

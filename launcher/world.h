@@ -23,7 +23,8 @@ struct DirectRun {
   std::function<absl::StatusOr<Program>(const LoadedModel&)> request;
   // Instead of load, mesh and request: rank 0's one program, which needs no loaded model.
   std::function<absl::StatusOr<Program>(int64_t world_size)> program;
-  // on_progress, on_token and the on_.. of the request are the verb's; the rest is filled in.
+  // `meet` (on every rank), on_progress, on_token and the on_.. of the request are the verb's; the
+  // rest is filled in.
   ProgramChannel channel;
 };
 

@@ -331,9 +331,9 @@ class Runner {
         return asked == StopAsked::kNo && channel_.cancelled(number) ? StopAsked::kCancel : asked;
       };
     }
-    auto run =
-        TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
-                            training.tokenizer, training.plan, events, board_, channel_.link);
+    TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<PodLink> link, Meet(training, events));
+    auto run = TrainingRun::Create(world_.Split([](int) { return 0; }), training.source,
+                                   training.tokenizer, training.plan, events, board_, link.get());
     TOROID_RETURN_IF_ERROR(ShareStatus(world_, run.status()));
     const std::string& directory = training.plan.directory;
     const KeepEvidence evidence(board_, directory.empty() ? "" : directory + "/evidence");
@@ -342,6 +342,20 @@ class Runner {
       evidence.Write(result.status().message());
     }
     return result;
+  }
+
+  // Null: the job has one pod, or nothing leads to the others, which the run refuses.
+  absl::StatusOr<std::unique_ptr<PodLink>> Meet(const Training& training,
+                                                const TrainingEvents& events) {
+    const TrainingPlan& plan = training.plan;
+    if (plan.options.pods.count == 1 || !channel_.meet) return std::unique_ptr<PodLink>();
+    TOROID_RETURN_IF_ERROR(Validate(plan, training.source->config, world_.size()));
+    const auto tick = [this] {
+      if (board_ != nullptr) board_->Tick();
+    };
+    if (board_ != nullptr) board_->At("pods");
+    return channel_.meet({world_, plan, training.source->config, tick,
+                          [&events] { return events.stop() != StopAsked::kNo; }, events.on_note});
   }
 
   // The first step of what kTrain would do, whatever its directory holds.

@@ -61,11 +61,24 @@ struct LoadedModel {
   std::vector<std::string> hosts;  // by world rank
 };
 
-// Rank 0's ends of the loop, but for `link`. Callbacks run on the loop's thread and must not block
+// What a rank asks for its way to the other pods of a job that trains on several.
+struct PodMeeting {
+  Communicator& world;
+  const TrainingPlan& plan;  // valid
+  const ModelConfig& model;
+  // While others are waited for: called about once a second on every rank; on rank 0, whether to
+  // stop waiting, and who is waited for.
+  std::function<void()> tick;
+  std::function<bool()> stop;
+  std::function<void(const std::string&)> note;
+};
+
+// Rank 0's ends of the loop, but for `meet`. Callbacks run on the loop's thread and must not block
 // for long.
 struct ProgramChannel {
-  // This rank's way to the other pods of a job that trains on several; on every rank.
-  PodLink* link = nullptr;
+  // Leads to the other pods, once all are there; on every rank. Collective; an error is the same on
+  // all ranks. Empty: there is no way to other pods.
+  std::function<absl::StatusOr<std::unique_ptr<PodLink>>(const PodMeeting&)> meet;
   // Blocks until there is a program. After kExit it is not called again.
   std::function<Program()> next;
   // Asked between layers and tokens; true ends the program with FinishReason::kCancelled.
@@ -93,7 +106,7 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<TrainingResult>&) {};
 };
 
-// Runs programs until kExit. Collective over `world`; but for the link, `channel` is used on rank 0
+// Runs programs until kExit. Collective over `world`; but for `meet`, `channel` is used on rank 0
 // only. An error that leaves the world unusable (a peer or link died) is returned on every rank
 // that can still return. A model stays loaded until another kLoad with a different request; the
 // same request again costs nothing. `board` is bumped at every op and may be null.

@@ -177,8 +177,8 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
     const TrainingEvents& events, ProgressBoard* board, PodLink* link) {
   TOROID_RETURN_IF_ERROR(Validate(plan, source->config, world->size()));
   if (plan.options.pods.count > 1 && link == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("mesh.pods: ", plan.options.pods.count,
-                                                   ": in this version a job trains on one pod"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("mesh.pods: ", plan.options.pods.count, ": nothing leads to the other pods"));
   }
   TOROID_RETURN_IF_ERROR(CheckSources(*world, plan.data));
   TOROID_RETURN_IF_ERROR(CheckMemory(*world, plan, source));
@@ -452,6 +452,9 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   const int64_t hash_every = plan_.param_hash_every;
   if (hash_every > 0 && (step_ + 1) % hash_every == 0) {
     report.param_hash = ParamHash(trainer_->store());
+    if (report.pods && !plan_.options.pods.exchange.gradients()) {
+      report.pods->outer_hash = trainer_->exchange()->CommonHash();
+    }
   }
   return report;
 }

@@ -66,9 +66,11 @@ struct StepReport {
   // With other pods: of this rank in this step.
   struct Pods {
     int64_t taking_part = 0;
-    int64_t staleness = 0;   // steps from a gradient to the update by it
+    int64_t staleness = 0;   // steps from what is sent to its being applied
     int64_t bytes_sent = 0;  // of payloads
     double seconds_waited = 0;
+    // diloco, streaming: of the outer weights after the step, with param_hash
+    std::optional<uint64_t> outer_hash;
   };
   std::optional<Pods> pods;
   // Of the step, on all ranks of the pod: divided by seconds x ranks x the peak rate of one, MFU

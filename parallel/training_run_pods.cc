@@ -194,7 +194,10 @@ bool TrainingRun::CountPods(StepReport::Pods& pods, int sign) {
   const PodExchange* exchange = trainer_->exchange();
   if (exchange == nullptr) return false;
   pods.taking_part = exchange->pods();
-  pods.staleness = plan_.options.pods.exchange.mode == ExchangeSpec::Mode::kDelayed;
+  const ExchangeSpec& exchanged = plan_.options.pods.exchange;
+  pods.staleness = exchanged.mode == ExchangeSpec::Mode::kDelayed     ? 1
+                   : exchanged.mode == ExchangeSpec::Mode::kStreaming ? exchanged.tau
+                                                                      : 0;
   pods.bytes_sent += sign * exchange->bytes_sent();
   pods.seconds_waited += sign * exchange->seconds_waited();
   return true;

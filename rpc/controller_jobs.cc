@@ -44,8 +44,11 @@ absl::Status CheckSpec(const JobSpec& spec, const std::string& request_id) {
   }
   const auto* train = std::get_if<TrainTask>(&spec.task);
   if (train != nullptr && train->plan.options.pods.count > 1) {
-    return BadField("mesh.pods", absl::StrCat(train->plan.options.pods.count,
-                                              ": in this version a job trains on one pod"));
+    return BadField("mesh.pods",
+                    absl::StrCat(train->plan.options.pods.count,
+                                 ": a controller gives a job one pod: start each pod by "
+                                 "itself: mpirun ... toroid train job.textproto "
+                                 "--pod 0 --pod-peers hostA:7091,hostB:7091"));
   }
   if (request_id.size() > 128) return BadField("request_id", "longer than 128 bytes");
   return absl::OkStatus();

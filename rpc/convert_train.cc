@@ -425,6 +425,7 @@ v1::TrainResult ToProto(const TrainResult& result) {
   out.set_rewinds(result.run.rewinds);
   out.set_checkpoint(MendUtf8(result.run.checkpoint));
   *out.mutable_mesh() = ToProto(result.mesh);
+  out.mutable_mesh()->set_pods(static_cast<int32_t>(result.pods));
   out.set_seconds(result.seconds);
   out.set_tokens_per_s(result.tokens_per_s);
   if (result.mfu.has_value()) out.set_mfu(*result.mfu);
@@ -443,6 +444,7 @@ TrainResult FromProto(const v1::TrainResult& in) {
   out.run.rewinds = in.rewinds();
   out.run.checkpoint = in.checkpoint();
   out.mesh = MeshFromProto(in.mesh());
+  out.pods = std::max(1, in.mesh().pods());
   out.seconds = in.seconds();
   out.tokens_per_s = in.tokens_per_s();
   if (in.has_mfu()) out.mfu = in.mfu();

@@ -71,7 +71,8 @@ struct TrainTask {
 };
 struct TrainResult {
   TrainingResult run;
-  MeshShape mesh;
+  MeshShape mesh;  // of a pod
+  int64_t pods = 1;
   double seconds = 0;         // in the steps of the last launch
   double tokens_per_s = 0;    // over them
   std::optional<double> mfu;  // model FLOPs over peak FLOPs; none if either is not known

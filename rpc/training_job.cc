@@ -166,6 +166,7 @@ TrainResult TrainingJob::Result(const TrainingResult& run) {
   TrainResult result;
   result.run = run;
   result.mesh = spec_.placement.load.mesh;
+  result.pods = task_.plan.options.pods.count;
   result.seconds = seconds_;
   result.tokens_per_s = seconds_ > 0 ? double(run.tokens) / seconds_ : 0;
   result.mfu = Use(flops_, seconds_).model;
@@ -210,6 +211,9 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
                     {"staleness", report.pods->staleness},
                     {"bytes_sent", report.pods->bytes_sent},
                     {"wait_s", report.pods->seconds_waited}};
+    if (const auto hash = report.pods->outer_hash) {
+      line["pods"]["outer_hash"] = absl::StrFormat("%016x", *hash);
+    }
   }
   if (!step.skipped.empty()) line["skipped"] = step.skipped;
   const std::string text = Dump(line);
@@ -320,11 +324,21 @@ std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& us
       "step %d/%d  loss %.4f  grad norm %.3f  lr %.3g  %.1f tokens/s", step.step + 1, steps,
       step.loss, step.grad_norm, step.rate, report.tokens_per_s);
   if (use.model) absl::StrAppendFormat(&line, "  mfu %.1f%%", *use.model * 100);
+  if (report.pods) absl::StrAppend(&line, "  ", PodsText(report));
   if (step.labels == 0) absl::StrAppend(&line, "  no update: no token has a successor to predict");
   if (!step.skipped.empty()) {
     absl::StrAppend(&line, "  no update: the gradient of ", step.skipped, " is not finite");
   }
   return line;
+}
+
+std::string PodsText(const StepReport& report) {
+  const StepReport::Pods& pods = *report.pods;
+  std::string text =
+      absl::StrFormat("%d pods, sent %.3g MB, waited %.0f%%", pods.taking_part,
+                      double(pods.bytes_sent) / 1e6, 100 * pods.seconds_waited / report.seconds);
+  if (pods.staleness > 0) absl::StrAppend(&text, ", staleness ", pods.staleness);
+  return text;
 }
 
 }  // namespace toroid

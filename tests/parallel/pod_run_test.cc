@@ -144,7 +144,7 @@ TEST_F(PodRunTest, PodsWithoutALinkAreRefused) {
   const Outcome run = Run(plan);
   EXPECT_EQ(run.status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(run.status.message()),
-              HasSubstr("mesh.pods: 2: in this version a job trains on one pod"));
+              HasSubstr("mesh.pods: 2: nothing leads to the other pods"));
 }
 
 // What a step tells of the exchange: float32 gradients, each element once to the other pod, and

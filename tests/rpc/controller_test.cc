@@ -269,7 +269,7 @@ TEST_F(ControllerTest, AJobOfSeveralPodsIsRefused) {
   const absl::Status refused = controller_->SubmitJob(spec, "").status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << refused;
   EXPECT_THAT(std::string(refused.message()),
-              testing::HasSubstr("mesh.pods: 2: in this version a job trains on one pod"));
+              testing::HasSubstr("mesh.pods: 2: a controller gives a job one pod"));
   task.plan.options.pods.count = 1;
   spec.task = task;
   EXPECT_TRUE(controller_->SubmitJob(spec, "").ok());  // control

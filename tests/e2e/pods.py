@@ -1,0 +1,156 @@
+"""A training job on several pods: worlds that are started one by one, and find each other."""
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+
+from harness import *
+from tls import Pki
+from train import good, lines, weights, words
+
+EXACT = ["mesh.pods=2", "train.param_hash_every=1"]
+STREAMING = ["mesh.pods=2", "train.exchange.streaming.every=4", "train.exchange.streaming.fragments=2",
+             "train.exchange.streaming.tau=1", "train.exchange.codec=INT8"]
+
+
+def addresses(host="127.0.0.1", count=2):
+    """Free ports of this machine, in the order of pods."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return ",".join(f"{host}:{each.getsockname()[1]}" for each in sockets)
+
+
+def pods(top, *settings, ranks=(2, 1), more=((), ()), steps=12, peers=None):
+    """Runs two worlds to their end; their results."""
+    peers = peers or addresses()
+    worlds = [start("launch", "-n", ranks[pod], "-q", *words(top, steps, *settings), "--pod", pod, "--pod-peers",
+                    peers, "-o", "json", *more[pod]) for pod in range(2)]
+    return [finish(world, 60) for world in worlds]
+
+
+def of_pod(top, pod):
+    return os.path.join(top, f"pod-{pod}")
+
+
+def outer(top, pod, step):
+    """Bytes of outer weights and momentum in a checkpoint, by the name of their shard."""
+    kept = weights(of_pod(top, pod), step)
+    return {name: values for name, values in kept.items() if "outer" in name}
+
+
+def test_unlike_worlds_take_the_same_exact_steps():
+    with tempfile.TemporaryDirectory() as top, tempfile.TemporaryDirectory() as other:
+        for pod, result in enumerate(pods(top, *EXACT)):
+            answer = good(result).json()
+            check(answer["steps"] == 12 and answer["loss"] < answer["first_loss"], answer)
+            check(answer["mesh"]["pods"] == 2 and answer["mesh"]["data"] == 2 - pod, answer["mesh"])
+            check(answer["directory"] == of_pod(top, pod), answer["directory"])
+        one, two = (lines(of_pod(top, pod)) for pod in range(2))
+        check([line["step"] for line in one] == list(range(1, 13)), one)
+        check([line["param_hash"] for line in one] == [line["param_hash"] for line in two], one, two)
+        check(len({line["param_hash"] for line in one}) == 12, "weights that do not move:", one)
+        check([line["loss"] for line in one] == [line["loss"] for line in two], "exact: the loss of the whole batch")
+        for line in one + two:
+            check(line["pods"]["taking_part"] == 2 and line["pods"]["staleness"] == 0, line)
+            check(line["pods"]["bytes_sent"] > 0 and line["pods"]["wait_s"] >= 0, line)
+        # One pod with the whole batch: the same run up to rounding; another seed is not.
+        good(run(*words(other, 12, "train.param_hash_every=1"), "-q"))
+        alone = [line["loss"] for line in lines(other)]
+        check(max(abs(a - b["loss"]) / a for a, b in zip(alone, one, strict=True)) < 1e-4, alone, one)
+        check(lines(other)[-1]["param_hash"] != one[-1]["param_hash"], "sums of other orders")
+        # Both go on from step 12, and are the same again.
+        for result in pods(top, *EXACT, steps=14):
+            good(result)
+            check("resumed from" in result.err, result.err)
+        one, two = (lines(of_pod(top, pod)) for pod in range(2))
+        check(one[-1]["step"] == 14 and one[-1]["param_hash"] == two[-1]["param_hash"], one[-1], two[-1])
+    no_orphans()
+
+
+def test_streaming_pods_agree_on_the_outer_weights():
+    with tempfile.TemporaryDirectory() as top:
+        for result in pods(top, *STREAMING, "train.param_hash_every=1"):
+            answer = good(result).json()
+            check(answer["steps"] == 12 and answer["loss"] < answer["first_loss"], answer)
+        one, two = (lines(of_pod(top, pod)) for pod in range(2))
+        check(one[-1]["param_hash"] != two[-1]["param_hash"], "each pod has weights of its own")
+        check(one[-1]["pods"]["outer_hash"] == two[-1]["pods"]["outer_hash"], one[-1], two[-1])
+        check(one[-1]["pods"]["outer_hash"] != one[0]["pods"]["outer_hash"], "outer weights that do not move")
+        check(one[-1]["pods"]["staleness"] == 1, one[-1])
+        sent = sum(line["pods"]["bytes_sent"] for line in one)
+        with tempfile.TemporaryDirectory() as other:
+            for result in pods(other, *EXACT, ranks=(1, 1)):
+                good(result)
+            exact = sum(line["pods"]["bytes_sent"] for line in lines(of_pod(other, 0)))
+            check(0 < 10 * sent < exact, sent, exact)  # 12 / 4 rounds of one byte against 12 steps of four
+    no_orphans()
+
+
+def test_pods_that_do_not_fit_are_refused():
+    """Both sides say what differs, with both values."""
+    unlike = [(["train.exchange.codec=INT8"], "exchange", "codec int8", "codec fp32"),
+              (["model.shape.preset=tiny-mha"], "model", "tiny", "kv_heads"),
+              (["train.steps=9"], "steps", "9", "8")]
+    for settings, *said in unlike[:1] + unlike[2:]:
+        with tempfile.TemporaryDirectory() as top:
+            more = [word for setting in settings for word in ("--set", setting)]
+            for result in pods(top, *EXACT, ranks=(1, 1), more=((), more), steps=8):
+                refused(result, 3, *said)
+    no_orphans()
+
+
+def test_what_is_said_of_pods():
+    line = "mpirun ... toroid train job.textproto --pod 0 --pod-peers hostA:7091,hostB:7091"
+    with tempfile.TemporaryDirectory() as top:
+        job = words(top, 4, "mesh.pods=2")
+        refused(run(*job), 3, "mesh.pods: 2", line)
+        refused(launch(2, *job), 3, "mesh.pods: 2", line)
+        refused(run(*job, "--pod", 0), 2, "--pod-peers", line)
+        refused(run(*job, "--pod-peers", "a:1,b:2"), 2, "--pod", line)
+        refused(run(*job, "--pod", 2, "--pod-peers", "a:1,b:2"), 2, "--pod", "0 to 1")
+        refused(run(*job, "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"), 3, "mesh.pods: 2", "3")
+        refused(run(*words(top, 4), "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2"), 3, "mesh.pods: 1", "2")
+        refused(run(*job, "--pod", 0, "--pod-peers", "127.0.0.1,127.0.0.1:2"), 3, "127.0.0.1", "host")
+        refused(run(*job, "--pod", 0, "--pod-peers", "a:1,b:2", "--controller", "127.0.0.1:1"), 2, "--controller")
+        refused(run(*job, "--pod", 0, "--pod-peers", "10.0.0.1:1,127.0.0.1:2"), 3, "10.0.0.1", "--tls-dir")
+        check(not os.path.exists(os.path.join(top, "metrics.jsonl")), "a run that was refused")
+
+
+def test_pods_over_tls():
+    with tempfile.TemporaryDirectory() as top, Pki("localhost", "localhost") as pki, Pki("localhost") as other:
+        peers = addresses("localhost")
+        mine, _ = pki.folders
+        tls = ("--tls-dir", mine)
+        for result in pods(top, *EXACT, ranks=(1, 1), more=(tls, tls), peers=peers, steps=4):
+            good(result)
+        one, two = (lines(of_pod(top, pod)) for pod in range(2))
+        check(one[-1]["param_hash"] == two[-1]["param_hash"], one, two)
+        shutil.rmtree(of_pod(top, 0))
+        shutil.rmtree(of_pod(top, 1))
+        strange = ("--tls-dir", other.folders[0])
+        results = pods(top, *EXACT, ranks=(1, 1), more=(tls, strange), peers=peers, steps=4)
+        check(any("not of the CA" in result.err for result in results), [result.err for result in results])
+        check(all(result.code != 0 for result in results), [result.code for result in results])
+    no_orphans()
+
+
+def test_ctrl_c_while_a_pod_is_waited_for():
+    with tempfile.TemporaryDirectory() as top:
+        world = start("launch", "-n", 2, "-q", *words(top, 8, *EXACT), "--pod", 0, "--pod-peers", addresses())
+        told = b""
+        while b"waiting for pod 1" not in told:
+            piece = world.stderr.readline()
+            check(piece, "ended without a word:", told)
+            told += piece
+        world.send_signal(signal.SIGINT)
+        result = finish(world, 30)
+        check(result.code == 130, result.code, result.err)
+    no_orphans()
+
+
+if __name__ == "__main__":
+    main()
