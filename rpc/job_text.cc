@@ -100,8 +100,9 @@ void ClearList(const std::vector<std::string>& path, Message& spec) {
   }
 }
 
-// "a.b.c=value" as the text "a { b { c: value } }". Of a list the first setting takes the place of
-// what the file says, the others add to it: `begun` has the lists that were set before.
+// "a.b.c=value" as the text "a { b { c: value } }"; {} is a message with nothing in it. Of a list
+// the first setting takes the place of what the file says, the others add to it: `begun` has the
+// lists that were set before.
 absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec,
                           std::set<std::string>& begun) {
   const size_t equals = setting.find('=');
@@ -116,9 +117,10 @@ absl::Status ApplySetting(const std::string& setting, v1::JobSpec* spec,
     const FieldDescriptor* field = message->FindFieldByName(path[i]);
     if (field == nullptr) return UnknownField(*message, path[i]);
     const bool leaf = i + 1 == path.size();
-    if (leaf != (field->type() != FieldDescriptor::TYPE_MESSAGE)) {
+    const bool is_message = field->type() == FieldDescriptor::TYPE_MESSAGE;
+    if (leaf == is_message && !(leaf && value == "{}" && !field->is_repeated())) {
       return BadField(setting.substr(0, equals),
-                      leaf ? "is a message: name one of its fields" : "is no message");
+                      leaf ? "is a message: name one of its fields, or give {}" : "is no message");
     }
     if (leaf) {
       if (field->is_repeated() && begun.insert(setting.substr(0, equals)).second) {
