@@ -36,6 +36,9 @@ absl::Status CheckSpec(const JobSpec& spec, const std::string& request_id) {
         "name", absl::StrCat("'", spec.name, "' is no name: up to 63 letters, digits, '-', '_'"));
   }
   if (spec.placement.load.model.empty()) return BadField("model.path", "missing: name a model");
+  if (spec.device == Device::kCuda) {
+    return BadField("device", "CUDA: pods compute on CPUs in this version: take AUTO or CPU");
+  }
   if (spec.max_restarts < 0 || spec.max_restarts > 1000) {
     return BadField("max_restarts", absl::StrCat(spec.max_restarts, " is not 0 to 1000"));
   }

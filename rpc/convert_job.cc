@@ -55,7 +55,9 @@ v1::JobSpec ToProto(const JobSpec& spec) {
   v1::JobSpec out;
   const v1::Placement placement = ToProto(spec.placement, absl::ZeroDuration());
   out.set_name(spec.name);
-  out.set_device(spec.device == Device::kCpu ? v1::JobSpec::CPU : v1::JobSpec::AUTO);
+  out.set_device(spec.device == Device::kCpu    ? v1::JobSpec::CPU
+                 : spec.device == Device::kCuda ? v1::JobSpec::CUDA
+                                                : v1::JobSpec::AUTO);
   out.set_compute(placement.compute());
   if (!spec.output_dir.empty()) out.mutable_output()->set_dir(spec.output_dir);
   *out.mutable_mesh() = placement.mesh();
@@ -89,8 +91,11 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
     case v1::JobSpec::CPU:
       out.device = Device::kCpu;
       break;
+    case v1::JobSpec::CUDA:
+      out.device = Device::kCuda;
+      break;
     default:
-      return BadField("device", absl::StrCat(in.device(), " is not AUTO or CPU"));
+      return BadField("device", absl::StrCat(in.device(), " is not AUTO, CPU or CUDA"));
   }
   out.output_dir = in.output().dir();
   v1::Placement placement;

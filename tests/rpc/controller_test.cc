@@ -319,6 +319,16 @@ TEST_F(ControllerTest, JobRunsToItsResult) {
   EXPECT_TRUE(end);
 }
 
+TEST_F(ControllerTest, AJobForGpusIsRefusedNotRunOnCpus) {
+  JobSpec job = Job("book");
+  job.device = Device::kCuda;
+  const absl::Status refused = controller_->SubmitJob(job, "").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << refused;
+  EXPECT_NE(refused.message().find("AUTO or CPU"), absl::string_view::npos) << refused;
+  job.device = Device::kCpu;  // negative control
+  EXPECT_TRUE(controller_->SubmitJob(job, "").ok());
+}
+
 TEST_F(ControllerTest, SubmitIsIdempotent) {
   const JobStatus first = Submit(Job("book"), "r1");
   EXPECT_EQ(Submit(Job("book"), "r1").id, first.id);

@@ -77,7 +77,8 @@ TEST(JobOrigin, EnumsAreSpelledAsOptionsSpellThem) {
   EXPECT_THAT(Counting("", {{"TOROID_COMPUTE", "bf16"}}), ElementsAre("compute=BF16"));
   EXPECT_THAT(Counting("", {{"TOROID_COMPUTE", "FP32"}}), ElementsAre("compute=FP32"));
   EXPECT_THAT(Counting("", {{"TOROID_DEVICE", "auto"}}), ElementsAre("device=AUTO"));
-  EXPECT_THAT(Counting("", {{"TOROID_DEVICE", "cuda"}}), ElementsAre("device=cuda"));
+  EXPECT_THAT(Counting("", {{"TOROID_DEVICE", "cuda"}}), ElementsAre("device=CUDA"));
+  EXPECT_THAT(Counting("", {{"TOROID_DEVICE", "tpu"}}), ElementsAre("device=tpu"));
 }
 
 TEST(JobOrigin, NamesWhereEachValueComesFrom) {

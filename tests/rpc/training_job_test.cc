@@ -208,6 +208,16 @@ TEST(TrainText, TheSchemaHasDefaultsOfBothOptimizers) {
               HasSubstr("layout: \"striped:16\""));
 }
 
+TEST(TrainText, EveryDeviceIsToldAsItIs) {
+  for (const char* device : {"AUTO", "CPU", "CUDA"}) {
+    const auto spec = ParseJobSpec(kShort, {absl::StrCat("device=", device)});
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    EXPECT_THAT(JobSpecText(*spec), HasSubstr(absl::StrCat("device: ", device, "\n")));
+  }
+  EXPECT_THAT(JobSpecText(*ParseJobSpec(kShort, {})), HasSubstr("device: AUTO\n"));
+  EXPECT_THAT(Message(kShort, {"device=7"}), HasSubstr("CUDA"));
+}
+
 // --- the run directory
 
 std::vector<nlohmann::json> Lines(const std::string& path) {
