@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -11,6 +12,7 @@
 #include "core/io/checkpoint_manifest.h"
 #include "core/io/checkpoint_shard.h"
 #include "core/io/hugging_face_config.h"
+#include "core/io/hugging_face_tensors.h"
 #include "core/io/model_origin.h"
 #include "core/io/safetensors_writer.h"
 #include "core/io/weights.h"
@@ -109,7 +111,44 @@ class ParameterStream {
     return absl::OkStatus();
   }
 
+  template <typename Append>
+  absl::Status Write(const HuggingFaceTensor& tensor, Append append) {
+    if (tensor.transposed) return WriteTransposed(tensor, append);
+    for (const ParamSpec& part : tensor.parts) TOROID_RETURN_IF_ERROR(Write(part, append));
+    return absl::OkStatus();
+  }
+
  private:
+  // Some inputs at a time of all outputs of all parts.
+  template <typename Append>
+  absl::Status WriteTransposed(const HuggingFaceTensor& tensor, Append append) {
+    const int64_t inputs = tensor.shape[0], outputs = tensor.shape[1];
+    const int64_t width = RowBytes(options_.dtype, 1);
+    const int64_t step = std::max<int64_t>(1, kPieceBytes / (outputs * width));
+    std::vector<uint8_t> columns;
+    for (int64_t input = 0; input < inputs; input += step) {
+      const int64_t n = std::min(step, inputs - input);
+      piece_.resize(size_t(n * outputs * width));
+      int64_t first = 0;  // output
+      for (const ParamSpec& part : tensor.parts) {
+        columns.resize(size_t(part.rows * n * width));
+        TOROID_RETURN_IF_ERROR(
+            LoadParam(source_, part, {0, part.rows, input, n}, options_.dtype, columns.data()));
+        for (int64_t row = 0; row < part.rows; ++row) {
+          for (int64_t i = 0; i < n; ++i) {
+            std::memcpy(piece_.data() + (i * outputs + first + row) * width,
+                        columns.data() + (row * n + i) * width, size_t(width));
+          }
+        }
+        first += part.rows;
+      }
+      TOROID_RETURN_IF_ERROR(append(absl::Span<const uint8_t>(piece_)));
+      done_ += int64_t(piece_.size());
+      options_.progress(done_, total_);
+    }
+    return absl::OkStatus();
+  }
+
   const ModelSource& source_;
   const ConvertOptions& options_;
   const int64_t total_;
@@ -117,24 +156,22 @@ class ParameterStream {
   std::vector<uint8_t> piece_;
 };
 
-SafetensorsEntry EntryOf(const ParamSpec& spec, DType dtype) {
-  const bool vector = spec.group == "norm" || spec.group == "bias";
-  return {spec.name, dtype,
-          vector ? std::vector<int64_t>{spec.cols} : std::vector<int64_t>{spec.rows, spec.cols}};
+SafetensorsEntry EntryOf(const HuggingFaceTensor& tensor, DType dtype) {
+  return {tensor.name, dtype, tensor.shape};
 }
 
-// Runs of parameters for files of at most `most` bytes, or one parameter that is larger.
-std::vector<std::vector<ParamSpec>> Divide(const std::vector<ParamSpec>& specs, DType dtype,
-                                           int64_t most) {
-  std::vector<std::vector<ParamSpec>> files;
+// Runs of tensors for files of at most `most` bytes, or one tensor that is larger.
+std::vector<std::vector<HuggingFaceTensor>> Divide(const std::vector<HuggingFaceTensor>& tensors,
+                                                   DType dtype, int64_t most) {
+  std::vector<std::vector<HuggingFaceTensor>> files;
   int64_t bytes = 0;
-  for (const ParamSpec& spec : specs) {
-    const int64_t own = EntryOf(spec, dtype).bytes();
+  for (const HuggingFaceTensor& tensor : tensors) {
+    const int64_t own = EntryOf(tensor, dtype).bytes();
     if (files.empty() || bytes + own > most) {
       files.emplace_back();
       bytes = 0;
     }
-    files.back().push_back(spec);
+    files.back().push_back(tensor);
     bytes += own;
   }
   return files;
@@ -149,22 +186,25 @@ std::string WeightsName(size_t file, size_t count) {
 
 absl::Status WriteWeights(const ModelSource& source, const ConvertOptions& options,
                           FileSystem& files, FreshDirectory& directory, ConvertedModel& result) {
-  const std::vector<ParamSpec> specs = Stored(source.config);
-  const auto divided = Divide(specs, options.dtype, options.shard_bytes);
-  for (const ParamSpec& spec : specs) result.tensor_bytes += EntryOf(spec, options.dtype).bytes();
+  const std::vector<HuggingFaceTensor> tensors = HuggingFaceTensors(source.config);
+  const auto divided = Divide(tensors, options.dtype, options.shard_bytes);
+  for (const HuggingFaceTensor& tensor : tensors) {
+    result.tensor_bytes += EntryOf(tensor, options.dtype).bytes();
+  }
   ParameterStream stream(source, options, result.tensor_bytes);
   nlohmann::json map = nlohmann::json::object();
   for (size_t file = 0; file < divided.size(); ++file) {
     const std::string name = WeightsName(file, divided.size());
     std::vector<SafetensorsEntry> entries;
-    for (const ParamSpec& spec : divided[file]) {
-      entries.push_back(EntryOf(spec, options.dtype));
-      map[spec.name] = name;
+    for (const HuggingFaceTensor& tensor : divided[file]) {
+      entries.push_back(EntryOf(tensor, options.dtype));
+      map[tensor.name] = name;
     }
     TOROID_ASSIGN_OR_RETURN(SafetensorsWriter writer,
                             SafetensorsWriter::Create(files, directory.Path(name), entries));
-    for (const ParamSpec& spec : divided[file]) {
-      TOROID_RETURN_IF_ERROR(stream.Write(spec, [&](auto bytes) { return writer.Append(bytes); }));
+    for (const HuggingFaceTensor& tensor : divided[file]) {
+      TOROID_RETURN_IF_ERROR(
+          stream.Write(tensor, [&](auto bytes) { return writer.Append(bytes); }));
     }
     TOROID_RETURN_IF_ERROR(writer.Finish());
     result.files.push_back(name);

@@ -103,7 +103,7 @@ ModelDescription Describe(const ModelSource& source) {
   }
   for (const auto& [name, tensor] : source.tensors) {
     result.tensors.push_back({name, Info(tensor.dtype).name, tensor.shape,
-                              int64_t(tensor.data.size()), tensor.file,
+                              RowBytes(tensor.dtype, tensor.rows() * tensor.cols()), tensor.file,
                               tensor.interleaved_heads > 0});
   }
   if (source.checkpoint != nullptr) {

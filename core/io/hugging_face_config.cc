@@ -22,10 +22,9 @@ struct Family {
   int64_t context;
 };
 constexpr Family kFamilies[] = {
-    {"llama", "LlamaForCausalLM", 0, 0, 2048},
-    {"mistral", "MistralForCausalLM", 8, 0, 131072},
-    {"qwen2", "Qwen2ForCausalLM", 32, 0, 32768},
-    {"qwen3", "Qwen3ForCausalLM", 32, 128, 32768},
+    {"llama", "LlamaForCausalLM", 0, 0, 2048},   {"mistral", "MistralForCausalLM", 8, 0, 131072},
+    {"qwen2", "Qwen2ForCausalLM", 32, 0, 32768}, {"qwen3", "Qwen3ForCausalLM", 32, 128, 32768},
+    {"gpt2", "GPT2LMHeadModel", 0, 0, 1024},  // ReadGpt2
 };
 
 // Keys without influence on the logits of inference: names, training, sampling defaults (taken from
@@ -48,6 +47,7 @@ constexpr absl::string_view kHarmless[] = {
     "use_cache",
     "use_flash_attn",
     "use_flash_attention",
+    "n_ctx",  // n_positions counts
     // training
     "initializer_range",
     "attention_dropout",
@@ -56,6 +56,7 @@ constexpr absl::string_view kHarmless[] = {
     "embd_pdrop",
     "attention_probs_dropout_prob",
     "hidden_dropout_prob",
+    "attn_pdrop",
     "gradient_checkpointing",
     // special tokens and sampling
     "bos_token_id",
@@ -106,6 +107,11 @@ constexpr absl::string_view kHarmless[] = {
     "is_decoder",
     "tf_legacy_loss",
     "chunk_size_feed_forward",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
 };
 
 absl::StatusOr<const Family*> FindFamily(JsonFields& fields) {
@@ -166,6 +172,48 @@ absl::Status ReadSizes(JsonFields& fields, const Family& family, ModelConfig& co
   if (family.model_type == "llama") {
     TOROID_RETURN_IF_ERROR(fields.BoolOr("mlp_bias", false, config.mlp_bias));
   }
+  return absl::OkStatus();
+}
+
+// GPT-2's own keys. Its blocks have one form: what would change it is refused.
+absl::Status ReadGpt2(JsonFields& fields, const Family& family, ModelConfig& config) {
+  config.architecture = "gpt";
+  TOROID_RETURN_IF_ERROR(fields.IntOr("n_layer", 12, config.layers));
+  TOROID_RETURN_IF_ERROR(fields.IntOr("n_embd", 768, config.dim));
+  TOROID_RETURN_IF_ERROR(fields.IntOr("n_head", 12, config.query_heads));
+  TOROID_RETURN_IF_ERROR(fields.IntOr("n_positions", family.context, config.context));
+  TOROID_RETURN_IF_ERROR(fields.IntOr("vocab_size", 50257, config.vocab));
+  if (config.dim < 1 || config.dim > int64_t{1} << 24) {
+    return fields.Wrong("n_embd", "must be between 1 and 2^24");
+  }
+  if (config.query_heads < 1 || config.dim % config.query_heads != 0) {
+    return fields.Wrong("n_head", "must divide n_embd");
+  }
+  if (config.layers < 1 || config.layers > 4096) {
+    return fields.Wrong("n_layer", "must be between 1 and 4096");
+  }
+  TOROID_RETURN_IF_ERROR(fields.IntOr("n_inner", 4 * config.dim, config.ffn));
+  config.kv_heads = config.query_heads;
+  config.head_dim = config.dim / config.query_heads;
+  TOROID_RETURN_IF_ERROR(fields.DoubleOr("layer_norm_epsilon", 1e-5, config.norm_epsilon));
+  TOROID_RETURN_IF_ERROR(fields.BoolOr("tie_word_embeddings", true, config.tied_embeddings));
+  std::string activation;
+  TOROID_RETURN_IF_ERROR(fields.StringOr("activation_function", "gelu_new", activation));
+  if (activation != "gelu_new" && activation != "gelu_pytorch_tanh") {
+    return absl::UnimplementedError(absl::StrCat(fields.where(),
+                                                 ": activation_function = ", activation,
+                                                 ": of GPT-2 toroid computes gelu_new alone"));
+  }
+  bool scaled = true;
+  TOROID_RETURN_IF_ERROR(fields.BoolOr("scale_attn_weights", true, scaled));
+  if (!scaled) {
+    return absl::UnimplementedError(absl::StrCat(
+        fields.where(), ": scale_attn_weights = false: toroid divides by the root of a head"));
+  }
+  config.norm = NormKind::kLayer;
+  config.activation = Activation::kGelu;
+  config.positions = PositionKind::kLearned;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
   return absl::OkStatus();
 }
 
@@ -246,9 +294,13 @@ absl::StatusOr<ModelConfig> HuggingFaceConfig(absl::string_view text, const std:
   TOROID_ASSIGN_OR_RETURN(const Family* family, FindFamily(fields));
   ModelConfig config;
   config.architecture = std::string(family->model_type);
-  TOROID_RETURN_IF_ERROR(ReadSizes(fields, *family, config));
-  TOROID_RETURN_IF_ERROR(ReadWindows(fields, object, config));
-  TOROID_RETURN_IF_ERROR(ReadRope(fields, config));
+  if (family->model_type == "gpt2") {
+    TOROID_RETURN_IF_ERROR(ReadGpt2(fields, *family, config));
+  } else {
+    TOROID_RETURN_IF_ERROR(ReadSizes(fields, *family, config));
+    TOROID_RETURN_IF_ERROR(ReadWindows(fields, object, config));
+    TOROID_RETURN_IF_ERROR(ReadRope(fields, config));
+  }
   TOROID_RETURN_IF_ERROR(ReadFixed(fields));
   for (const absl::string_view key : kHarmless) fields.Ignore(key);
   TOROID_RETURN_IF_ERROR(fields.RefuseOthers());

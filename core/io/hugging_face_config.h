@@ -1,5 +1,6 @@
 // config.json and generation_config.json of a Hugging Face model directory, read as transformers 5
-// reads them for LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM.
+// reads them for LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and
+// GPT2LMHeadModel.
 //
 // No key is skipped in silence. A key is understood, or known to be harmless for inference (tables
 // in the .cc), or refused by name unless its value is null, false, zero or empty: an unknown key
@@ -27,7 +28,7 @@ absl::StatusOr<GenerationDefaults> HuggingFaceGeneration(absl::string_view json,
 
 // The other way round (hugging_face_config_text.cc). config.json of a model whose tensors are
 // stored as `dtype` (kF32 or kBF16): HuggingFaceConfig reads the same configuration from it.
-// Unimplemented naming the field if none of the four classes computes it.
+// Unimplemented naming the field if none of the five classes computes it.
 absl::StatusOr<std::string> HuggingFaceConfigText(const ModelSource& source, DType dtype);
 std::string HuggingFaceGenerationText(const GenerationDefaults& generation);
 

@@ -20,6 +20,7 @@ const char* ClassOf(const std::string& architecture) {
   if (architecture == "mistral") return "MistralForCausalLM";
   if (architecture == "qwen2") return "Qwen2ForCausalLM";
   if (architecture == "qwen3") return "Qwen3ForCausalLM";
+  if (architecture == "gpt") return "GPT2LMHeadModel";
   return nullptr;
 }
 
@@ -126,6 +127,49 @@ void AddEos(const std::vector<int64_t>& ids, ordered_json& object) {
   if (ids.size() > 1) object["eos_token_id"] = ids;
 }
 
+// Of Llama, Mistral, Qwen2 and Qwen3; what all families have is added by the caller.
+ordered_json LlamaJson(const ModelConfig& config, const char* name) {
+  ordered_json object = {{"architectures", {name}},
+                         {"model_type", config.architecture},
+                         {"hidden_size", config.dim},
+                         {"intermediate_size", config.ffn},
+                         {"num_hidden_layers", config.layers},
+                         {"num_attention_heads", config.query_heads},
+                         {"num_key_value_heads", config.kv_heads},
+                         {"head_dim", config.head_dim},
+                         {"vocab_size", config.vocab},
+                         {"max_position_embeddings", StatedContext(config)},
+                         {"rms_norm_eps", config.norm_epsilon},
+                         {"hidden_act", "silu"},
+                         {"rope_theta", config.rope_base},
+                         {"rope_scaling", RopeJson(config)}};
+  if (config.architecture == "llama" || config.architecture == "qwen3") {
+    object["attention_bias"] = config.qkv_bias;
+  }
+  if (config.architecture == "llama") object["mlp_bias"] = config.mlp_bias;
+  AddWindows(config, object);
+  return object;
+}
+
+// transformers takes 50256 for the ids of begin and end that are not said: null says that there
+// are none.
+ordered_json Gpt2Json(const ModelConfig& config, const char* name) {
+  return {{"architectures", {name}},
+          {"model_type", "gpt2"},
+          {"n_embd", config.dim},
+          {"n_inner", config.ffn},
+          {"n_layer", config.layers},
+          {"n_head", config.query_heads},
+          {"n_positions", config.context},
+          {"n_ctx", config.context},
+          {"vocab_size", config.vocab},
+          {"layer_norm_epsilon", config.norm_epsilon},
+          {"activation_function", "gelu_new"},
+          {"scale_attn_weights", true},
+          {"bos_token_id", nullptr},
+          {"eos_token_id", nullptr}};
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> HuggingFaceConfigText(const ModelSource& source, DType dtype) {
@@ -142,34 +186,16 @@ absl::StatusOr<std::string> HuggingFaceConfigText(const ModelSource& source, DTy
                      ": its tensor rope_freqs is not that of a Llama 3 model, and transformers "
                      "takes no other"));
   }
-  ordered_json object = {{"architectures", {name}},
-                         {"model_type", config.architecture},
-                         {"hidden_size", config.dim},
-                         {"intermediate_size", config.ffn},
-                         {"num_hidden_layers", config.layers},
-                         {"num_attention_heads", config.query_heads},
-                         {"num_key_value_heads", config.kv_heads},
-                         {"head_dim", config.head_dim},
-                         {"vocab_size", config.vocab},
-                         {"max_position_embeddings", StatedContext(config)},
-                         {"rms_norm_eps", config.norm_epsilon},
-                         {"hidden_act", "silu"},
-                         {"rope_theta", config.rope_base},
-                         {"rope_scaling", RopeJson(config)},
-                         {"tie_word_embeddings", config.tied_embeddings},
-                         {"torch_dtype", dtype == DType::kBF16 ? "bfloat16" : "float32"}};
-  if (config.architecture == "llama" || config.architecture == "qwen3") {
-    object["attention_bias"] = config.qkv_bias;
-  }
-  if (config.architecture == "llama") object["mlp_bias"] = config.mlp_bias;
-  AddWindows(config, object);
+  ordered_json object =
+      config.architecture == "gpt" ? Gpt2Json(config, name) : LlamaJson(config, name);
+  object["tie_word_embeddings"] = config.tied_embeddings;
+  object["torch_dtype"] = dtype == DType::kBF16 ? "bfloat16" : "float32";
   if (source.generation.bos_id) object["bos_token_id"] = *source.generation.bos_id;
   AddEos(source.generation.eos_ids, object);
   const std::string text = absl::StrCat(object.dump(2), "\n");
   TOROID_RETURN_IF_ERROR(CheckText(text, config, source.path));
   return text;
 }
-
 std::string HuggingFaceGenerationText(const GenerationDefaults& generation) {
   ordered_json object = ordered_json::object();
   const auto add = [&](const char* key, const auto& value) {

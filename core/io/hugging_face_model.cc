@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/io/hugging_face_config.h"
+#include "core/io/hugging_face_tensors.h"
 #include "core/io/json_fields.h"
 #include "core/io/model_source.h"
 #include "core/io/safetensors.h"
@@ -76,8 +77,7 @@ absl::Status AddFile(const std::string& path, const std::string& name,
             listed == index->end() ? " does not list it" : " says that it lies in another file"));
       }
     }
-    // Older Llama files keep the rotary frequencies, which the configuration says.
-    if (absl::EndsWith(tensor.name, ".rotary_emb.inv_freq")) continue;
+    if (IsNoWeight(source.config, tensor.name)) continue;
     if (tensor.shape.empty() || (tensor.dtype != DType::kF32 && tensor.dtype != DType::kF64 &&
                                  tensor.dtype != DType::kF16 && tensor.dtype != DType::kBF16)) {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -115,7 +115,7 @@ absl::Status AddWeights(const std::string& directory, ModelSource& source) {
     TOROID_RETURN_IF_ERROR(AddFile(absl::StrCat(directory, "/", name), name, &index, source));
   }
   for (const auto& [tensor, file] : index) {
-    if (!source.tensors.contains(tensor) && !absl::EndsWith(tensor, ".rotary_emb.inv_freq")) {
+    if (!source.tensors.contains(tensor) && !IsNoWeight(source.config, tensor)) {
       return absl::InvalidArgumentError(absl::StrCat(directory, "/", file, ": tensor ", tensor,
                                                      " is missing, which ", kIndexName,
                                                      " says lies here"));
@@ -197,6 +197,7 @@ absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& given) {
   TOROID_ASSIGN_OR_RETURN(source.config, HuggingFaceConfig(text, config_path));
   source.config.name = directory.substr(directory.rfind('/') + 1);
   TOROID_RETURN_IF_ERROR(AddWeights(directory, source));
+  TOROID_RETURN_IF_ERROR(NameAsParameters(source.config, directory, source.tensors));
   ResolveTiedHead(source);
   TOROID_RETURN_IF_ERROR(CheckTensors(source.config, source.tensors, directory));
   TOROID_RETURN_IF_ERROR(AddTexts(directory, text, source));

@@ -88,6 +88,7 @@ void AddPalmsAndGpts(std::vector<ModelConfig>& shapes) {
   shapes.push_back(Palm("palm-62b", 64, 8192, 32, 256, kPalmVocab, 2048));
   shapes.push_back(Palm("palm-540b", 118, 18432, 48, 256, kPalmVocab, 2048));
   shapes.push_back(Gpt("gpt3-tiny", 4, 64, 6, 16, 320, 2048, 24));
+  shapes.push_back(Gpt("gpt2-tiny", 2, 64, 4, 16, 320, 512, 0));
   shapes.push_back(Gpt("gpt2-124m", 12, 768, 12, 64, kGptVocab, 1024, 0));
   // Brown et al. 2020 (2005.14165), table 2.1 as printed: H K is not D in 1.3b and 13b. The width
   // of the bands was not published; 256 is ours.

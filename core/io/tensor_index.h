@@ -22,6 +22,9 @@ struct StoredTensor {
   // Above 0: the rows (of a bias: the elements) of each of so many heads are interleaved for a RoPE
   // that turns neighbours: stored row 2 b + a of a head is our row a K/2 + b, a in {0, 1}.
   int64_t interleaved_heads = 0;
+  // Above 0: `data` is a matrix [cols(), stored_cols] of which our row r is column
+  // first_stored_col + r: GPT-2 keeps products transposed, and those of Q, K and V side by side.
+  int64_t stored_cols = 0, first_stored_col = 0;
 
   int64_t cols() const { return shape.back(); }
   int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }

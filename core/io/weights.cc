@@ -124,6 +124,37 @@ absl::Status LoadMatrix(const ModelSource& source, const StoredTensor& tensor,
   return absl::OkStatus();
 }
 
+// A matrix whose columns are our rows (StoredTensor::stored_cols): stored rows are read in runs,
+// and turned a few of our rows at a time.
+absl::Status LoadTransposed(const ModelSource& source, const StoredTensor& tensor,
+                            const std::string& name, const ParamSlice& slice, DType stored,
+                            uint8_t* out) {
+  constexpr int64_t kRows = 64;  // of ours at a time
+  const int64_t cols = slice.col_count, step = RowBytes(stored, cols);
+  const int64_t width = RowBytes(tensor.dtype, 1);
+  const bool kept = stored == tensor.dtype;
+  std::vector<float> run(kRows), turned(size_t(kRows * cols));
+  for (int64_t row = 0; row < slice.row_count; row += kRows) {
+    const int64_t rows = std::min(kRows, slice.row_count - row);
+    const int64_t first = tensor.first_stored_col + slice.row_begin + row;
+    for (int64_t c = 0; c < cols; ++c) {
+      const uint8_t* data =
+          tensor.data.data() + ((slice.col_begin + c) * tensor.stored_cols + first) * width;
+      DecodeRow(tensor.dtype, data, 0, rows, run.data());
+      if (!AllFinite(run.data(), rows)) return NotFinite(source, tensor, name);
+      for (int64_t r = 0; r < rows; ++r) {
+        turned[size_t(r * cols + c)] = run[size_t(r)];
+        if (kept) std::memcpy(out + (row + r) * step + c * width, data + r * width, size_t(width));
+      }
+    }
+    for (int64_t r = 0; !kept && r < rows; ++r) {
+      StorePlain(turned.data() + r * cols, cols, stored, out + (row + r) * step);
+    }
+  }
+  source.files[tensor.file].Release(tensor.data.data(), int64_t(tensor.data.size()));
+  return absl::OkStatus();
+}
+
 // A bias or gain: small, so it is decoded whole, then put in order and cut.
 absl::Status LoadVector(const ModelSource& source, const StoredTensor& tensor,
                         const std::string& name, const ParamSlice& slice, DType stored, void* out) {
@@ -178,6 +209,9 @@ absl::Status LoadStored(const ModelSource& source, const ParamSpec& spec, const 
   if (!source.random_seed.has_value()) {
     const StoredTensor& tensor = Find(source, spec);
     if (IsVector(spec)) return LoadVector(source, tensor, spec.name, slice, stored, out);
+    if (tensor.stored_cols > 0) {
+      return LoadTransposed(source, tensor, spec.name, slice, stored, static_cast<uint8_t*>(out));
+    }
     return LoadMatrix(source, tensor, spec.name, slice, stored, static_cast<uint8_t*>(out));
   }
   ParamSpec drawn = spec;  // an alias draws the numbers of the parameter that it stands for

@@ -37,6 +37,16 @@ def differences(binary, model, exported, ids):
     return top, float((log_p - torch.tensor(score["logprobs"], dtype=torch.float64)).abs().max())
 
 
+def check_import(binary, model, exported, ids):
+    """What transformers saves of its own model is read as the same one."""
+    import transformers
+    saved = exported + "-saved"
+    transformers.AutoModelForCausalLM.from_pretrained(exported).save_pretrained(saved)
+    for other in (exported, saved):
+        worst = differences(binary, other, exported, ids)
+        assert max(worst) < TOLERANCE, f"{model}, read again from {other}: logits differ by {worst}"
+
+
 def check_model(binary, model, directory):
     import transformers
     exported = str(pathlib.Path(directory) / "export")
@@ -47,6 +57,7 @@ def check_model(binary, model, directory):
     assert theirs.decode(ids) == TEXT, "text differs"
     worst = differences(binary, model, exported, ids)
     assert max(worst) < TOLERANCE, f"{model}: logits differ by {worst}"
+    check_import(binary, model, exported, ids)
     # Control: half-split rows taken for interleaved ones would be seen, so would another layer's weights.
     import safetensors.torch
     for name in sorted(os.listdir(exported)):
@@ -54,13 +65,17 @@ def check_model(binary, model, directory):
             continue
         path = os.path.join(exported, name)
         tensors = safetensors.torch.load_file(path)
-        key = next((k for k in tensors if k.endswith("layers.1.self_attn.q_proj.weight")), None)
+        config = json.loads((pathlib.Path(exported) / "config.json").read_text())
+        gpt2 = config["model_type"] == "gpt2"
+        key = next((k for k in tensors if k.endswith("h.1.attn.c_attn.weight" if gpt2 else "layers.1.self_attn.q_proj.weight")), None)
         if key is None:
             continue
-        config = json.loads((pathlib.Path(exported) / "config.json").read_text())
-        heads, half = config["num_attention_heads"], config["head_dim"] // 2
-        rows = tensors[key].view(heads, 2, half, -1).transpose(1, 2).reshape(tensors[key].shape)
-        tensors[key] = rows.contiguous()
+        if gpt2:  # K in the place of Q
+            tensors[key] = tensors[key].roll(config["n_embd"], 1).contiguous()
+        else:
+            heads, half = config["num_attention_heads"], config["head_dim"] // 2
+            rows = tensors[key].view(heads, 2, half, -1).transpose(1, 2).reshape(tensors[key].shape)
+            tensors[key] = rows.contiguous()
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     wrong = differences(binary, model, exported, ids)
     assert max(wrong) > 10 * TOLERANCE, f"{model}: the control does not show: {wrong}"
@@ -75,7 +90,7 @@ def main():
     root = pathlib.Path(os.environ.get("TOROID_MODELS", "~/.cache/toroid/models")).expanduser()
     smollm2 = root / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     # transformers takes no width that the heads do not divide: SmolLM2 has the nine heads.
-    models = ["random:tiny-mha", "random:tiny-mistral", "random:tiny-qwen2", "random:tiny-qwen3"]
+    models = ["random:tiny-mha", "random:tiny-mistral", "random:tiny-qwen2", "random:tiny-qwen3", "random:gpt2-tiny"]
     if smollm2.exists():
         models.append(str(smollm2))
     else:

@@ -6,11 +6,16 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <filesystem>
+#include <functional>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "core/io/model_checkpoint.h"
 #include "core/io/model_config_json.h"
+#include "core/io/safetensors.h"
+#include "core/io/safetensors_writer.h"
 #include "core/io/weights.h"
 #include "tests/support/faulty_files.h"
 #include "tests/support/golden.h"
@@ -105,11 +110,11 @@ TEST_P(Convert, CheckpointIsTheSameModel) {
 INSTANTIATE_TEST_SUITE_P(
     Models, Convert,
     ::testing::Values("random:tiny-gqa", "random:tiny-mqa", "random:tiny-mistral",
-                      "random:tiny-qwen2", "random:tiny-qwen3", "llama", "llama_sharded",
-                      "llama_linear", "llama_dynamic", "llama_llama3", "llama_yarn",
-                      "llama_yarn_attention", "llama_yarn_mscale", "mistral", "mistral_full",
-                      "qwen2", "qwen2_window", "qwen3", "qwen3_window", "gguf/llama_mixed.gguf",
-                      "gguf/llama_k_quants.gguf", "gguf/llama_linear.gguf",
+                      "random:tiny-qwen2", "random:tiny-qwen3", "random:gpt2-tiny", "llama",
+                      "llama_sharded", "llama_linear", "llama_dynamic", "llama_llama3",
+                      "llama_yarn", "llama_yarn_attention", "llama_yarn_mscale", "mistral",
+                      "mistral_full", "qwen2", "qwen2_window", "qwen3", "qwen3_window",
+                      "gguf/llama_mixed.gguf", "gguf/llama_k_quants.gguf", "gguf/llama_linear.gguf",
                       "gguf/llama_llama3.gguf", "gguf/llama_yarn.gguf", "gguf/qwen2.gguf",
                       "gguf/qwen3.gguf"),
     TestName);
@@ -124,6 +129,125 @@ TEST(ConvertOptions, Bf16IsRoundedOnce) {
   EXPECT_EQ(read.tensors.at("model.norm.weight").dtype, DType::kBF16);
   EXPECT_EQ(Differences(source, read, DType::kBF16), 0);
   EXPECT_GT(Differences(source, read, DType::kF32), 0);  // control
+}
+
+// --- GPT-2's own names and orders
+
+struct Gpt2File {
+  std::map<std::string, SafetensorsTensor> tensors;
+  MappedFile file;
+};
+
+Gpt2File ReadGpt2(const std::string& directory) {
+  Gpt2File read{{}, *MappedFile::Open(directory + "/model.safetensors")};
+  const std::vector<SafetensorsTensor> tensors = *ParseSafetensors(read.file.bytes(), "m");
+  for (const SafetensorsTensor& tensor : tensors) read.tensors[tensor.name] = tensor;
+  return read;
+}
+
+float At(const SafetensorsTensor& tensor, int64_t i) {
+  float value;
+  std::memcpy(&value, tensor.data.data() + i * 4, 4);
+  return value;
+}
+
+std::vector<float> Floats(const ModelSource& source, const std::string& name,
+                          ParamSlice slice = {}) {
+  for (const ParamSpec& spec : ParamTable(source.config)) {
+    if (spec.name != name) continue;
+    if (slice.row_count == 0) slice = {0, spec.rows, 0, spec.cols};
+    std::vector<float> values(size_t(slice.row_count * slice.col_count));
+    EXPECT_TRUE(LoadParam(source, spec, slice, DType::kF32, values.data()).ok());
+    return values;
+  }
+  ADD_FAILURE() << name;
+  return {};
+}
+
+TEST(ConvertGpt2, ProductsLieAsGpt2HasThem) {
+  const TemporaryDirectory directory;
+  const ModelSource source = *OpenModel("random:gpt2-tiny", 3);
+  const std::string out = directory.path() + "/m";
+  ASSERT_TRUE(WriteHuggingFace(source, out, {}).ok());
+  const Gpt2File read = ReadGpt2(out);
+  EXPECT_EQ(read.tensors.size(), 2u + 2 + 12 * 2);
+  const int64_t D = 64, F = 256;
+  const SafetensorsTensor& qkv = read.tensors.at("transformer.h.1.attn.c_attn.weight");
+  ASSERT_EQ(qkv.shape, (std::vector<int64_t>{D, 3 * D}));
+  int64_t part = 0;
+  for (const char* name : {"q", "k", "v"}) {
+    const std::string product = absl::StrCat("model.layers.1.self_attn.", name, "_proj");
+    const std::vector<float> weight = Floats(source, product + ".weight");
+    const std::vector<float> bias = Floats(source, product + ".bias");
+    for (int64_t row = 0; row < D; ++row) {
+      for (int64_t col = 0; col < D; ++col) {
+        ASSERT_EQ(At(qkv, col * 3 * D + part * D + row), weight[size_t(row * D + col)]);
+      }
+      ASSERT_EQ(At(read.tensors.at("transformer.h.1.attn.c_attn.bias"), part * D + row),
+                bias[size_t(row)]);
+    }
+    ++part;
+  }
+  const std::vector<float> up = Floats(source, "model.layers.0.mlp.up_proj.weight");
+  const SafetensorsTensor& fc = read.tensors.at("transformer.h.0.mlp.c_fc.weight");
+  ASSERT_EQ(fc.shape, (std::vector<int64_t>{D, F}));
+  EXPECT_EQ(At(fc, 5 * F + 200), up[200 * D + 5]);
+  EXPECT_NE(At(fc, 5 * F + 200), up[5 * D + 200 % D]);  // control
+  const std::vector<float> positions = Floats(source, "model.embed_positions.weight");
+  EXPECT_EQ(At(read.tensors.at("transformer.wpe.weight"), 7 * D + 3), positions[7 * D + 3]);
+  // A rank's share is a cut of the whole, kept in 16 bits too.
+  ConvertOptions narrow;
+  narrow.dtype = DType::kBF16;
+  ASSERT_TRUE(WriteHuggingFace(source, out + "16", narrow).ok());
+  for (const std::string& path : {out, out + "16"}) {
+    const ModelSource model = *OpenModel(path);
+    for (const char* name : {"self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"}) {
+      const std::string product = absl::StrCat("model.layers.1.", name, ".weight");
+      const std::vector<float> whole = Floats(model, product);
+      const int64_t cols = int64_t(whole.size()) / D;
+      const std::vector<float> cut = Floats(model, product, {3, 61, 5, 40});
+      for (int64_t i = 0; i < 61; ++i) {
+        for (int64_t j = 0; j < 40; ++j) {
+          ASSERT_EQ(cut[size_t(i * 40 + j)], whole[size_t((3 + i) * cols + 5 + j)]) << product;
+        }
+      }
+    }
+  }
+}
+
+// The files that OpenAI's weights were published as: no "transformer." in front, and masks.
+TEST(ConvertGpt2, PublishedFilesAreRead) {
+  const TemporaryDirectory directory;
+  const ModelSource source = *OpenModel("random:gpt2-tiny", 3);
+  const std::string out = directory.path() + "/m", file = out + "/model.safetensors";
+  ASSERT_TRUE(WriteHuggingFace(source, out, {}).ok());
+  const std::string mask = "h.0.attn.bias";
+  // With a mask in front, each tensor of `out` by the name that `renamed` gives.
+  const auto write = [&](const std::function<std::string(const std::string&)>& renamed,
+                         const std::string& changed) {
+    Gpt2File read = ReadGpt2(out);
+    read.tensors.erase(mask);
+    std::vector<SafetensorsEntry> entries = {{mask, DType::kF32, {1, 1, 2, 2}}};
+    for (const auto& [name, tensor] : read.tensors) {
+      entries.push_back({renamed(name), tensor.dtype, tensor.shape});
+      if (name == changed) std::swap(entries.back().shape[0], entries.back().shape[1]);
+    }
+    auto writer = *SafetensorsWriter::Create(PosixFiles(), file + ".new", entries);
+    ASSERT_TRUE(writer.Append(std::vector<uint8_t>(16)).ok());
+    for (const auto& [name, tensor] : read.tensors) ASSERT_TRUE(writer.Append(tensor.data).ok());
+    ASSERT_TRUE(writer.Finish().ok());
+    fs::rename(file + ".new", file);
+  };
+  const std::string prefix = "transformer.";
+  write([&](const std::string& name) { return name.substr(prefix.size()); }, "");
+  const auto read = OpenModel(out);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(Differences(source, *read, DType::kF32), 0);
+  const std::string fc = "h.1.mlp.c_fc.weight";  // by now without a prefix
+  write([](const std::string& name) { return name; }, fc);
+  EXPECT_THAT(Message(OpenModel(out).status()), HasSubstr("mlp.c_fc.weight has shape [256, 64]"));
+  write([&](const std::string& name) { return name == fc ? "h.1.mlp.c_fd.weight" : name; }, fc);
+  EXPECT_THAT(Message(OpenModel(out).status()), HasSubstr("h.1.mlp.c_fc.weight is missing"));
 }
 
 TEST(ConvertOptions, FilesAreNoLargerThanAskedAndPiecesAreSmall) {
@@ -204,7 +328,9 @@ TEST(ConvertErrors, WhatTransformersDoesNotComputeIsNamed) {
     const ModelSource source = *OpenModel(absl::StrCat("random:", name, "-tiny"));
     const absl::Status status = WriteHuggingFace(source, out, {}).status();
     EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
-    EXPECT_THAT(Message(status), HasSubstr(source.config.architecture));
+    EXPECT_THAT(Message(status), HasSubstr(source.config.positions == PositionKind::kLearned
+                                               ? "GPT2LMHeadModel of transformers has no "
+                                               : "architecture palm"));
   }
   ModelSource source = *OpenModel("random:tiny-gqa");
   source.config.qkv_bias = true;  // and none of the output

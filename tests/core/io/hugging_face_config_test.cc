@@ -42,6 +42,42 @@ TEST(HuggingFaceConfig, DefaultsAreThoseOfTransformers) {
   EXPECT_FALSE(Read(Base("qwen2")).output_bias);
 }
 
+TEST(HuggingFaceConfig, Gpt2SpeaksOfItselfInOtherWords) {
+  const json base = {{"model_type", "gpt2"},
+                     {"n_embd", 64},
+                     {"n_layer", 3},
+                     {"n_head", 4},
+                     {"n_ctx", 512},
+                     {"n_inner", nullptr},
+                     {"attn_pdrop", 0.1},
+                     {"summary_type", "cls_index"},
+                     {"summary_use_proj", true}};
+  const ModelConfig config = Read(base);
+  EXPECT_EQ(config.architecture, "gpt");
+  EXPECT_EQ(config.ffn, 256);
+  EXPECT_EQ(config.kv_heads, 4);
+  EXPECT_EQ(config.head_dim, 16);
+  EXPECT_EQ(config.context, 1024);
+  EXPECT_EQ(config.vocab, 50257);
+  EXPECT_EQ(config.norm_epsilon, 1e-5);
+  EXPECT_TRUE(config.tied_embeddings && config.qkv_bias && config.output_bias && config.mlp_bias);
+  EXPECT_EQ(config.norm, NormKind::kLayer);
+  EXPECT_EQ(config.activation, Activation::kGelu);
+  EXPECT_EQ(config.positions, PositionKind::kLearned);
+  for (const char* patch :
+       {R"({"activation_function":"relu"})", R"({"scale_attn_weights":false})",
+        R"({"scale_attn_by_inverse_layer_idx":true})", R"({"reorder_and_upcast_attn":true})",
+        R"({"add_cross_attention":true})", R"({"n_head":5})", R"({"n_head":0})", R"({"n_embd":0})",
+        R"({"architectures":["GPT2Model"]})", R"({"hidden_size":64})"}) {
+    json changed = base;
+    const json change = json::parse(patch);
+    changed.update(change);
+    const absl::Status status = HuggingFaceConfig(changed.dump(), "config.json").status();
+    EXPECT_FALSE(status.ok()) << patch;
+    EXPECT_NE(status.message().find(change.begin().key()), absl::string_view::npos) << status;
+  }
+}
+
 TEST(HuggingFaceConfig, Windows) {
   using Windows = std::vector<int64_t>;
   json mistral = Base("mistral");
@@ -104,7 +140,8 @@ TEST(HuggingFaceConfig, WhatIsNotComputedIsRefusedByName) {
     const char* message;
   };
   const Case cases[] = {
-      {"gemma2", "{}", "model_type \"gemma2\" is not supported; llama, mistral, qwen2, qwen3 are"},
+      {"gemma2", "{}",
+       "model_type \"gemma2\" is not supported; llama, mistral, qwen2, qwen3, gpt2 are"},
       {"llama", R"({"architectures":["LlamaForSequenceClassification"]})",
        "LlamaForCausalLM alone"},
       {"llama", R"({"hidden_act":"gelu"})", "hidden_act = gelu"},
