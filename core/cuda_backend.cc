@@ -170,6 +170,29 @@ std::array<char, 16> CudaDeviceUuid(int device) {
   return uuid;
 }
 
+double CudaPeakFlops(int device, DType product) {
+  struct Sheet {
+    int major, minor, multiprocessors;
+    double bf16, f32;  // TFLOP/s of so many, without sparsity
+  };
+  constexpr Sheet kSheets[] = {
+      {8, 0, 108, 312, 19.5},    // A100
+      {9, 0, 132, 989.4, 66.9},  // H100 SXM, H200
+      {10, 0, 148, 2250, 75},    // B200
+  };
+  cudaDeviceProp properties;
+  if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+    cudaGetLastError();  // forgets it
+    return 0;
+  }
+  for (const Sheet& sheet : kSheets) {
+    if (sheet.major != properties.major || sheet.minor != properties.minor) continue;
+    const double flops = 1e12 * (product == DType::kBF16 ? sheet.bf16 : sheet.f32);
+    return flops * properties.multiProcessorCount / sheet.multiprocessors;
+  }
+  return 0;
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& options) {
   TOROID_CHECK(options.product == DType::kF32 || options.product == DType::kBF16);
   const int devices = CudaDevices();

@@ -2,12 +2,15 @@
 #include "absl/status/status.h"
 #include "core/backend.h"
 #include "core/check.h"
+#include "core/cuda_peak.h"
 
 namespace toroid {
 
 int CudaDevices() { return 0; }
 
 std::array<char, 16> CudaDeviceUuid(int) { return {}; }
+
+double CudaPeakFlops(int, DType) { return 0; }
 
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions&) {
   return absl::FailedPreconditionError(

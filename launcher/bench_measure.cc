@@ -1,7 +1,5 @@
 #include "launcher/bench_measure.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,7 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "core/check.h"
 #include "core/random.h"
-#include "kernels/isa.h"
+#include "kernels/fma_rate.h"
 
 namespace toroid {
 namespace {
@@ -22,53 +20,8 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSampleSeconds = 0.010;  // far above the clock's grain and a thread's wake-up
 constexpr int kBoundSamples = 7;          // of a bound, at least, and for so long at least:
 constexpr double kBoundSeconds = 0.5;
-// Independent sums: two units of latency four or five need eight or ten.
-constexpr int kChains = 10;
-constexpr int64_t kFmaSteps = 1 << 20;
 constexpr int64_t kSweepBytes = int64_t{256} << 20;  // several times any cache
 constexpr int64_t kSweepChunk = int64_t{1} << 20;
-
-// `steps` times kChains multiply-adds; the sum is returned so that nothing is left out. x' = 0.5 x
-// + 1 stays an ordinary number.
-float FmaScalar(int64_t steps) {
-  typedef float V __attribute__((vector_size(16)));  // what x86-64 code has without any flag
-  V sums[kChains];
-  for (int j = 0; j < kChains; ++j) sums[j] = V{} + float(j);  // equal chains would become one
-  const V half = {0.5f, 0.5f, 0.5f, 0.5f}, one = {1, 1, 1, 1};
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 10
-    for (V& sum : sums) sum = sum * half + one;
-  }
-  float total = 0;
-  for (const V& sum : sums) total += sum[0];
-  return total;
-}
-
-__attribute__((target("avx2,fma"))) float FmaAvx2(int64_t steps) {
-  __m256 sums[kChains];
-  for (int j = 0; j < kChains; ++j) sums[j] = _mm256_set1_ps(float(j));
-  const __m256 half = _mm256_set1_ps(0.5f), one = _mm256_set1_ps(1);
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 10
-    for (__m256& sum : sums) sum = _mm256_fmadd_ps(sum, half, one);
-  }
-  float total = 0;
-  for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);
-  return total;
-}
-
-__attribute__((target("avx512f"))) float FmaAvx512(int64_t steps) {
-  __m512 sums[kChains];
-  for (int j = 0; j < kChains; ++j) sums[j] = _mm512_set1_ps(float(j));
-  const __m512 half = _mm512_set1_ps(0.5f), one = _mm512_set1_ps(1);
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 10
-    for (__m512& sum : sums) sum = _mm512_fmadd_ps(sum, half, one);
-  }
-  float total = 0;
-  for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
-  return total;
-}
 
 // The best of some: a bound is what the machine can do, not what it did while others ran. It takes
 // the scheduler a while to move new threads to cores of their own, so few samples may all be late.
@@ -211,19 +164,7 @@ std::vector<uint8_t> RandomStored(DType type, int64_t count, uint64_t seed) {
 std::vector<float> Poisoned(int64_t count) { return std::vector<float>(count, float(kNaN)); }
 
 double MeasureFmaPeak(ThreadPool& pool) {
-  const Isa isa = CurrentIsa();
-  const int64_t lanes = isa == Isa::kAvx512 ? 16 : isa == Isa::kAvx2 ? 8 : 4;
-  std::vector<float> sums(pool.threads());
-  const int64_t chunks = 4 * int64_t{pool.threads()};
-  const double seconds = BestSeconds([&] {
-    pool.ParallelFor(chunks, 1, [&](int64_t, int64_t, int worker) {
-      sums[worker] += isa == Isa::kAvx512 ? FmaAvx512(kFmaSteps)
-                      : isa == Isa::kAvx2 ? FmaAvx2(kFmaSteps)
-                                          : FmaScalar(kFmaSteps);
-    });
-  });
-  for (const float sum : sums) TOROID_CHECK(std::isfinite(sum));
-  return 2e-9 * double(chunks * kFmaSteps * kChains * lanes) / seconds;
+  return 1e-9 * BestFmaRate(pool, kBoundSeconds, BenchSeconds);
 }
 
 double MeasureMemoryRead(ThreadPool& pool) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "launcher/exit_code.h"
 #include "launcher/quantity.h"
 
 namespace toroid {
@@ -120,6 +121,19 @@ std::string GenerateSummary(const GenerateResult& result) {
 std::string ScoreSummary(const ScoreResult& result) {
   return absl::StrFormat("%d tokens scored, %.1f tokens/s%s", result.tokens,
                          result.report.timing.prefill_tokens_per_s, Tail(result.report));
+}
+
+std::string WorstTensor(const VerifyResult& result) {
+  return absl::StrFormat("%s of layer %d, error %.3e, bound %.1e", result.worst.tensor,
+                         result.worst.layer, result.worst.error, result.worst.bound);
+}
+
+absl::Status Verdict(const VerifyResult& result) {
+  if (result.pass) return absl::OkStatus();
+  return WithExitCode(
+      absl::InternalError(absl::StrCat("not equal to one rank: ", WorstTensor(result),
+                                       ": please report this with the command")),
+      kExitFailure);
 }
 
 std::string TrainSummary(const TrainResult& result) {

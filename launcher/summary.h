@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "parallel/program.h"
 #include "parallel/request.h"
 #include "rpc/job.h"
@@ -24,6 +25,12 @@ std::string GenerateSummary(const GenerateResult& result);
 // "200 steps, loss 5.53 -> 2.31; 12.3 k tokens in 1m2s, 198 tokens/s; .. ; checkpoint DIR"
 std::string TrainSummary(const TrainResult& result);
 std::string ScoreSummary(const ScoreResult& result);
+
+// "gradient of lm_head.weight of layer -1, error 1.2e-3, bound 1.0e-5"
+std::string WorstTensor(const VerifyResult& result);
+// How verify ends: an error that names the worst tensor, with exit code 1, unless all are within
+// their bounds.
+absl::Status Verdict(const VerifyResult& result);
 
 // "pod a, mesh data=1,ring=2,tensor=1, model already loaded"
 std::string AcceptedLine(const Accepted& accepted);

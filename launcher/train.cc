@@ -236,7 +236,9 @@ const OptionTable kTrainOptions = {
          "instead of the job's; bf16: products; weights and sums stay f32"},
         {"--device", ValueKind::kChoice, "auto|cpu|cuda", "", "instead of the job's"},
         {"--peak-flops", ValueKind::kReal, "X", "",
-         "instead of the job's: of one rank, FLOP/s, as measured; then mfu and hfu are told"},
+         "instead of the job's: of one rank, FLOP/s, that mfu and hfu are shares of; 0: measured "
+         "at "
+         "the start, of a GPU its data sheet's"},
         {"--memory", ValueKind::kBytes, "BYTES", "",
          "instead of the job's: what a rank may take; 0: its share of what its host has free"},
         {"--controller", ValueKind::kText, "HOST:PORT", "",
@@ -264,13 +266,12 @@ const Verb kTrainVerb = {
     .run = RunTrain,
     .details =
         "Started again with the same output directory, a run goes on from its newest checkpoint, "
-        "also on another\nmesh. Ctrl-C, SIGTERM and --timeout save first; a second signal does not "
-        "wait. The directory holds config.textproto, metrics.jsonl, TensorBoard's "
-        "events, logs/ and checkpoints/, export/ if asked for, and\nevidence/ after a failure; "
-        "with "
-        "several pods it has pod-0, pod-1, .. and each of these holds that. "
-        "toroid "
-        "config schema lists all fields of a job.",
+        "also on another\nmesh. Ctrl-C, SIGTERM and --timeout save first, here and under toroid "
+        "launch; a second signal does not wait.\nmpirun by itself gives its ranks a second, which "
+        "is too short: send it SIGUSR1 instead. The directory holds\nconfig.textproto, "
+        "metrics.jsonl, TensorBoard's events, logs/ and checkpoints/, export/ if asked for, and\n"
+        "evidence/ after a failure; with several pods it has pod-0, pod-1, .. and each of these "
+        "holds that. toroid\nconfig schema lists all fields of a job.",
 };
 
 }  // namespace toroid

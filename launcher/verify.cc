@@ -47,20 +47,14 @@ std::string WorstByLayer(const VerifyResult& result) {
 
 absl::Status Print(const Arguments& arguments, const absl::StatusOr<VerifyResult>& result) {
   if (!result.ok()) return Interrupt::ReasonOr(result.status());
-  const std::string worst =
-      absl::StrFormat("%s of layer %d, error %.3e, bound %.1e", result->worst.tensor,
-                      result->worst.layer, result->worst.error, result->worst.bound);
   if (JsonOption(arguments)) {
     WriteStdout(absl::StrCat(VerifyJson(arguments.Text("MODEL"), *result), "\n"));
   } else {
-    WriteStdout(
-        absl::StrCat(WorstByLayer(*result), result->pass ? "pass: " : "FAIL: ", worst, "\n"));
+    WriteStdout(absl::StrCat(WorstByLayer(*result),
+                             result->pass ? "pass: " : "FAIL: ", WorstTensor(*result), "\n"));
   }
   if (VerboseOption(arguments)) TalkLines(RunDetails(result->report));
-  if (result->pass) return absl::OkStatus();
-  return WithExitCode(absl::InternalError(absl::StrCat("not equal to one rank: ", worst,
-                                                       ": please report this with the command")),
-                      kExitFailure);
+  return Verdict(*result);
 }
 
 // What is compared, without the text.

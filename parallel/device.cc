@@ -2,13 +2,17 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda_peak.h"
 #include "core/status_macros.h"
+#include "kernels/fma_rate.h"
+#include "kernels/thread_pool.h"
 #include "parallel/device_communicator.h"
 #include "parallel/host_exchange.h"
 #include "parallel/ipc_link.h"
@@ -18,6 +22,8 @@
 
 namespace toroid {
 namespace {
+
+DType ProductOf(Compute compute) { return compute == Compute::kBF16 ? DType::kBF16 : DType::kF32; }
 
 // A rank's GPU: the one whose number is the rank's place on its host, round robin.
 struct Place {
@@ -115,7 +121,7 @@ absl::StatusOr<RankDevice> NewRankDevice(std::unique_ptr<Communicator> world,
       TOROID_RETURN_IF_ERROR(CheckPlaces(places, hosts, wish.share_gpus));
       CudaOptions options;
       options.device = places[size_t(world->rank())].device;
-      options.product = wish.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
+      options.product = ProductOf(wish.compute);
       absl::StatusOr<std::unique_ptr<Backend>> ops = NewCudaBackend(options);
       TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
       if (world->size() > 1) {
@@ -127,6 +133,37 @@ absl::StatusOr<RankDevice> NewRankDevice(std::unique_ptr<Communicator> world,
   return RankDevice{
       NewCpuBackend(f64 ? DType::kF64 : DType::kF32, std::max(1, wish.threads), ticks),
       std::move(world)};
+}
+
+double PeakFlops(Communicator& world, const DeviceWish& wish) {
+  constexpr double kSeconds = 0.02;
+  struct Card {
+    double flops = 0;
+    std::array<char, 16> gpu = {};
+  } own;
+  if (OnGpus(world, wish.device, wish.compute)) {
+    const Place place = PlacesOf(world, HostsOf(world))[size_t(world.rank())];
+    own.gpu = place.uuid;
+    own.flops = CudaPeakFlops(place.device, ProductOf(wish.compute));
+  } else {
+    ThreadPool pool(std::max(1, wish.threads));
+    const auto seconds = [] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+          .count();
+    };
+    GatherHost(world, own);  // so that all begin at once
+    own.flops = BestFmaRate(pool, kSeconds, seconds) / (wish.compute == Compute::kF64 ? 2 : 1);
+  }
+  const std::vector<Card> cards = GatherHost(world, own);
+  double sum = 0;
+  for (size_t r = 0; r < cards.size(); ++r) {
+    if (cards[r].flops <= 0) return 0;
+    const auto same = [&](const Card& other) {
+      return other.gpu != Card{}.gpu && other.gpu == cards[r].gpu;
+    };
+    if (std::none_of(cards.begin(), cards.begin() + int64_t(r), same)) sum += cards[r].flops;
+  }
+  return sum;
 }
 
 }  // namespace toroid

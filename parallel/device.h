@@ -38,4 +38,10 @@ bool OnGpus(Communicator& world, Device device, Compute compute);
 absl::StatusOr<RankDevice> NewRankDevice(std::unique_ptr<Communicator> world,
                                          const DeviceWish& wish, std::atomic<int64_t>* ticks);
 
+// FLOP/s that the devices of all ranks can do together at best, for MFU: of CPUs the multiply-adds
+// of float (f64: half of it) that they do when they do nothing else, measured at the call on all
+// ranks at once for some hundredths of a second; of GPUs the data sheet's (core/cuda_peak.h), one
+// that is shared counted once. 0: not known. Collective over a communicator of host memory.
+double PeakFlops(Communicator& world, const DeviceWish& wish);
+
 }  // namespace toroid

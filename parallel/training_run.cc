@@ -186,6 +186,10 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
   run->skip_list_ = plan.data.skipped;
   TOROID_ASSIGN_OR_RETURN(run->trainer_, Trainer::Create(std::move(world), source, plan.options,
                                                          board, Rounds, run->Pods(link)));
+  const TrainOptions& options = plan.options;
+  run->peak_flops_ =
+      PeakFlops(run->trainer_->mesh().world(),
+                {options.device, options.compute, options.share_gpus, options.threads});
   TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
   TOROID_RETURN_IF_ERROR(run->MakeBatches());
   if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume(*source));
@@ -449,6 +453,7 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());
   report.flops =
       FlopsOf(trainer_->config(), trainer_->layers(), plan_.options.remat, OwnDocuments(packs));
+  report.peak_flops = peak_flops_;
   const int64_t hash_every = plan_.param_hash_every;
   if (hash_every > 0 && (step_ + 1) % hash_every == 0) {
     report.param_hash = ParamHash(trainer_->store());

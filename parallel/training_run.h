@@ -73,9 +73,9 @@ struct StepReport {
     std::optional<uint64_t> outer_hash;
   };
   std::optional<Pods> pods;
-  // Of the step, on all ranks of the pod: divided by seconds x ranks x the peak rate of one, MFU
-  // and HFU.
+  // Of the step, on all ranks of the pod: divided by seconds x the peak of all, MFU and HFU.
   TrainingFlops flops;
+  double peak_flops = 0;  // FLOP/s of all ranks of the pod (parallel/device.h); 0: not known
 };
 
 enum class StopAsked {
@@ -171,6 +171,7 @@ class TrainingRun {
   const TrainingEvents events_;
   ProgressBoard* const board_;  // may be null
   std::unique_ptr<Trainer> trainer_;
+  double peak_flops_ = 0;  // of all ranks
   TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
   int64_t end_ = 0;  // steps: plan_.steps, or fewer where batches were left out of finite data

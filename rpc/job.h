@@ -66,7 +66,7 @@ struct TrainTask {
   // Mesh, layout, compute and threads are those of the placement, directory and cache those of
   // TrainingJob (training_job.h).
   TrainingPlan plan;
-  double peak_flops = 0;      // of one rank, FLOP/s; 0: not known
+  double peak_flops = 0;      // of one rank, FLOP/s; 0: as found at the start
   bool export_model = false;  // at the end, as a Hugging Face directory
 };
 struct TrainResult {

@@ -123,10 +123,13 @@ TrainingEvents TrainingJob::Record(TrainingEvents events) {
   return recorded;
 }
 
-FlopsUse TrainingJob::Use(const TrainingFlops& flops, double seconds) const {
-  const double peak = seconds * task_.peak_flops * double(spec_.placement.load.mesh.size());
-  if (!(peak > 0)) return {};
-  return {flops.model / peak, flops.hardware / peak};
+FlopsUse TrainingJob::Use(const TrainingFlops& flops, double seconds, double peak_flops) const {
+  if (task_.peak_flops > 0) {
+    peak_flops = task_.peak_flops * double(spec_.placement.load.mesh.size());
+  }
+  const double most = seconds * peak_flops;
+  if (!(most > 0)) return {};
+  return {flops.model / most, flops.hardware / most};
 }
 
 // A shape that cannot be exported is refused before hours of steps.
@@ -169,7 +172,7 @@ TrainResult TrainingJob::Result(const TrainingResult& run) {
   result.pods = task_.plan.options.pods.count;
   result.seconds = seconds_;
   result.tokens_per_s = seconds_ > 0 ? double(run.tokens) / seconds_ : 0;
-  result.mfu = Use(flops_, seconds_).model;
+  result.mfu = Use(flops_, seconds_, peak_flops_).model;
   result.peak_bytes = peak_bytes_;
   result.directory = directory_;
   return result;
@@ -259,6 +262,7 @@ void TrainingJob::Step(const StepReport& report) {
   seconds_ += report.seconds;
   flops_.model += report.flops.model;
   flops_.hardware += report.flops.hardware;
+  peak_flops_ = report.peak_flops;
   peak_bytes_ = report.peak_bytes;
 }
 

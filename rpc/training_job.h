@@ -32,7 +32,7 @@
 
 namespace toroid {
 
-// How fast a step, or several, used the machine; empty where a rank's peak is not known.
+// How fast a step, or several, used the machine; empty where its peak is not known.
 struct FlopsUse {
   std::optional<double> model, hardware;  // of the peak, with recomputation not counted and counted
 };
@@ -55,9 +55,10 @@ class TrainingJob {
   // The run ended so; the last line of its log.
   void End(const absl::Status& status);
 
-  // Of what all ranks did in that time.
-  FlopsUse Use(const TrainingFlops& flops, double seconds) const;
-  FlopsUse Use(const StepReport& report) const { return Use(report.flops, report.seconds); }
+  // Of the peak of all ranks: the job's, or else the report's.
+  FlopsUse Use(const StepReport& report) const {
+    return Use(report.flops, report.seconds, report.peak_flops);
+  }
   const std::string& directory() const { return directory_; }
   const JobSpec& spec() const { return spec_; }
   int64_t steps() const { return task_.plan.steps; }
@@ -70,6 +71,7 @@ class TrainingJob {
 
   TrainingJob(const JobSpec& spec, const std::string& directory, int64_t epoch)
       : spec_(spec), task_(std::get<TrainTask>(spec.task)), directory_(directory), epoch_(epoch) {}
+  FlopsUse Use(const TrainingFlops& flops, double seconds, double peak_flops) const;
   absl::Status CheckExport() const;
   absl::Status Export();
   absl::Status OpenMetrics(int64_t step);
@@ -90,6 +92,7 @@ class TrainingJob {
   bool alarmed_ = false;
   int64_t step_ = 0;  // steps done, of the last line
   int64_t peak_bytes_ = 0;
+  double peak_flops_ = 0;  // of the last report
   double seconds_ = 0;
   TrainingFlops flops_;  // of all steps
 };

@@ -6,6 +6,7 @@ import os
 import pty
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -181,22 +182,61 @@ def test_killed_anywhere_nothing_changes():
         check(weights(parts, steps) == weights(whole, steps), "other weights")
 
 
+MPIRUN = ["-n", 2, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", TOROID]
+
+
 def test_sigusr1_asks_for_a_checkpoint_and_75():
-    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
-        process = start("launch", "-n", 2, "-q", *words(parts, 100000), "-o", "json")
-        wait_for("steps are made", lambda: len(lines(parts)) >= 7, 60)
-        process.send_signal(signal.SIGUSR1)
-        result = good(finish(process), 75)
-        answer = result.json()
-        check(answer["stopped"] == "requeue", answer)
-        done = answer["steps"]
-        check(answer["checkpoint"].endswith(f"step-{done:08d}"), answer["checkpoint"], done)
-        check(any("SIGUSR1" in line and answer["checkpoint"] in line for line in result.said()), result.err)
-        no_orphans()
-        good(launch(2, *words(parts, done + 6), "-q"))
-        good(launch(2, *words(whole, done + 6), "-q"))
-        check(losses(parts) == losses(whole), "another curve")
-        check(weights(parts, done + 6) == weights(whole, done + 6), "other weights")
+    """Of the whole world, whoever started it; what goes on from there has the bits of a run that nobody stopped."""
+    launched = {"program": TOROID, "words": ["launch", "-n", 2, "-q"]}
+    by_hand = {"program": shutil.which("mpirun"), "words": MPIRUN}
+    for world, mesh in ((launched, "data=2"), (by_hand, "ring=2"), (launched, "tensor=2")):
+        with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
+            process = start(*world["words"], *words(parts, 100000), "--mesh", mesh, "-o", "json",
+                            program=world["program"])
+            wait_for("steps are made", lambda: len(lines(parts)) >= 7, 60)
+            process.send_signal(signal.SIGUSR1)
+            result = good(finish(process), 75)
+            answer = result.json()
+            check(answer["stopped"] == "requeue", answer)
+            done = answer["steps"]
+            check(answer["checkpoint"].endswith(f"step-{done:08d}"), answer["checkpoint"], done)
+            check(any("SIGUSR1" in line and answer["checkpoint"] in line for line in result.said()), result.err)
+            no_orphans()
+            good(launch(2, *words(parts, done + 6), "--mesh", mesh, "-q"))
+            good(launch(2, *words(whole, done + 6), "--mesh", mesh, "-q"))
+            check(losses(parts) == losses(whole), mesh, "another curve")
+            check(weights(parts, done + 6) == weights(whole, done + 6), mesh, "other weights")
+
+
+def test_a_full_disk_stops_no_training():
+    """Alarms, the last good checkpoint stays, and what was lost is done again when there is room."""
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as small:
+        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", small],
+                                               stderr=subprocess.DEVNULL).returncode != 0:
+            raise Skipped("no file system may be mounted here")
+        try:
+            top = os.path.join(small, "run")
+            good(run(*words(top, 5), "-q"))
+            ballast = os.path.join(small, "ballast")
+            with open(ballast, "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+            result = run(*words(top, 12))
+            check(result.code != 0, "nobody hears that the last checkpoint is not there")
+            check("No space left on device" in result.err and "step-00000005" in result.said()[-1], result.err)
+            check(re.search(r"12 of 12|12/12|step 12", result.err), "training stopped:", result.err)
+            kept = os.listdir(os.path.join(top, "checkpoints"))
+            check(kept == ["step-00000005"], kept)
+            os.remove(ballast)
+            good(run(*words(top, 12), "-q"))
+            good(run(*words(whole, 12), "-q"))
+            check(losses(top) == losses(whole), losses(top), losses(whole))
+            check(weights(top, 12) == weights(whole, 12), "other weights")
+        finally:
+            subprocess.run(["umount", small], check=True)
 
 
 def saved(top, answer):
@@ -402,8 +442,14 @@ def test_verify_a_job():
                 check(all(tensor["bound"] == 1e-9 for tensor in answer["tensors"]), answer["tensors"])
         cut = good(run(*verify, "--layers", 1)).json()
         check(not any(".layers.1." in tensor["tensor"] for tensor in cut["tensors"]), "--layers 1")
-        full = good(run(*verify, "--full")).json()
-        check(any(".layers.1." in tensor["tensor"] for tensor in full["tensors"]), "--full")
+        deep = [*verify, "--set", "model.shape.preset=gpt3-tiny"]  # of four layers
+        few, full = good(run(*deep)).json()["tensors"], good(run(*deep, "--full")).json()["tensors"]
+        check(any(".layers.1." in tensor["tensor"] for tensor in few), few)
+        check(not any(".layers.2." in tensor["tensor"] for tensor in few), "two layers unless told", few)
+        check(any(".layers.3." in tensor["tensor"] for tensor in full), "--full")
+        tokens = good(run(*deep, "--layers", 4)).json()["tensors"]  # of 96 tokens, not of all
+        check([t["tensor"] for t in tokens] == [t["tensor"] for t in full], tokens, full)
+        check([t["error"] for t in tokens] != [t["error"] for t in full], "--tokens 96 changes nothing")
         check(os.listdir(top) == ["tokens"], os.listdir(top))
         refused(run(*verify, "--prompt", "x"), 2, "text with a job")
         flags = ["--mesh", "ring=2", "--compute", "f64", "--layout", "striped:4"]
@@ -420,8 +466,24 @@ def test_verify_a_job():
 def test_progress_says_loss_and_speed():
     with tempfile.TemporaryDirectory() as top:
         shown = good(run(*words(top), "--progress", "bar")).err
-        check(re.search(r"train .*%  \d+/12 steps .*loss \d+\.\d+  .*tokens/s", shown), shown)
+        check(re.search(r"train .*%  \d+/12 steps .*loss \d+\.\d+  .*tokens/s  mfu \d+\.\d%", shown), shown)
         check("tokenise" in shown, shown)
+        used = [(line["mfu"], line["hfu"]) for line in lines(top)]  # of a peak that was measured
+        check(all(0 < mfu < hfu < 1 for mfu, hfu in used), used)
+
+
+def test_mfu_is_of_the_peak_of_all_ranks():
+    """A step's FLOPs are the job's: mfu x ranks x seconds is the same number on every mesh."""
+    def flops(ranks):
+        with tempfile.TemporaryDirectory() as top:
+            shown = good(launch(ranks, *words(top, 2), "--peak-flops", "1e9", "--progress", "lines")).err
+            check(re.search(r"mfu \d+\.\d%", shown), shown)
+            return [[line[field] * ranks * line["step_s"] for field in ("mfu", "hfu")] for line in lines(top)]
+
+    one, two = flops(1), flops(2)
+    for (model, hardware), other in zip(one, two):
+        check(model > 0 and hardware > 1.05 * model, one)  # the recomputed forward
+        check(all(abs(a - b) < 1e-6 * a for a, b in zip((model, hardware), other)), (one, two))
 
 
 def test_tensorboard_reads_the_events():
@@ -436,14 +498,16 @@ events.Reload()
 print(json.dumps({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}))
 """
     with tempfile.TemporaryDirectory() as top:
-        good(run(*words(top, 6), "-q"))
-        good(run(*words(top, 9), "-q"))  # two files, one curve
+        good(run(*words(top, 6), "-q", "--peak-flops", "1e9"))
+        good(run(*words(top, 9), "-q", "--peak-flops", "1e9"))  # two files, one curve
         shown = json.loads(subprocess.run([python, "-c", read, top], check=True, stdout=subprocess.PIPE,
                                           stderr=subprocess.DEVNULL, timeout=120).stdout)
         check({"train/loss", "train/grad_norm", "train/lr", "speed/tokens_per_s"} <= shown.keys(), shown.keys())
         curve = shown["train/loss"]
         check([step for step, _ in curve] == list(range(1, 10)), curve)
-        check(all(abs(value - line["loss"]) < 1e-5 * line["loss"] for (_, value), line in zip(curve, lines(top))), curve)
+        for tag, field in (("train/loss", "loss"), ("speed/mfu", "mfu"), ("speed/hfu", "hfu")):
+            both = [(value, line[field]) for (_, value), line in zip(shown[tag], lines(top))]
+            check(len(both) == 9 and all(abs(a - b) < 1e-5 * b for a, b in both), (tag, both))
 
 
 if __name__ == "__main__":

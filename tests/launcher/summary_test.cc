@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "launcher/exit_code.h"
+
 namespace toroid {
 namespace {
 
@@ -25,6 +27,17 @@ TEST(Summary, WorldDetailsNameEveryRanksPlace) {
   const std::vector<std::string> unknown = WorldDetails(load, {1, 2, 1}, {});
   EXPECT_THAT(unknown.at(0), HasSubstr("context 512 tokens"));
   EXPECT_EQ(unknown.at(2), "rank 1: data 0, ring 1, tensor 0");
+}
+
+TEST(Summary, AVerificationThatIsOutEndsWithOne) {
+  VerifyResult result;
+  result.worst = {"gradient of q", 3, 2e-3, 1e-5};
+  const absl::Status verdict = Verdict(result);
+  EXPECT_EQ(ExitCodeOf(verdict), 1);
+  EXPECT_THAT(std::string(verdict.message()),
+              HasSubstr("gradient of q of layer 3, error 2.000e-03, bound 1.0e-05"));
+  result.pass = true;
+  EXPECT_TRUE(Verdict(result).ok());  // control
 }
 
 TEST(Summary, RunDetailsHaveALineForEachPhaseThatWas) {

@@ -22,6 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 constexpr char kShort[] =
     "seed: 5 output { dir: 'runs/{name}' } model { shape { preset: 'tiny-gqa' } } train { steps: "
@@ -305,6 +306,35 @@ TEST_F(TrainingJobTest, WritesWhatAToolReads) {
   EXPECT_THAT(events, ElementsAre("begin", "note", "end"));
 }
 
+// Of the peak of all ranks: 1e9 model FLOPs, 2e9 with what is computed again, in half a second.
+TEST_F(TrainingJobTest, UseOfThePeakIsOfAllRanks) {
+  const auto open = [&](MeshShape mesh, double peak) {
+    JobSpec spec = *ParseJobSpec(kShort, {"name=n", absl::StrCat("train.peak_flops=", peak)});
+    spec.placement.load.mesh = mesh;
+    return *TrainingJob::Open(spec, directory_, 2);
+  };
+  const auto job = open({2, 1, 2}, 1e9);
+  const TrainingEvents events = job->Record({});
+  StepReport slow = Report(1, 4);
+  slow.seconds = 1.5;
+  events.on_step(Report(0, 5));
+  events.on_step(slow);
+  const auto lines = Lines(directory_ + "/metrics.jsonl");
+  EXPECT_DOUBLE_EQ(lines[0]["mfu"], 0.5);
+  EXPECT_DOUBLE_EQ(lines[0]["hfu"], 1.0);
+  EXPECT_DOUBLE_EQ(lines[1]["mfu"], 0.5 / 3);
+  EXPECT_DOUBLE_EQ(lines[1]["hfu"], 1.0 / 3);
+  EXPECT_DOUBLE_EQ(*job->Result({}).mfu, 0.25);  // of both steps, by their time
+  EXPECT_THAT(StepLine(slow, 9, job->Use(slow)), HasSubstr("  mfu 16.7%"));
+  // Control: of one rank it would be four times as much.
+  EXPECT_DOUBLE_EQ(*open({1, 1, 1}, 1e9)->Use(slow).model, 2.0 / 3);
+  // A job that does not say: what the run found, of all its ranks; nothing if it found none.
+  EXPECT_FALSE(open({2, 1, 2}, 0)->Use(slow).model.has_value());
+  slow.peak_flops = 2e9;
+  EXPECT_DOUBLE_EQ(*open({2, 1, 2}, 0)->Use(slow).model, 1.0 / 3);
+  EXPECT_DOUBLE_EQ(*job->Use(slow).model, 0.5 / 3);  // control: the job's own beats it
+}
+
 TEST_F(TrainingJobTest, WhatAStepHasNotIsNull) {
   StepReport without = Report(0, 0);
   without.result.labels = 0;
@@ -317,6 +347,30 @@ TEST_F(TrainingJobTest, WhatAStepHasNotIsNull) {
   EXPECT_EQ(lines[0]["param_hash"], "0000000000000abc");
   EXPECT_EQ(lines[1]["loss"], 0.0);  // control
   EXPECT_THAT(StepLine(without, 9, {}), HasSubstr("no update: no token"));
+}
+
+TEST_F(TrainingJobTest, NoiseAndSkippedStepsAreTold) {
+  StepReport step = Report(0, 5);
+  step.result.noise_scale = 321.5;
+  step.result.skipped = "model.norm.weight";
+  Launch({step, Report(1, 4)});
+  const auto lines = Lines(directory_ + "/metrics.jsonl");
+  EXPECT_EQ(lines[0]["noise_scale"], 321.5);
+  EXPECT_EQ(lines[0]["skipped"], "model.norm.weight");
+  EXPECT_FALSE(lines[1].contains("noise_scale") || lines[1].contains("skipped"));  // control
+  EXPECT_THAT(StepLine(step, 9, {}), HasSubstr("the gradient of model.norm.weight is not finite"));
+  EXPECT_THAT(StepLine(Report(1, 4), 9, {}), Not(HasSubstr("not finite")));
+  int64_t scalars = 0;
+  for (const auto& entry : fs::directory_iterator(directory_)) {
+    if (entry.path().filename().string().rfind("events.", 0) != 0) continue;
+    std::stringstream bytes;  // a scalar's name stands in its record as it is
+    bytes << std::ifstream(entry.path()).rdbuf();
+    const std::string text = bytes.str(), name = "train/noise_scale";
+    for (size_t at = text.find(name); at != std::string::npos; at = text.find(name, at + 1)) {
+      ++scalars;
+    }
+  }
+  EXPECT_EQ(scalars, 1);
 }
 
 TEST_F(TrainingJobTest, WhatCannotBeExportedIsRefusedAtOnce) {

@@ -7,9 +7,9 @@ python tests/bench/peers/train_cpu.py --toroid build/toroid [--only CASE] [--pai
            in turns; the ratio is the median of the pairs' ratios
   memory   largest resident set of a process that does such steps of 4,096 tokens, torch with gradient
            checkpointing, toroid with --remat block
-  longest  the longest text that trains one step with a resident set of at most --limit GiB (4): a line through
-           two short lengths says which one to try first, then more or less by 64 tokens (torch) or 512
-           (toroid). The shape has as many learned positions as the text, on both sides
+  longest  the longest text that trains one step with a resident set of at most --limit GiB (4), in steps of 64
+           tokens (torch) or 512 (toroid). The shape has as many learned positions as the text, on both sides.
+           With --toroid-tokens N one step of toroid's is tried, of N tokens
   data     tokens/s of two ranks of one thread, each with a text of 1,024 tokens, beside one rank with two
            threads that has both texts (toroid alone, pairs of toroid bench)
 
@@ -155,23 +155,30 @@ def memory(both):
 
 
 def longest_that_fits(measure, limit, step):
-    """A line through two lengths says which one to try first; from there in steps to the last that fits."""
+    """A line through two lengths says which one to try first; from there in strides that double, then by halves."""
     sizes = [measure(tokens) for tokens in ROUGH]
     slope = (sizes[1] - sizes[0]) / (ROUGH[1] - ROUGH[0])
-    tokens = int((limit - sizes[0]) / slope + ROUGH[0]) // step * step
-    if measure(tokens) <= limit:
-        while measure(tokens + step) <= limit:
-            tokens += step
-        return tokens
-    while True:
-        tokens -= step
-        if measure(tokens) <= limit:
-            return tokens
+    tokens = max(1, int((limit - sizes[0]) / slope + ROUGH[0]) // step)  # in steps
+    fits, too_long, stride = 0, None, 1
+    while too_long is None or too_long - fits > 1:
+        if measure(tokens * step) <= limit:
+            fits = tokens
+        else:
+            too_long = tokens
+        if fits and too_long:
+            tokens = (fits + too_long) // 2
+        else:
+            tokens = max(fits + 1, tokens + stride if fits else tokens - stride)
+            stride *= 2
+    return fits * step
 
 
-def longest(both, gib):
+def longest(both, gib, tokens):
     theirs = longest_that_fits(both.torch_memory, gib * 2**30, STEP)
-    ours = longest_that_fits(both.toroid_memory, gib * 2**30, 8 * STEP)
+    if tokens:
+        ours = tokens if both.toroid_memory(tokens) <= gib * 2**30 else 0
+    else:
+        ours = longest_that_fits(both.toroid_memory, gib * 2**30, 8 * STEP)
     return (f"longest text in {gib:g} GiB, checkpointing", "tokens", "torch", theirs, ours, ours / theirs,
             ">= 4, better 8")
 
@@ -189,6 +196,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=4, help="GiB of the case longest")
+    parser.add_argument("--toroid-tokens", type=int, default=0, help="of the case longest: 0 searches")
     parser.add_argument("--torch-memory", type=int, metavar="TOKENS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.torch_memory:
@@ -196,7 +204,7 @@ def main():
         return
     both = Both(arguments.toroid.resolve(), arguments.threads)
     cases = {"speed": lambda: speed(both, arguments.pairs), "memory": lambda: memory(both),
-             "longest": lambda: longest(both, arguments.limit), "data": lambda: data(both, arguments.pairs)}
+             "longest": lambda: longest(both, arguments.limit, arguments.toroid_tokens), "data": lambda: data(both, arguments.pairs)}
     where = peers.machine(arguments.threads)
     print(f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, load {where['load_average']}, "
           f"{where['date']}\n")
