@@ -11,6 +11,7 @@
 #include "core/text/tokenizer.h"
 #include "tests/support/model_files.h"
 #include "tests/support/run_on_ranks.h"
+#include "tests/support/source_path.h"
 
 namespace toroid {
 namespace {
@@ -111,7 +112,7 @@ TEST(ProgramTest, LoadsOnceAndGenerates) {
 }
 
 TEST(ProgramTest, TheTemplateBesideTheTokenizerIsTheModels) {
-  const std::string golden = TOROID_SOURCE_DIR "/tests/golden/models/llama/";
+  const std::string golden = SourcePath("tests/golden/models/llama/");
   const TemporaryDirectory directory;
   const auto copy = [&](const std::string& from, const std::string& name) {
     std::ifstream file(from, std::ios::binary);
@@ -127,7 +128,7 @@ TEST(ProgramTest, TheTemplateBesideTheTokenizerIsTheModels) {
   ASSERT_EQ(heard.loaded.size(), 1u);
   EXPECT_EQ(heard.loaded[0].tokenizer, nullptr);  // ids alone
 
-  copy(TOROID_SOURCE_DIR "/tests/fuzz/corpus/tokenizer_json/qwen2", "tokenizer.json");
+  copy(SourcePath("tests/fuzz/corpus/tokenizer_json/qwen2"), "tokenizer.json");
   directory.Write("chat_template.jinja", "{{ messages[0].content }}");
   heard = RunAll(2, {load});
   for (const absl::Status& error : heard.errors) ADD_FAILURE() << error;

@@ -14,6 +14,7 @@
 #include "rpc/error_info.h"
 #include "rpc/grpc_status.h"
 #include "rpc/scheduler.h"
+#include "tests/support/source_path.h"
 
 namespace toroid {
 namespace {
@@ -93,8 +94,7 @@ std::vector<std::string> Breaks(const FileDescriptorSet& promised) {
 
 TEST(Contract, PromisedMessagesAreKept) {
   FileDescriptorSet promised;
-  ASSERT_TRUE(promised.ParseFromString(
-      ReadFile(absl::StrCat(TOROID_SOURCE_DIR, "/tests/golden/v1.binpb"))));
+  ASSERT_TRUE(promised.ParseFromString(ReadFile(SourcePath("tests/golden/v1.binpb"))));
   ASSERT_GE(promised.file_size(), 3);
   EXPECT_THAT(Breaks(promised), ::testing::IsEmpty());
   // Negative controls: a field that we do not have, one of another type, one of another number.
@@ -112,8 +112,7 @@ TEST(Contract, PromisedMessagesAreKept) {
 
 TEST(Contract, LogicKnowsNoGrpc) {
   int seen = 0;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(absl::StrCat(TOROID_SOURCE_DIR, "/rpc"))) {
+  for (const auto& entry : std::filesystem::directory_iterator(SourcePath("rpc"))) {
     const std::string name = entry.path().filename().string();
     const std::string stem = name.substr(0, name.find('.'));
     const bool header = absl::EndsWith(name, ".h");
@@ -151,7 +150,7 @@ TEST(Contract, LogicKnowsNoGrpc) {
     }
   }
   EXPECT_GE(seen, 30);
-  EXPECT_TRUE(absl::StrContains(ReadFile(absl::StrCat(TOROID_SOURCE_DIR, "/rpc/server.cc")),
+  EXPECT_TRUE(absl::StrContains(ReadFile(SourcePath("rpc/server.cc")),
                                 "#include <grpc"));  // negative control
 }
 

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "core/check.h"
+#include "tests/support/source_path.h"
 
 namespace toroid {
 namespace {
@@ -33,7 +34,7 @@ std::vector<double> Widen(const char* bytes, int64_t count) {
 }  // namespace
 
 std::string GoldenModelPath(const std::string& name) {
-  return std::string(TOROID_SOURCE_DIR) + "/tests/golden/models/" + name;
+  return SourcePath("tests/golden/models/" + name);
 }
 
 Golden Golden::Load(const std::string& name) {

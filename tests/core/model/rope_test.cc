@@ -7,12 +7,13 @@
 #include <nlohmann/json.hpp>
 
 #include "core/io/hugging_face_config.h"
+#include "tests/support/source_path.h"
 
 namespace toroid {
 namespace {
 
 nlohmann::json Cases() {
-  std::ifstream in(std::string(TOROID_SOURCE_DIR) + "/tests/golden/rope.json");
+  std::ifstream in(SourcePath("tests/golden/rope.json"));
   return nlohmann::json::parse(in);
 }
 

@@ -8,11 +8,13 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "tests/support/source_path.h"
+
 namespace toroid {
 
 // The bytes of tests/golden/text/NAME; a test failure if it is missing.
 inline std::string ReadTextGolden(const std::string& name) {
-  std::ifstream file(std::string(TOROID_SOURCE_DIR "/tests/golden/text/") + name, std::ios::binary);
+  std::ifstream file(SourcePath("tests/golden/text/" + name), std::ios::binary);
   EXPECT_TRUE(file.good()) << "tests/golden/text/" << name << " cannot be read";
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
