@@ -77,12 +77,16 @@ std::vector<CheckpointPiece> CountedPieces(const ParamGroups& groups, int64_t sh
   return pieces;
 }
 
-int64_t CheckpointCopyBytes(const ParamStore& store, int64_t kinds) {
+int64_t CheckpointCopyBytes(const ParamGroups& groups, int64_t shard_rank, DType type,
+                            int64_t kinds) {
   int64_t elements = 0;
-  for (const CheckpointPiece& piece : CountedPieces(store.groups(), store.mesh().shard().rank())) {
-    elements += piece.count;
-  }
-  return RowBytes(store.ops().dtype(), elements * kinds);
+  for (const CheckpointPiece& piece : CountedPieces(groups, shard_rank)) elements += piece.count;
+  return RowBytes(type, elements * kinds);
+}
+
+int64_t CheckpointCopyBytes(const ParamStore& store, int64_t kinds) {
+  return CheckpointCopyBytes(store.groups(), store.mesh().shard().rank(), store.ops().dtype(),
+                             kinds);
 }
 
 CheckpointWriter::CheckpointWriter(ParamStore& store, const ModelConfig& config,

@@ -52,7 +52,10 @@ struct HostKind {
   void* values = nullptr;
 };
 
-// Bytes of the copy from which a rank writes its share of a checkpoint.
+// Bytes of the copy from which a rank writes its share of a checkpoint, its weights stored in
+// `type`.
+int64_t CheckpointCopyBytes(const ParamGroups& groups, int64_t shard_rank, DType type,
+                            int64_t kinds);
 int64_t CheckpointCopyBytes(const ParamStore& store, int64_t kinds = CheckpointManifest::kKinds);
 
 struct CheckpointOptions {

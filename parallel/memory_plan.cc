@@ -12,7 +12,9 @@
 #include "absl/strings/str_join.h"
 #include "core/model/params.h"
 #include "core/status_macros.h"
+#include "parallel/checkpoint.h"
 #include "parallel/engine.h"
+#include "parallel/pod_exchange.h"
 
 namespace toroid {
 namespace {
@@ -53,25 +55,56 @@ absl::Status CheckMesh(const ModelConfig& config, const MeshShape& mesh) {
   return CheckTensorAxis(config, mesh.tensor, "data");
 }
 
-// `own(data, ring)`: what tells ranks of different tokens apart; `foresee(rank)`: their bytes.
+// Bytes of each rank's copy for checkpoints: ranks that store as much count more or less of it,
+// as replicas and pads lie in their ranges. Layers are alike.
+std::vector<int64_t> CheckpointCopies(const ModelConfig& config, const TrainOptions& options) {
+  const MeshShape& mesh = options.mesh;
+  const int64_t shard = mesh.data * mesh.ring;
+  const int64_t layers = options.layers > 0 ? options.layers : config.layers;
+  const DType type = options.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
+  int64_t kinds = CheckpointManifest::kKinds;
+  if (options.pods.count > 1) {
+    kinds += int64_t(PodExchange::StateNames(options.pods.exchange).size());
+  }
+  std::vector<int64_t> copies(size_t(mesh.size()));
+  for (int64_t t = 0; t < mesh.tensor; ++t) {
+    const ParamLayout layout(config, t, mesh.tensor);
+    const ParamGroups ends(config, layout, t, shard, /*layers=*/0);
+    const ParamGroups first(config, layout, t, shard, /*layers=*/1);
+    for (int64_t i = 0; i < shard; ++i) {
+      const int64_t around = CheckpointCopyBytes(ends, i, type, kinds);
+      copies[size_t(i * mesh.tensor + t)] =
+          around + layers * (CheckpointCopyBytes(first, i, type, kinds) - around);
+    }
+  }
+  return copies;
+}
+
+// `own(data, ring)`: what tells ranks of different tokens apart; `foresee(rank)`: their bytes, but
+// for copies[rank].
 template <typename Own, typename Foresee>
-absl::StatusOr<MemoryPlan> Plan(const ModelConfig& config, const MeshShape& mesh, Own own,
-                                Foresee foresee) {
-  TOROID_RETURN_IF_ERROR(CheckMesh(config, mesh));
+absl::StatusOr<MemoryPlan> Plan(const ModelConfig& config, const MeshShape& mesh,
+                                const std::vector<int64_t>& copies, Own own, Foresee foresee) {
   const std::vector<Signature> tensor = TensorSignatures(config, mesh.tensor);
   MemoryPlan plan{mesh, {}};
-  std::map<Signature, size_t> known;
+  std::map<Signature, RankMemory> known;
+  std::map<Signature, size_t> groups;
   for (int rank = 0; rank < int(mesh.size()); ++rank) {
     const int64_t t = rank % mesh.tensor, ring = rank / mesh.tensor % mesh.ring;
     Signature signature = own(rank / (mesh.tensor * mesh.ring), ring);
     signature.push_back(rank == 0);
     signature.insert(signature.end(), tensor[t].begin(), tensor[t].end());
-    const auto [found, fresh] = known.emplace(std::move(signature), plan.groups.size());
-    if (fresh) {
+    auto same = known.find(signature);
+    if (same == known.end()) {
       TOROID_ASSIGN_OR_RETURN(const RankMemory memory, foresee(rank));
-      plan.groups.push_back({memory, {}});
+      same = known.emplace(signature, memory).first;
     }
-    plan.groups[found->second].ranks.push_back(rank);
+    RankMemory memory = same->second;
+    memory.checkpoint_copy = copies[size_t(rank)];
+    signature.push_back(memory.checkpoint_copy);
+    const auto [group, fresh] = groups.emplace(std::move(signature), plan.groups.size());
+    if (fresh) plan.groups.push_back({memory, {}});
+    plan.groups[group->second].ranks.push_back(rank);
   }
   return plan;
 }
@@ -256,8 +289,11 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedTraining& job)
                                           {packs.begin() + range.begin, packs.begin() + range.end},
                                           options.mesh.data, options.mesh.ring));
   }
+  const std::vector<int64_t> copies = job.checkpoints
+                                          ? CheckpointCopies(source->config, options)
+                                          : std::vector<int64_t>(size_t(options.mesh.size()));
   return Plan(
-      source->config, options.mesh,
+      source->config, options.mesh, copies,
       [&](int64_t data, int64_t ring) {
         Signature own;
         for (const TokenLayout& layout : layouts) {
@@ -265,7 +301,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedTraining& job)
         }
         return own;
       },
-      [&](int rank) { return Trainer::Foresee(rank, source, options, packs, job.checkpoints); });
+      [&](int rank) { return Trainer::Foresee(rank, source, options, packs); });
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& given) {
@@ -279,7 +315,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& giv
   const int64_t prompt = job.load.context - job.max_tokens;
   const TokenLayout layout(job.load.layout, {prompt}, mesh.data, mesh.ring);
   return Plan(
-      source->config, mesh,
+      source->config, mesh, std::vector<int64_t>(size_t(mesh.size())),
       [&](int64_t data, int64_t ring) {
         int64_t made = 0;  // tokens of the output whose keys lie here
         for (int64_t p = prompt; p < job.load.context; ++p) {

@@ -12,7 +12,6 @@
 #include "core/model/rope.h"
 #include "core/status_macros.h"
 #include "core/train/clip.h"
-#include "parallel/checkpoint.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/device.h"
 #include "parallel/host_exchange.h"
@@ -257,8 +256,7 @@ RankMemory Trainer::memory() {
 
 absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const ModelSource> source,
                                             const TrainOptions& options,
-                                            const std::vector<std::vector<int64_t>>& packs,
-                                            bool checkpoints) {
+                                            const std::vector<std::vector<int64_t>>& packs) {
   std::unique_ptr<Trainer> trainer(new Trainer());
   trainer->options_ = options;
   trainer->options_.optimizer = OptimizerSpec();  // no recipe needs more than another
@@ -285,11 +283,7 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   t.store_->SquaredSums(Kind::kGradients);
   std::vector<double> loss = {0};
   SumHost(t.mesh_->shard(), loss);
-  RankMemory memory = t.memory();
-  int64_t kinds = CheckpointManifest::kKinds;
-  if (pods > 1) kinds += int64_t(PodExchange::StateNames(options.pods.exchange).size());
-  if (checkpoints) memory.checkpoint_copy = CheckpointCopyBytes(*t.store_, kinds);
-  return memory;
+  return t.memory();
 }
 
 std::optional<double> Trainer::exposed_seconds() const {

@@ -137,11 +137,10 @@ class Trainer {
   std::optional<double> exposed_seconds() const;
 
   // The same of rank `rank` of a world that need not exist, after a step over packs of these
-  // documents; checkpoints: are written. InvalidArgument: Validate's.
+  // documents; no checkpoint is written. InvalidArgument: Validate's.
   static absl::StatusOr<RankMemory> Foresee(int rank, std::shared_ptr<const ModelSource> source,
                                             const TrainOptions& options,
-                                            const std::vector<std::vector<int64_t>>& packs,
-                                            bool checkpoints);
+                                            const std::vector<std::vector<int64_t>>& packs);
 
  private:
   struct Tokens;        // this rank's part of a micro-batch, on the host

@@ -6,8 +6,11 @@
 
 #include <chrono>
 #include <mutex>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "core/io/random_model.h"
+#include "parallel/checkpoint.h"
 #include "tests/support/engine_on_mesh.h"
 #include "tests/support/run_on_ranks.h"
 
@@ -26,7 +29,7 @@ PlannedTraining SmallJob(MeshShape mesh, Remat remat = Remat::kAttentionOutput) 
   job.options.token_block = 16;
   job.sequence_length = 96;
   job.batch_tokens = 4 * 96;
-  job.checkpoints = false;  // Trainer writes none
+  job.checkpoints = false;
   return job;
 }
 
@@ -54,6 +57,9 @@ std::vector<RankMemory> Measure(const std::string& model, const PlannedTraining&
       ASSERT_TRUE(result.ok()) << result.status();
     }
     measured[size_t(rank)] = (*trainer)->memory();
+    if (job.checkpoints) {
+      measured[size_t(rank)].checkpoint_copy = CheckpointCopyBytes((*trainer)->store());
+    }
     EXPECT_EQ((*trainer)->memory().total(), (*trainer)->peak_bytes());
   });
   return measured;
@@ -82,6 +88,7 @@ TEST(MemoryPlan, ForeseesTrainingToTheByte) {
   for (const Case& c : cases) {
     SCOPED_TRACE(absl::StrCat(c.model, " ", ToString(c.mesh), " remat ", int(c.remat)));
     PlannedTraining job = SmallJob(c.mesh, c.remat);
+    job.checkpoints = true;
     job.options.compute = c.compute;
     job.options.packs_per_rank = c.packs_per_rank;
     const auto plan = PlanMemory(TestSource(c.model), job);
@@ -96,6 +103,7 @@ TEST(MemoryPlan, ForeseesTrainingToTheByte) {
         EXPECT_EQ(group.memory.gradients, real.gradients) << rank;
         EXPECT_EQ(group.memory.activations, real.activations) << rank;
         EXPECT_EQ(group.memory.ring_buffers, real.ring_buffers) << rank;
+        EXPECT_EQ(group.memory.checkpoint_copy, real.checkpoint_copy) << rank;
         // The communicator is MPI's there, threads' here; tests/e2e/train.py compares it.
         EXPECT_EQ(WithoutCommunicator(group.memory), WithoutCommunicator(real)) << rank;
         ++seen;
@@ -154,6 +162,73 @@ TEST(MemoryPlan, CountsTheCopyThatCheckpointsAreWrittenFrom) {
               without.groups[i].memory.total());
   }
   EXPECT_EQ(copies, 12 * source->config.ParameterCount());  // weights and moments, each once
+}
+
+// Ranks of `tensor` that hold elements of a parameter, summed over its elements: the definition of
+// each Split, head by head.
+int64_t HeldElements(const ModelConfig& config, const ParamSpec& spec, int64_t tensor) {
+  const int64_t elements = spec.rows * spec.cols;
+  if (spec.split == Split::kReplicated) return elements * tensor;
+  if (spec.split != Split::kKvHeads) return elements;
+  std::set<std::pair<int64_t, int64_t>> holders;  // (rank, KV head)
+  for (int64_t rank = 0; rank < tensor; ++rank) {
+    for (int64_t head = rank * config.query_heads / tensor;
+         head < (rank + 1) * config.query_heads / tensor; ++head) {
+      holders.insert({rank, head * config.kv_heads / config.query_heads});
+    }
+  }
+  return elements / config.kv_heads * int64_t(holders.size());
+}
+
+// Of every preset on any mesh: each rank once, and the sums over ranks are the model's.
+TEST(MemoryPlan, EveryPresetIsPlannedOnAnyMesh) {
+  int64_t refused = 0;
+  for (const ModelConfig& config : RandomShapes()) {
+    const auto source = TestSource("random:" + config.name);
+    std::vector<ParamSpec> table = ParamTable(config);
+    std::erase_if(table, [](const ParamSpec& spec) { return !spec.alias.empty(); });
+    for (const MeshShape mesh : {MeshShape{1, 1, 1}, MeshShape{2, 3, 1}, MeshShape{1, 2, 4},
+                                 MeshShape{3, 5, 5}, MeshShape{7, 1, 6}}) {
+      SCOPED_TRACE(absl::StrCat(config.name, " ", ToString(mesh)));
+      PlannedTraining job;
+      job.options.mesh = mesh;
+      job.sequence_length = 1000;
+      job.batch_tokens = 4 * mesh.data * job.sequence_length;
+      const auto plan = PlanMemory(source, job);
+      if (mesh.tensor > config.query_heads) {
+        EXPECT_TRUE(absl::IsInvalidArgument(plan.status())) << plan.status();
+        ++refused;
+        continue;
+      }
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      std::set<int> ranks;
+      int64_t moments = 0, copies = 0;  // bytes of all ranks
+      const int64_t constants = int64_t(table.size()) * 5 * 8;
+      for (const MemoryPlan::Group& group : plan->groups) {
+        const RankMemory& m = group.memory;
+        const int64_t count = int64_t(group.ranks.size()), state = (m.optimizer - constants) / 2;
+        ranks.insert(group.ranks.begin(), group.ranks.end());
+        moments += count * 2 * state;
+        copies += count * m.checkpoint_copy;
+        EXPECT_GE(m.weights, state);
+        EXPECT_GE(m.gradients, state);
+        EXPECT_GT(m.activations, 0);
+        EXPECT_EQ(m.communicator > 0, mesh.size() > 1);
+      }
+      EXPECT_EQ(ranks.size(), size_t(mesh.size()));
+      EXPECT_EQ(*ranks.rbegin(), int(mesh.size()) - 1);
+      int64_t held = 0;
+      for (const ParamSpec& spec : table) held += HeldElements(config, spec, mesh.tensor);
+      // Each parameter begins at a multiple of 64 elements, each group's buffer is one of 64 for
+      // each rank of the shard.
+      const int64_t pads =
+          64 * mesh.tensor * (int64_t(table.size()) + (config.layers + 2) * mesh.data * mesh.ring);
+      EXPECT_GE(moments, 8 * held);
+      EXPECT_LE(moments, 8 * (held + pads));
+      EXPECT_EQ(copies, 12 * config.ParameterCount());  // each element once
+    }
+  }
+  EXPECT_GT(refused, 0);  // fewer heads than ranks of tensor
 }
 
 TEST(MemoryPlan, LargeMeshesOfLargeModelsTakeSeconds) {

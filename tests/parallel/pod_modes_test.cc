@@ -353,11 +353,11 @@ TEST(PodModesTest, TheExchangesMemoryIsForeseen) {
           Trainer::Create(std::move(world), source, options, nullptr, Rounds, PodAccess{&link});
       ASSERT_TRUE(trainer.ok()) << trainer.status();
       if (pod != 0) return;
-      const auto foreseen = Trainer::Foresee(0, source, options, {{33}, {33}}, false);
+      const auto foreseen = Trainer::Foresee(0, source, options, {{33}, {33}});
       ASSERT_TRUE(foreseen.ok()) << foreseen.status();
       EXPECT_EQ(foreseen->communicator, (*trainer)->memory().communicator);
       options.pods.count = 1;
-      const auto alone = Trainer::Foresee(0, source, options, {{33}}, false);
+      const auto alone = Trainer::Foresee(0, source, options, {{33}});
       ASSERT_TRUE(alone.ok()) << alone.status();
       EXPECT_EQ(alone->activations, foreseen->activations);  // of one's own packs
       accounted.push_back(foreseen->communicator - alone->communicator);
@@ -411,7 +411,7 @@ TEST_F(PodModesRunTest, ResumeBitForBitInEveryMode) {
       for (size_t q = 0; q < 2; ++q) {
         ASSERT_TRUE(part[q].status.ok()) << part[q].status;
         if (steps == 13) {
-          EXPECT_EQ(part[q].weights, whole[q].weights) << q;
+          EXPECT_EQ(part[q].shares, whole[q].shares) << q;
         }
       }
     }

@@ -63,7 +63,7 @@ TEST_F(PodRunTest, ResumesBitForBit) {
   for (size_t q = 0; q < 2; ++q) {
     EXPECT_TRUE(rest[q].Notes("resumed from"));
     EXPECT_EQ(rest[q].reports.size(), 4u);
-    EXPECT_EQ(rest[q].weights, whole[q].weights);
+    EXPECT_EQ(rest[q].shares, whole[q].shares);
     EXPECT_EQ(rest[q].losses.at(13), whole[q].losses.at(13));
   }
 
@@ -81,12 +81,12 @@ TEST_F(PodRunTest, ResumesBitForBit) {
   EXPECT_TRUE(again[0].Notes("not all pods have a checkpoint of its step"));
   for (size_t q = 0; q < 2; ++q) {
     EXPECT_EQ(again[q].reports.front().result.step, 12);
-    EXPECT_EQ(again[q].weights, whole[q].weights);
+    EXPECT_EQ(again[q].shares, whole[q].shares);
   }
   const std::vector<Outcome> done = RunPods(plan, meshes);  // the new branch is what counts
   ExpectOk(done);
   EXPECT_EQ(done[0].reports.size(), 0u);
-  EXPECT_EQ(done[0].weights, whole[0].weights);
+  EXPECT_EQ(done[0].shares, whole[0].shares);
 }
 
 TEST_F(PodRunTest, WithoutACommonCheckpointNothingBegins) {

@@ -74,7 +74,7 @@ TEST_F(SpikeTest, IsSkippedAndLogged) {
   ASSERT_TRUE(skipped.status.ok()) << skipped.status;
   EXPECT_EQ(skipped.result.rewinds, 0);
   EXPECT_EQ(skipped.losses, spiked.losses);
-  EXPECT_EQ(skipped.weights, spiked.weights);
+  EXPECT_EQ(skipped.shares, spiked.shares);
 
   // Control: without the rule the batch is met, and the run is another one.
   TrainingPlan met = plan;
@@ -82,7 +82,7 @@ TEST_F(SpikeTest, IsSkippedAndLogged) {
   met.spike.reset();
   const Outcome through = Run(met);
   EXPECT_GT(through.losses.at(22), through.losses.at(21) + 1);
-  EXPECT_NE(through.weights, spiked.weights);
+  EXPECT_NE(through.shares, spiked.shares);
 }
 
 // Killed right behind the rewind, the run does not meet the window again.
@@ -99,7 +99,7 @@ TEST_F(SpikeTest, IsRememberedByTheNextLaunch) {
   ASSERT_TRUE(rest.status.ok()) << rest.status;
   EXPECT_EQ(rest.reports.front().result.step, 15);
   EXPECT_EQ(rest.result.rewinds, 1);
-  EXPECT_EQ(rest.weights, whole.weights);
+  EXPECT_EQ(rest.shares, whole.shares);
 }
 
 // The second spike comes before the new branch has a checkpoint that is old enough: the run goes
@@ -116,7 +116,7 @@ TEST_F(SpikeTest, GoesBackFurtherAndThenGivesUp) {
   told.data.skipped.Skip(10 * 128, 25 * 128);
   const Outcome skipped = Run(told);
   EXPECT_EQ(skipped.losses, spiked.losses);
-  EXPECT_EQ(skipped.weights, spiked.weights);
+  EXPECT_EQ(skipped.shares, spiked.shares);
 
   plan.directory = Directory("given up");
   plan.spike->max_rewinds = 1;
@@ -149,7 +149,7 @@ TEST_F(SpikeTest, MayComeEarlyAfterAConvertedModel) {
   ASSERT_TRUE(converted.status.ok()) << converted.status;
   EXPECT_EQ(converted.result.rewinds, 1);
   EXPECT_EQ(converted.losses, anew.losses);
-  EXPECT_EQ(converted.weights, anew.weights);
+  EXPECT_EQ(converted.shares, anew.shares);
 }
 
 // A checkpoint out of turn, of a run that was told to stop, takes the place of an older one.
@@ -257,7 +257,9 @@ TEST_F(NanTest, SkipsThatStepCountsItAndNamesTheParameter) {
     EXPECT_EQ(planted.losses.at(step), clean.losses.at(step));
   }
   EXPECT_NE(planted.losses.at(6), clean.losses.at(6));  // step 5 was not made
-  for (const float w : planted.weights) ASSERT_TRUE(std::isfinite(w));
+  for (const auto& [rank, share] : planted.shares) {
+    for (const float w : share) ASSERT_TRUE(std::isfinite(w)) << "rank " << rank;
+  }
 }
 
 TEST_F(NanTest, FailsAfterTooManyInARowAndCountsOverLaunches) {

@@ -1,16 +1,13 @@
-// Runs of many steps: resumed bit for bit after a stop and after being killed, resumed on other
-// meshes, stopped when asked, refused when they cannot be right.
+// Runs of many steps: what makes another run, stopped when asked, refused when they cannot be
+// right. That they go on where they stopped: training_resume_test.cc.
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "core/io/convert.h"
-#include "core/io/model_checkpoint.h"
-#include "core/version.h"
 #include "parallel/memory_plan.h"
 #include "tests/support/training_runs.h"
 
@@ -19,114 +16,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// --- resume -------------------------------------------------------------------------------------
-
-TEST_F(TrainingRunTest, LearnsAndResumesBitForBit) {
-  TrainingPlan plan = Plan({2, 1, 1}, 30);
-  plan.directory = Directory("whole");
-  const Outcome whole = Run(plan);
-  ASSERT_TRUE(whole.status.ok()) << whole.status;
-  EXPECT_LT(whole.losses.at(29), whole.losses.at(0) - 0.3);
-  EXPECT_THAT(whole.result.checkpoint, HasSubstr("step-00000030"));
-
-  plan.directory = Directory("parts");
-  plan.checkpoint_every = 5;
-  plan.steps = 17;  // ends between two checkpoints: with one of its own
-  ASSERT_TRUE(Run(plan).status.ok());
-  plan.steps = 30;
-  const Outcome rest = Run(plan);
-  ASSERT_TRUE(rest.status.ok()) << rest.status;
-  EXPECT_TRUE(rest.Notes("resumed from"));
-  EXPECT_EQ(rest.losses.count(16), 0u);
-  for (int64_t step = 17; step < 30; ++step) {
-    EXPECT_EQ(rest.losses.at(step), whole.losses.at(step)) << step;
-  }
-  EXPECT_EQ(rest.weights, whole.weights);
-}
-
-// 200 steps with dropout and a measured noise scale: at once, stopped at 150 and begun again,
-// killed behind steps drawn at random.
-TEST_F(TrainingRunTest, OneCurveOf200StepsHoweverOftenTheyAreKilled) {
-  TrainingPlan plan = Plan({2, 1, 1}, 200);
-  plan.data.sequence_length = 12;
-  plan.data.batch_tokens.stages = {{0, 2 * 12}, {60, 3 * 12}};
-  plan.checkpoint_every = 13;
-  plan.options.dropout = 0.1;
-  plan.options.dropout_seed = 3;
-  plan.options.noise_scale_every = 5;
-  const auto noise = [](const Outcome& run) {
-    return std::vector<double>{run.noise.gradient, run.noise.trace, run.noise.weight};
-  };
-  plan.directory = Directory("whole");
-  const Outcome whole = Run(plan);
-  ASSERT_TRUE(whole.status.ok()) << whole.status;
-  EXPECT_GT(whole.noise.weight, 20);  // 40 measurements, the older ones forgotten a little
-
-  plan.directory = Directory("stopped");
-  plan.steps = 150;
-  ASSERT_TRUE(Run(plan).status.ok());
-  plan.steps = 200;
-  const Outcome stopped = Run(plan);
-  ASSERT_TRUE(stopped.status.ok()) << stopped.status;
-  EXPECT_EQ(stopped.reports.size(), 50u);
-  EXPECT_EQ(stopped.weights, whole.weights);
-  EXPECT_EQ(noise(stopped), noise(whole));
-
-  plan.directory = Directory("killed");
-  std::map<int64_t, double> losses;
-  int64_t kill = 0, lost = 0;
-  for (int64_t launch = 0; kill < 200; ++launch) {
-    plan.epoch = launch;
-    kill += 20 + int64_t(Philox(17, uint64_t(launch), 0)[0] % 40);
-    const Outcome killed = kill < 200 ? RunUntilKilled(plan, kill) : Run(plan);
-    ASSERT_EQ(killed.status.ok(), kill >= 200) << killed.status;
-    for (const StepReport& report : killed.reports) {
-      lost += losses.count(report.result.step) > 0;
-      losses[report.result.step] = report.result.loss;
-    }
-    if (kill < 200) continue;
-    EXPECT_EQ(killed.weights, whole.weights);
-    EXPECT_EQ(noise(killed), noise(whole));
-  }
-  EXPECT_GT(lost, 0);  // steps were done twice
-  EXPECT_EQ(losses, whole.losses);
-
-  // Control: what a run is shows in these numbers.
-  plan.directory = "";
-  plan.steps = 9;
-  plan.options.dropout_seed = 4;
-  EXPECT_NE(Run(plan).losses.at(8), whole.losses.at(8));
-}
-
-TEST_F(TrainingRunTest, ResumesOnAnotherMesh) {
-  TrainingPlan plan = Plan({1, 1, 1}, 20);
-  plan.directory = "";
-  plan.options.dropout = 0.1;
-  const Outcome whole = Run(plan);
-  EXPECT_EQ(whole.result.checkpoint, "");  // nothing is written
-  plan.directory = Directory("run");
-  plan.options.mesh = {2, 2, 2};
-  plan.steps = 10;
-  const Outcome first = Run(plan);
-  ASSERT_TRUE(first.status.ok()) << first.status;
-  const auto saved = DescribeCheckpoint(first.result.checkpoint, /*whole=*/true);
-  ASSERT_TRUE(saved.ok()) << saved.status();
-  EXPECT_EQ(saved->shards.size(), 8u);
-  EXPECT_EQ(saved->manifest.state.texts.at(kWriterText), kVersion);
-  plan.options.mesh = {1, 1, 3};
-  plan.steps = 20;
-  std::atomic<int> told = 0;  // every rank hears where it goes on
-  TrainingEvents events;
-  events.on_resumed = [&](const CheckpointOutcome& from) {
-    told += from.step == 10 && from.hash == saved->hash && from.path == saved->path;
-  };
-  const Outcome rest = Run(plan, events);
-  ASSERT_TRUE(rest.status.ok()) << rest.status;
-  EXPECT_EQ(told, 3);
-  for (int64_t step = 10; step < 20; ++step) {
-    EXPECT_NEAR(rest.losses.at(step) / whole.losses.at(step), 1, 1e-5) << step;
-  }
-}
+// --- which run it is -----------------------------------------------------------------------------
 
 TEST_F(TrainingRunTest, AnotherRunIsRefusedNotMixed) {
   TrainingPlan plan = Plan({1, 1, 1}, 3);
@@ -193,7 +83,7 @@ TEST_F(TrainingRunTest, BatchesWithoutLabelsCountAndChangeNothing) {
   plan.steps = 2;
   const Outcome empty = Run(plan);
   ASSERT_TRUE(empty.status.ok()) << empty.status;
-  EXPECT_EQ(empty.weights, none.weights);
+  EXPECT_EQ(empty.shares, none.shares);
   EXPECT_EQ(empty.result.steps, 2);
   EXPECT_EQ(empty.result.tokens, 2 * 64);
   EXPECT_EQ(empty.result.skipped, 0);
@@ -206,7 +96,7 @@ TEST_F(TrainingRunTest, BatchesWithoutLabelsCountAndChangeNothing) {
   const Outcome whole = Run(plan);
   ASSERT_TRUE(whole.status.ok()) << whole.status;
   EXPECT_GT(whole.reports.at(2).result.labels, 0);  // control
-  EXPECT_NE(whole.weights, none.weights);
+  EXPECT_NE(whole.shares, none.shares);
   EXPECT_EQ(whole.result.first_loss, whole.losses.at(2));
   EXPECT_TRUE(std::isfinite(whole.result.last_loss));
 
@@ -329,7 +219,7 @@ TEST_F(TrainingRunTest, ADamagedCheckpointCostsItsStepsAlone) {
   const Outcome again = Run(plan);
   ASSERT_TRUE(again.status.ok()) << again.status;
   EXPECT_EQ(again.reports.size(), 5u);
-  EXPECT_EQ(again.weights, whole.weights);
+  EXPECT_EQ(again.shares, whole.shares);
   EXPECT_TRUE(again.Notes(newest));
   EXPECT_THAT(again.result.checkpoint, HasSubstr("step-00000010-b1"));
   EXPECT_TRUE(Run(plan).reports.empty());
@@ -493,8 +383,8 @@ TEST_F(TrainingRunTest, BeginsFromAConvertedModel) {
   ASSERT_TRUE(WriteCheckpoint(*source_, plan.directory + "/checkpoints/step-00000000", {}).ok());
   const Outcome same = Run(plan);
   ASSERT_TRUE(same.status.ok()) << same.status;
-  EXPECT_EQ(same.weights, anew.weights);
-  EXPECT_NE(from.weights, anew.weights);  // control
+  EXPECT_EQ(same.shares, anew.shares);
+  EXPECT_NE(from.shares, anew.shares);  // control
 }
 
 // --- memory -------------------------------------------------------------------------------------

@@ -1,17 +1,23 @@
-// What tests of training share: batches with something to learn, options, whole weights gathered
-// from all ranks and compared.
+// What tests of training share: batches with something to learn, options, curves on meshes of
+// threads, whole weights gathered from all ranks and compared.
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/random.h"
 #include "parallel/trainer.h"
+#include "tests/support/engine_on_mesh.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 
@@ -79,6 +85,41 @@ inline void CollectWeights(Trainer& trainer, Weights& weights, std::mutex& mutex
               e % cols] = value;
       }
     }
+  }
+}
+
+// `steps` steps on options.mesh; the batch of a step by (step, vocabulary).
+inline Curve CurveOf(
+    const std::string& model, const TrainOptions& options, int64_t steps,
+    const std::function<TrainBatch(int64_t step, int64_t vocab)>& batch =
+        [](int64_t step, int64_t vocab) { return BatchOf(step, vocab); },
+    const RoundsRule& rounds = Rounds) {
+  Curve curve;
+  std::mutex mutex;
+  const auto source = TestSource(model);
+  RunOnRanks(int(options.mesh.size()), [&](std::unique_ptr<Communicator> world) {
+    const int rank = world->rank();
+    auto trainer = Trainer::Create(std::move(world), source, options, nullptr, rounds);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    for (int64_t step = 0; step < steps; ++step) {
+      const auto result = (*trainer)->Step(step, batch(step, source->config.vocab));
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->skipped, "");
+      if (rank == 0) {
+        curve.losses.push_back(result->loss);
+        curve.norms.push_back(result->grad_norm);
+      }
+    }
+    CollectWeights(**trainer, curve.weights, mutex);
+  });
+  return curve;
+}
+
+inline void ExpectSameCurve(const Curve& a, const Curve& reference, double tolerance) {
+  ASSERT_EQ(a.losses.size(), reference.losses.size());
+  for (size_t i = 0; i < a.losses.size(); ++i) {
+    EXPECT_NEAR(a.losses[i] / reference.losses[i], 1, tolerance) << "step " << i;
+    EXPECT_NEAR(a.norms[i] / reference.norms[i], 1, 10 * tolerance) << "step " << i;
   }
 }
 

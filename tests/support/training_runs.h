@@ -5,8 +5,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -67,12 +69,24 @@ class TrainingRunTest : public testing::Test {
     std::vector<StepReport> reports;
     std::vector<std::string> notes;  // alarms among them
     std::vector<std::string> alarms;
-    std::vector<float> weights;  // of rank 0's share, at the end
-    GradientNoiseScale noise;    // the same
+    // At the end: what each rank stores of weights and moments, and of rank 0 the
+    std::map<int, std::vector<float>> shares;
+    GradientNoiseScale noise;
     bool Notes(const std::string& part) const {
       return testing::Matches(testing::Contains(testing::HasSubstr(part)))(notes);
     }
   };
+
+  static void CollectShare(Trainer& trainer, Outcome& outcome) {
+    using Kind = ParamStore::Kind;
+    std::vector<float>& share = outcome.shares[int(trainer.mesh().rank())];
+    for (const Kind kind : {Kind::kWeights, Kind::kFirstMoments, Kind::kSecondMoments}) {
+      for (int64_t g = 0; g < trainer.store().groups().count(); ++g) {
+        const Tensor stored = trainer.store().Stored(kind, g);
+        share.insert(share.end(), stored.as<float>(), stored.as<float>() + stored.size());
+      }
+    }
+  }
 
   // One rank of a run; the first one fills `outcome`.
   void RunRank(const TrainingPlan& plan, const TrainingEvents& events,
@@ -87,11 +101,9 @@ class TrainingRunTest : public testing::Test {
       status = result.status();
       if (first && result.ok()) outcome.result = *result;
       if (first) outcome.noise = (*run)->trainer().noise();
-      ParamStore& store = (*run)->trainer().store();
-      for (int64_t g = 0; first && g < store.groups().count(); ++g) {
-        const Tensor w = store.Stored(ParamStore::Kind::kWeights, g);
-        outcome.weights.insert(outcome.weights.end(), w.as<float>(), w.as<float>() + w.size());
-      }
+      const std::lock_guard<std::mutex> lock(ranks_);
+      CollectShare((*run)->trainer(), outcome);
+      at_end_((*run)->trainer());
     }
     if (first) outcome.status = status;
   }
@@ -147,6 +159,9 @@ class TrainingRunTest : public testing::Test {
   std::shared_ptr<const ModelSource> source_;
   std::shared_ptr<const Tokenizer> tokenizer_;  // null: shards of tokens alone
   std::string shard_;
+  // Called on each rank behind its run, one at a time.
+  std::function<void(Trainer&)> at_end_ = [](Trainer&) {};
+  mutable std::mutex ranks_;
 };
 
 }  // namespace toroid

@@ -1,15 +1,19 @@
 // The loss in one pass over its logits against Head and HeadBackward, and both against the
-// reference. That whole models learn from it: tests/parallel/gradient_test.cc.
+// reference, on one rank and over the vocabulary of several. That whole models learn from it:
+// tests/parallel/gradient_test.cc.
 #include "core/model/loss.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <vector>
 
 #include "tests/reference/backward.h"
 #include "tests/support/all_close.h"
 #include "tests/support/kernel_inputs.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -79,6 +83,57 @@ TEST_F(LossTest, HeadBackwardEqualsTheReference) {
                      View(dh, {kT, kD}), d);
   EXPECT_TRUE(AllClose(dh, gradient_.dx_mk));
   EXPECT_TRUE(AllClose(dhead, gradient_.dw_nk));
+}
+
+// Each rank of `tensor` has its rows of the head: Head merges them, HeadBackward's dh owes the sum.
+TEST_F(LossTest, HeadIsTheSameOverAnyTensorAxis) {
+  Array one_dh;
+  for (const int ranks : {1, 2, 3}) {
+    SCOPED_TRACE(ranks);
+    std::mutex mutex;
+    Array dhead, dh, part;  // of all ranks; of rank 0 before the sum
+    dhead.assign(kV * kD, NAN);
+    RunOnRanks(ranks, [&](std::unique_ptr<Communicator> tensor) {
+      const auto ops = NewCpuBackend(DType::kF64, 1);
+      const Stream s = ops->NewStream(false);
+      Arena scratch(*ops, "");
+      ASSERT_TRUE(scratch.Reserve(4 << 20).ok());
+      Array h = h_, head = head_, log_p(kT), log_z(kT), own_dh(kT * kD, 7.0);
+      Array d_log_p = d_log_p_, d_log_z = d_log_z_;
+      std::vector<int32_t> ids = labels_;
+      const int64_t c = (kV + ranks - 1) / ranks, begin = tensor->rank() * c;
+      ModelEnds ends, d;
+      ends.vocab = {begin, std::min(kV, begin + c)}, ends.vocab_padded = c;
+      const int64_t v = ends.vocab.size();
+      ends.head_vD = Tensor(DType::kF64, {v, kD}, head.data() + begin * kD);
+      Array own_dhead(v * kD, 0.0);
+      d.head_vD = View(own_dhead, {v, kD});
+      const Pass pass(*ops, s, scratch, *tensor,
+                      ResidualLayout(kT, tensor->rank(), tensor->size(), true), Tensor(), Tensor());
+      const Tensor labels(DType::kI32, {kT}, ids.data());
+      ends.Head(pass, View(h, {kT, kD}), labels, View(log_p, {kT}), View(log_z, {kT}));
+      const Partial owed =
+          ends.HeadBackward(pass, View(h, {kT, kD}), labels, View(log_z, {kT}), View(d_log_p, {kT}),
+                            View(d_log_z, {kT}), View(own_dh, {kT, kD}), d);
+      ops->Synchronize(s);
+      const Array before = own_dh;
+      tensor->AllReduce(s, owed);
+      ops->Synchronize(s);
+      ASSERT_TRUE(tensor->Health().ok()) << tensor->Health();
+      const std::lock_guard<std::mutex> lock(mutex);
+      EXPECT_TRUE(AllClose(log_z, log_z_));
+      EXPECT_EQ(log_p[1], -INFINITY);  // no label
+      log_p[1] = log_p_[1];
+      EXPECT_TRUE(AllClose(log_p, log_p_));
+      EXPECT_TRUE(AllClose(own_dh, gradient_.dx_mk)) << "rank " << tensor->rank();
+      std::copy(own_dhead.begin(), own_dhead.end(), dhead.begin() + begin * kD);
+      if (tensor->rank() == 0) dh = own_dh, part = before;
+    });
+    EXPECT_TRUE(AllClose(dhead, gradient_.dw_nk));
+    if (ranks == 1) one_dh = dh;
+    EXPECT_TRUE(AllClose(dh, one_dh));
+    EXPECT_EQ(bool(AllClose(part, one_dh, 0.01)), ranks == 1);  // control: a sum was owed
+  }
 }
 
 TEST_F(LossTest, OnePassEqualsTheReference) {
