@@ -25,10 +25,22 @@ const OptionTable kPodPeersOptions = {
         {"--pod-peers", ValueKind::kText, "A,B", "",
          "host:port where rank 0 of each pod listens, in the order of pods; with --tls-dir on any "
          "host"},
+        {"--link-rate", ValueKind::kBytes, "BYTES", "0",
+         "a slow link, for tests: a rank sends each of the others so much a second; 0: all it can"},
+        {"--link-latency", ValueKind::kSeconds, "T", "0", "the same: what is sent comes so late"},
+        {"--link-cuts", ValueKind::kSeconds, "T", "0",
+         "the same: it is cut about so often; 0: never"},
     }};
 
 absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& arguments) {
-  if (!arguments.Has("--pod") && !arguments.Has("--pod-peers")) return std::optional<PodPeers>();
+  if (!arguments.Has("--pod") && !arguments.Has("--pod-peers")) {
+    for (const char* flag : {"--link-rate", "--link-latency", "--link-cuts"}) {
+      if (!arguments.Has(flag)) continue;
+      return UsageError(
+          absl::StrCat(flag, " without --pod-peers: it is of a link between pods: ", kLine));
+    }
+    return std::optional<PodPeers>();
+  }
   if (!arguments.Has("--pod") || !arguments.Has("--pod-peers")) {
     return UsageError(absl::StrCat(
         arguments.Has("--pod") ? "--pod without --pod-peers" : "--pod-peers without --pod",
@@ -38,6 +50,9 @@ absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& argument
   peers.pod = arguments.Count("--pod");
   peers.addresses = absl::StrSplit(arguments.Text("--pod-peers"), ',');
   peers.tls_dir = arguments.Text("--tls-dir");
+  peers.throttle.bytes_per_second = double(arguments.Count("--link-rate"));
+  peers.throttle.latency = absl::Seconds(arguments.Real("--link-latency"));
+  peers.throttle.cut_every = absl::Seconds(arguments.Real("--link-cuts"));
   const int64_t count = int64_t(peers.addresses.size());
   if (peers.pod >= count) {
     return UsageError(absl::StrCat("bad value of --pod: ", peers.pod, ": --pod-peers has ", count,
@@ -68,6 +83,7 @@ std::function<absl::StatusOr<std::unique_ptr<PodLink>>(const PodMeeting&)> MeetP
     TOROID_RETURN_IF_ERROR(ShareStatus(meeting.world, tls.status()));
     options.tls = *tls;
     options.peers = peers.addresses;
+    options.throttle = peers.throttle;
     options.tick = meeting.tick;
     options.stop = meeting.stop;
     options.note = meeting.note;

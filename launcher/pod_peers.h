@@ -11,19 +11,21 @@
 #include "absl/status/statusor.h"
 #include "launcher/command_line.h"
 #include "parallel/program.h"
+#include "rpc/link_throttle.h"
 
 namespace toroid {
 
-extern const OptionTable kPodPeersOptions;  // --pod --pod-peers
+extern const OptionTable kPodPeersOptions;  // --pod --pod-peers --link-..
 
 struct PodPeers {
   int64_t pod = 0;
   std::vector<std::string> addresses;  // host:port, in the order of pods
   std::string tls_dir;                 // empty: plaintext, on loopback alone
+  ThrottleOptions throttle;            // of what each rank sends to each rank of another pod
 };
 
-// --pod and --pod-peers; empty if neither was given. Usage errors: one without the other, a pod
-// that is not in the list.
+// --pod and --pod-peers; empty if neither was given. Usage errors: one without the other or
+// --link-.. without both, a pod that is not in the list.
 absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& arguments);
 
 // OK if a job of so many pods can run with these peers, or, on one pod, without. InvalidArgument

@@ -33,7 +33,7 @@ absl::Status RunWorker(const Arguments& arguments) {
     watch.emplace(&board, NewStallChannel(*world),
                   std::chrono::milliseconds(static_cast<int64_t>(stall_timeout * 1000)));
   }
-  if (rank != 0) return RunPrograms(std::move(world), ProgramChannel(), &board);
+  if (rank != 0) return RunPrograms(std::move(world), RankChannel(options), &board);
   auto connection = ConnectWorker(options);
   if (!connection.ok()) {
     // The other ranks wait for a program that will not come: MPI_Finalize would

@@ -173,6 +173,12 @@ class WorkerStream final : public SessionStream<WorkerMessage, WorldMessage> {
       message.mutable_cancel()->set_save(how == CancelHow::kSave);
       Push(std::move(message));
     };
+    link.pods = [self = self_, this, world](const PodTable& table) {
+      WorldMessage message;
+      *message.mutable_world() = ToProto(world);
+      *message.mutable_pods() = ToProto(table);
+      Push(std::move(message));
+    };
     TOROID_ASSIGN_OR_RETURN(const uint64_t session,
                             controller_->WorkerAttached({world, in.pod(), in.credential(),
                                                          in.host(), in.pid(), in.program()},

@@ -115,6 +115,50 @@ absl::StatusOr<std::string> Gather(Communicator& world, GrpcPodLink* link,
   }
 }
 
+// This rank listens; `listen` as GrpcPodLinkOptions. Collective.
+absl::StatusOr<std::unique_ptr<GrpcPodLink>> Listen(Communicator& world, const WorldHosts& hosts,
+                                                    const PodIdentity& identity,
+                                                    const std::string& listen, const Tls& tls,
+                                                    const ThrottleOptions& throttle) {
+  const int rank = world.rank();
+  GrpcPodLinkOptions options;
+  options.listen = listen;
+  options.tls = tls;
+  options.throttle = throttle;
+  absl::StatusOr<std::unique_ptr<GrpcPodLink>> link =
+      hosts.host_of[rank] != hosts.host_of[0] && !tls.on()
+          ? absl::FailedPreconditionError(
+                absl::StrCat("ranks on several hosts without TLS: ", hosts.names[0], " and ",
+                             hosts.names[rank], ": give --tls-dir (toroid pki)"))
+          : NewGrpcPodLink(identity, options);
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, link.status()));
+  return link;
+}
+
+// Every rank's address, on every rank.
+std::vector<std::string> GatherAddresses(Communicator& world, const std::string& own) {
+  AddressCard card;
+  std::strncpy(card.text.data(), own.c_str(), card.text.size() - 1);
+  std::vector<std::string> addresses;
+  for (const AddressCard& other : GatherHost(world, card))
+    addresses.emplace_back(other.text.data());
+  return addresses;
+}
+
+// Lines `pod rank address`.
+absl::Status AddPeers(GrpcPodLink& link, const std::string& table) {
+  for (const absl::string_view line : absl::StrSplit(table, '\n', absl::SkipEmpty())) {
+    const std::vector<std::string> words = absl::StrSplit(line, ' ');
+    PodRank peer;
+    if (words.size() != 3 || !absl::SimpleAtoi(words[0], &peer.pod) ||
+        !absl::SimpleAtoi(words[1], &peer.rank)) {
+      return absl::InternalError(absl::StrCat("unreadable table of ranks: ", line));
+    }
+    if (peer.pod != link.identity().self.pod) link.AddPeer(peer, words[2]);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIdentity identity,
@@ -125,38 +169,52 @@ absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIde
   const int rank = world.rank();
   identity.self.rank = rank;
   const bool beside_first = hosts.host_of[rank] == hosts.host_of[0];
-  GrpcPodLinkOptions link_options;
-  link_options.listen = ListenAt(entry, rank == 0, options.tls);
-  link_options.tls = options.tls;
-  link_options.throttle = options.throttle;
-  absl::StatusOr<std::unique_ptr<GrpcPodLink>> link =
-      !beside_first && !options.tls.on()
-          ? absl::FailedPreconditionError(
-                absl::StrCat("ranks on several hosts without TLS: ", hosts.names[0], " and ",
-                             hosts.names[rank], ": give --tls-dir (toroid pki)"))
-          : NewGrpcPodLink(identity, link_options);
-  TOROID_RETURN_IF_ERROR(ShareStatus(world, link.status()));
-
+  TOROID_ASSIGN_OR_RETURN(std::unique_ptr<GrpcPodLink> link,
+                          Listen(world, hosts, identity, ListenAt(entry, rank == 0, options.tls),
+                                 options.tls, options.throttle));
   const std::string host = beside_first ? entry.substr(0, entry.rfind(':')) : hosts.names[rank];
-  const std::string own = absl::StrCat(host, ":", (*link)->port());
-  AddressCard card;
-  std::strncpy(card.text.data(), own.c_str(), card.text.size() - 1);
-  std::vector<std::string> addresses;
-  for (const AddressCard& other : GatherHost(world, card))
-    addresses.emplace_back(other.text.data());
-  (*link)->Publish(std::move(addresses));
+  link->Publish(GatherAddresses(world, absl::StrCat(host, ":", link->port())));
+  TOROID_ASSIGN_OR_RETURN(const std::string table, Gather(world, link.get(), options));
+  TOROID_RETURN_IF_ERROR(AddPeers(*link, table));
+  return std::unique_ptr<PodLink>(std::move(link));
+}
 
-  TOROID_ASSIGN_OR_RETURN(const std::string table, Gather(world, link->get(), options));
-  for (const absl::string_view line : absl::StrSplit(table, '\n', absl::SkipEmpty())) {
-    const std::vector<std::string> words = absl::StrSplit(line, ' ');
-    PodRank peer;
-    if (words.size() != 3 || !absl::SimpleAtoi(words[0], &peer.pod) ||
-        !absl::SimpleAtoi(words[1], &peer.rank)) {
-      return absl::InternalError(absl::StrCat("unreadable table of ranks: ", line));
+absl::StatusOr<std::unique_ptr<PodLink>> JoinPods(Communicator& world, PodIdentity identity,
+                                                  const PodsOfController& controller,
+                                                  const JoinPodsOptions& options) {
+  const WorldHosts hosts = HostsOf(world);
+  const int rank = world.rank();
+  identity.self.rank = rank;
+  identity.self.pod = GatherHost(world, identity.self.pod)[0];
+  TOROID_ASSIGN_OR_RETURN(
+      std::unique_ptr<GrpcPodLink> link,
+      Listen(world, hosts, identity, options.tls.on() ? "0.0.0.0:0" : "127.0.0.1:0", options.tls,
+             options.throttle));
+  const std::string host = options.tls.on() ? hosts.names[rank] : "127.0.0.1";
+  const std::vector<std::string> addresses =
+      GatherAddresses(world, absl::StrCat(host, ":", link->port()));
+  if (rank == 0) controller.tell(addresses);
+  std::string table;
+  while (table.empty()) {
+    absl::Status stopped;
+    if (rank == 0) {
+      if (const std::optional<PodTable> pods = controller.table()) {
+        for (const PodAddresses& pod : pods->pods) {
+          for (size_t i = 0; i < pod.ranks.size(); ++i) {
+            absl::StrAppend(&table, pod.pod, " ", i, " ", pod.ranks[i], "\n");
+          }
+        }
+      } else if (options.stop()) {
+        stopped = absl::CancelledError("interrupted while the job's other pods were waited for");
+      }
     }
-    (*link)->AddPeer(peer, words[2]);
+    TOROID_RETURN_IF_ERROR(ShareStatus(world, stopped));
+    options.tick();
+    table = BroadcastText(world, table);
+    TOROID_RETURN_IF_ERROR(world.Health());
   }
-  return std::unique_ptr<PodLink>(*std::move(link));
+  TOROID_RETURN_IF_ERROR(AddPeers(*link, table));
+  return std::unique_ptr<PodLink>(std::move(link));
 }
 
 }  // namespace toroid

@@ -1,15 +1,18 @@
-// How the worlds of one job find each other without a controller: rank 0 of each pod listens where
-// everybody was told, and says where its other ranks do.
+// How the worlds of one job find each other. Without a controller: rank 0 of each pod listens where
+// everybody was told, and says where its other ranks do. With one: the controller is told where all
+// ranks listen, and tells all pods.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/communicator.h"
 #include "parallel/pod_link.h"
+#include "rpc/control.h"
 #include "rpc/exchange_link.h"
 #include "rpc/tls.h"
 
@@ -37,5 +40,25 @@ struct ConnectPodsOptions {
 // Cancelled.
 absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIdentity identity,
                                                      const ConnectPodsOptions& options);
+
+// What rank 0 says to its controller, and hears.
+struct PodsOfController {
+  std::function<void(const std::vector<std::string>& addresses)> tell;  // of its ranks
+  // Where all pods listen; waits a second at most, empty: not known yet.
+  std::function<std::optional<PodTable>()> table;
+};
+struct JoinPodsOptions {
+  Tls tls;
+  ThrottleOptions throttle;
+  std::function<void()> tick = [] {};  // as above
+  std::function<bool()> stop = [] { return false; };
+};
+
+// The same through a controller: `controller` counts on rank 0, where identity.self.pod does too.
+// Collective over `world`; an error is the same on all ranks. Without TLS all ranks of all pods
+// must be on one host.
+absl::StatusOr<std::unique_ptr<PodLink>> JoinPods(Communicator& world, PodIdentity identity,
+                                                  const PodsOfController& controller,
+                                                  const JoinPodsOptions& options);
 
 }  // namespace toroid

@@ -68,7 +68,8 @@ struct LoadTask {
 };
 // Loads its model for itself.
 struct TrainOrder {
-  JobSpec spec;  // its placement is resolved
+  JobSpec spec;     // its placement is resolved
+  int64_t pod = 0;  // of the job's
 };
 struct ExitTask {};
 
@@ -92,6 +93,20 @@ using RequestResult = std::variant<GenerateResult, ScoreResult, TrainResult, Ver
                                    TokenizeResult, DetokenizeAnswer>;
 
 using ProgressAnswer = TaskProgress;
+// Where a pod of a job that trains on several listens for the others: host:port, by rank.
+struct ListensAnswer {
+  std::vector<std::string> addresses;
+};
+struct PodAddresses {
+  int64_t pod = 0;     // of the job's
+  uint64_t epoch = 0;  // of its launch
+  std::vector<std::string> ranks;
+};
+// All pods of a job.
+struct PodTable {
+  uint64_t view = 0;
+  std::vector<PodAddresses> pods;
+};
 struct WorldEnding {
   absl::Status status;  // how the loop of programs ended
 };
@@ -100,7 +115,7 @@ struct WorldAnswer {
   uint64_t number = 0;
   std::variant<LoadAnswer, ProgressAnswer, JobCheckpoint, std::vector<TokenEvent>, GenerateResult,
                ScoreResult, TrainResult, VerifyResult, TokenizeResult, DetokenizeAnswer,
-               absl::Status, WorldEnding>
+               ListensAnswer, absl::Status, WorldEnding>
       body;
 };
 
@@ -121,6 +136,7 @@ enum class CancelHow {
 struct WorldLink {
   std::function<void(const WorldProgram&)> run;
   std::function<void(uint64_t number, CancelHow how)> cancel;
+  std::function<void(const PodTable&)> pods;
 };
 
 // --- clients

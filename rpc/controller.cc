@@ -118,8 +118,8 @@ void Controller::ScheduleWork() {
     }
     ExplainWaiting(*job);
     const Placement& placement = job->spec.placement;
-    waiting.push_back(
-        {2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority, job->order});
+    waiting.push_back({2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority,
+                       job->order, job->pods()});
     job_keys.push_back(job.get());
   }
   if (waiting.empty()) return;
@@ -138,23 +138,24 @@ void Controller::ScheduleWork() {
                                                         : State::kBusy,
                      world == nullptr ? absl::InfinitePast() : world->idle_since});
   }
+  std::map<uint64_t, std::vector<Pod*>> starts;  // by key of a job
   for (const Assignment& item : Schedule(views, waiting)) {
     Pod& pod = *pods_.at(item.pod);
     if (item.action == Assignment::Action::kEvict) SendExit(*pod.world, "its pod is needed");
     if (item.action != Assignment::Action::kStart) continue;
     if (item.key % 2 == 1) {
-      (void)StartJob(*job_keys[item.key / 2], pod);
+      starts[item.key].push_back(&pod);
       continue;
     }
     Request& request = *requests_.at(request_keys[item.key / 2]);
-    const absl::Status started =
-        StartWorld(pod, request.spec.placement, "", request.spec.keep_alive);
+    const absl::Status started = StartWorld(pod, request.spec.placement, request.spec.keep_alive);
     if (started.ok()) {
       Assign(*pod.world, request);
     } else {
       FinishRequest(request, started);
     }
   }
+  for (const auto& [key, pods] : starts) (void)StartJob(*job_keys[key / 2], pods);
 }
 
 uint64_t Controller::view() const {
@@ -163,10 +164,12 @@ uint64_t Controller::view() const {
 }
 
 // Why no live pod can ever serve it; OK if one can.
-absl::Status Controller::CannotServe(const Placement& placement) const {
+absl::Status Controller::CannotServe(const Placement& placement, int64_t pods) const {
   const Pod* largest = nullptr;
+  int64_t able = 0;
   for (const auto& [name, pod] : pods_) {
     if (pod->session == 0 || (!placement.pod.empty() && placement.pod != name)) continue;
+    able += ResolveMesh(placement.mesh, pod->registration.slots).ok();
     if (largest == nullptr || pod->registration.slots > largest->registration.slots) {
       largest = pod.get();
     }
@@ -180,7 +183,12 @@ absl::Status Controller::CannotServe(const Placement& placement) const {
                            absl::StrCat("no such pod: ", placement.pod, ": see toroid pod list"),
                            {"NO_POD", {{"pod", placement.pod}}, {}});
   }
-  return ResolveMesh(placement.mesh, largest->registration.slots).status();
+  TOROID_RETURN_IF_ERROR(ResolveMesh(placement.mesh, largest->registration.slots).status());
+  if (able >= pods) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kFailedPrecondition,
+                   absl::StrCat("the job needs ", pods, " pods, of those that are registered ",
+                                able, " can take it: start another agent: toroid agent --pod NAME"),
+                   {"TOO_FEW_PODS", {}, {}});
 }
 
 uint64_t Controller::StartRequest(const RequestSpec& spec, RequestSink sink) {

@@ -6,11 +6,13 @@
 //
 // A pod runs one world at a time. A world: ordered -> (agent starts mpirun) -> attached (rank 0's
 // stream) -> loaded -> programs, one at a time -> told to exit -> ended (the agent has reaped it).
-// Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
-// only once its lease and five more seconds have passed.
-// A world whose job trains outlives its stream, and the controller: rank 0 attaches again and the
-// program goes on. A controller that was started anew waits for the agents of such jobs to report
-// their worlds, a lease and five seconds at most.
+// A job may train on several pods, each with a world of its own: they start together, are told
+// where all of them listen (a view) once all do, and if one goes away the others are ended and all
+// start again, from the newest checkpoint that they have in common. Whatever takes too long is
+// ended through the agent; what an agent cannot confirm is relaunched only once its lease and five
+// more seconds have passed. A world whose job trains outlives its stream, and the controller: rank
+// 0 attaches again and the program goes on. A controller that was started anew waits for the agents
+// of such jobs to report their worlds, a lease and five seconds at most.
 //
 // Invariants: an epoch is durable before its launch is ordered; an acknowledged job is durable; a
 // job's terminal state never changes; every request's sink gets `done` exactly once.
@@ -118,19 +120,23 @@ class Controller {
   void CheckDeadlines();
   void ScheduleWork();
   bool GiveToKeptWorld(Request& request);
-  absl::Status CannotServe(const Placement& placement) const;
+  absl::Status CannotServe(const Placement& placement, int64_t pods = 1) const;
   void ExplainWaiting(Job& job);
   PodStatus Describe(const Pod& pod) const;
   World* WorldOf(uint64_t agent_session, const WorldId& id);
 
   // controller_worlds.cc
-  absl::Status StartWorld(Pod& pod, const Placement& placement, const std::string& job,
-                          absl::Duration keep_alive);
+  absl::StatusOr<std::unique_ptr<World>> NewWorld(const Pod& pod, const Placement& placement,
+                                                  const std::string& job,
+                                                  absl::Duration keep_alive);
+  void Launch(Pod& pod, std::unique_ptr<World> world);
+  absl::Status StartWorld(Pod& pod, const Placement& placement, absl::Duration keep_alive);
   void Assign(World& world, Request& request);
   void SendTask(World& world);
   bool Trains(const World& world) const;
   void Answer(World& world, const WorldAnswer& answer);
   void Loaded(World& world, const LoadAnswer& answer);
+  void TellPods(const std::string& job);
   void Finished(World& world, const absl::StatusOr<RequestResult>& result);
   void CancelProgram(World& world, CancelHow how = CancelHow::kNow);
   void SendExit(World& world, const std::string& why);
@@ -147,12 +153,13 @@ class Controller {
   // controller_jobs.cc
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
-  absl::Status StartJob(Job& job, Pod& pod);
-  Request& NewRequest(const Job& job);
+  absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
+  Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);
   void JobProgressed(Job& job, const TaskProgress& progress);
   void JobCommits(const World& world, JobCheckpoint checkpoint);
-  void JobFinished(Job& job, const absl::StatusOr<RequestResult>& result);
+  void JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result);
+  bool EndOthers(Job& job, const absl::Status& failure, const WorldExit& exit, absl::Time earliest);
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);
   void CheckJob(Job& job);

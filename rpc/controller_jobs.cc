@@ -7,6 +7,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "core/check.h"
 #include "core/status_macros.h"
@@ -46,12 +47,9 @@ absl::Status CheckSpec(const JobSpec& spec, const std::string& request_id) {
     return BadField("active_deadline", "must be more than nothing");
   }
   const auto* train = std::get_if<TrainTask>(&spec.task);
-  if (train != nullptr && train->plan.options.pods.count > 1) {
-    return BadField("mesh.pods",
-                    absl::StrCat(train->plan.options.pods.count,
-                                 ": a controller gives a job one pod: start each pod by "
-                                 "itself: mpirun ... toroid train job.textproto "
-                                 "--pod 0 --pod-peers hostA:7091,hostB:7091"));
+  if (train != nullptr && train->plan.options.pods.count > 1 && !spec.placement.pod.empty()) {
+    return BadField("pod", absl::StrCat(spec.placement.pod, ": the job has ",
+                                        train->plan.options.pods.count, " pods: leave it out"));
   }
   if (request_id.size() > 128) return BadField("request_id", "longer than 128 bytes");
   return absl::OkStatus();
@@ -238,32 +236,46 @@ void Controller::Unwatch(uint64_t subscription) {
   subscriptions_.erase(subscription);
 }
 
-// The job's task, for a world.
-Controller::Request& Controller::NewRequest(const Job& job) {
+// The job's task, for a world: that of its pod `pod`.
+Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
   auto request = std::make_unique<Request>();
   request->id = ++last_id_;
   std::visit([&request](const auto& task) { request->spec.task = task; }, job.spec.task);
   // One directory for each job of a spec; of a job without a name its id.
-  request->output_dir =
-      OutputDirectory(job.spec, job.status.name.empty() ? job.status.id : job.status.name);
+  request->output_dir = PodDirectory(
+      OutputDirectory(job.spec, job.status.name.empty() ? job.status.id : job.status.name), pod,
+      job.pods());
   request->job = job.status.id;
+  request->pod = pod;
   Request& task = *request;
   requests_[request->id] = std::move(request);
   return task;
 }
 
-absl::Status Controller::StartJob(Job& job, Pod& pod) {
-  const absl::Status started =
-      StartWorld(pod, job.spec.placement, job.status.id, absl::ZeroDuration());
-  if (!started.ok()) {
-    job.not_before = Now() + times_.backoff;
-    return started;
+// On as many pods as it has, all free.
+absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
+  std::vector<std::unique_ptr<World>> worlds;
+  std::vector<std::string> names;
+  for (const Pod* pod : pods) {
+    auto world = NewWorld(*pod, job.spec.placement, job.status.id, absl::ZeroDuration());
+    if (!world.ok()) {
+      job.not_before = Now() + times_.backoff;
+      return world.status();
+    }
+    (*world)->pod = static_cast<int64_t>(worlds.size());
+    worlds.push_back(*std::move(world));
+    names.push_back(pod->registration.pod);
   }
-  Assign(*pod.world, NewRequest(job));
   job.status.progress.reset();
-  job.status.pod = pod.registration.pod;
-  job.status.mesh = pod.world->placement.load.mesh;
-  job.status.epoch = pod.world->id.epoch;
+  job.status.pod = absl::StrJoin(names, ",");
+  job.status.mesh = worlds[0]->placement.load.mesh;
+  job.status.epoch = worlds[0]->id.epoch;
+  job.failed.reset();
+  job.answered = 0;
+  for (size_t i = 0; i < pods.size(); ++i) {
+    Launch(*pods[i], std::move(worlds[i]));
+    Assign(*pods[i]->world, NewRequest(job, static_cast<int64_t>(i)));
+  }
   if (job.status.started == absl::InfinitePast()) job.status.started = Now();
   return SetState(job, JobState::kStarting, "", "");
 }
@@ -306,27 +318,58 @@ void Controller::EndJob(Job& job) {
   (void)SetState(job, job.end_state, job.end_reason, message);
 }
 
-// The world has answered the job's task.
-void Controller::JobFinished(Job& job, const absl::StatusOr<RequestResult>& result) {
+// The world of the job's pod `pod` has answered its task.
+void Controller::JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result) {
   if (job.ending) return EndJob(job);
   if (!result.ok()) {
+    for (const auto& [name, other] : pods_) {  // they would wait for this one
+      World* world = other->world.get();
+      if (world == nullptr || world->job != job.status.id || world->ending()) continue;
+      if (world->state == World::State::kBusy) {
+        CancelProgram(*world);
+      } else {
+        SendExit(*world, "another pod of its job has failed");
+      }
+    }
     const ErrorInfo info = GetErrorInfo(result.status());
     (void)SetState(job, JobState::kFailed,
                    info.reason.empty() ? "TaskFailed" : CamelCase(info.reason),
                    std::string(result.status().message()));
     return;
   }
-  if (const auto* generated = std::get_if<GenerateResult>(&*result)) job.status.result = *generated;
-  if (const auto* scored = std::get_if<ScoreResult>(&*result)) job.status.result = *scored;
-  if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
-  if (const auto* verified = std::get_if<VerifyResult>(&*result)) job.status.result = *verified;
+  if (pod == 0) {
+    if (const auto* generated = std::get_if<GenerateResult>(&*result))
+      job.status.result = *generated;
+    if (const auto* scored = std::get_if<ScoreResult>(&*result)) job.status.result = *scored;
+    if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
+    if (const auto* verified = std::get_if<VerifyResult>(&*result)) job.status.result = *verified;
+  }
+  if (++job.answered < job.pods()) return;
   (void)SetState(job, JobState::kSucceeded, "", "");
 }
 
+// A world of a job on several pods went away. True: others are still there, and are being ended.
+bool Controller::EndOthers(Job& job, const absl::Status& failure, const WorldExit& exit,
+                           absl::Time earliest) {
+  if (!job.failed) job.failed = Job::Failure{failure, exit, earliest};
+  job.failed->earliest = std::max(job.failed->earliest, earliest);
+  bool others = false;
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr || world->job != job.status.id) continue;
+    others = true;
+    if (!world->ending()) StopWorld(*world, "another pod of its job is lost: all start again");
+  }
+  return others;
+}
+
 // The world went away before it had answered; not to be replaced before `earliest`.
-void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
+void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldExit& exited,
                                absl::Time earliest) {
-  job.status.exit = exit;
+  if (EndOthers(job, ended, exited, earliest)) return;
+  const Job::Failure failed = *std::exchange(job.failed, std::nullopt);
+  const absl::Status& failure = failed.why;
+  job.status.exit = failed.exit;
   if (job.ending) return EndJob(job);
   const ErrorInfo info = GetErrorInfo(failure);
   const std::string reason = info.reason.empty() ? "LaunchRefused" : CamelCase(info.reason);
@@ -350,15 +393,16 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& failure, const Worl
   const int64_t doublings = std::min<int64_t>(job.status.restarts, 6);
   ++job.status.restarts;
   ++job.status.restarts_since_checkpoint;
-  job.not_before = std::max(
-      earliest, Now() + std::min(absl::Seconds(60), times_.backoff * (int64_t{1} << doublings)));
+  job.not_before =
+      std::max(failed.earliest,
+               Now() + std::min(absl::Seconds(60), times_.backoff * (int64_t{1} << doublings)));
   (void)SetState(job, JobState::kRestarting, reason, message);
 }
 
 // A queued job says why, if no live pod can ever take it.
 void Controller::ExplainWaiting(Job& job) {
   if (job.status.state != JobState::kQueued) return;
-  const absl::Status why = CannotServe(job.spec.placement);
+  const absl::Status why = CannotServe(job.spec.placement, job.pods());
   const std::string message(why.message());
   if (message == job.status.message) return;
   (void)SetState(job, JobState::kQueued, CamelCase(GetErrorInfo(why).reason), message);

@@ -23,7 +23,7 @@ void Controller::LoadJobs() {
     jobs_[item.id] = std::move(owned);
     if (job.status.state == JobState::kStarting || job.status.state == JobState::kRunning) {
       // Its world may still run: until its pod says otherwise, wait for the lease.
-      if (job.trains()) {
+      if (job.trains() && job.pods() == 1) {
         job.awaited = Now() + times_.lease + times_.lease_margin;
         continue;
       }

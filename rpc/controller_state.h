@@ -22,8 +22,10 @@ struct Controller::World {
     kStopping,  // the agent has been told to end it; until `deadline`
   };
   WorldId id;
-  Placement placement;  // load.mesh is resolved
-  std::string job;      // empty: kept for requests
+  Placement placement;               // load.mesh is resolved
+  std::string job;                   // empty: kept for requests
+  int64_t pod = 0;                   // of the job's pods, which one this is
+  std::vector<std::string> listens;  // for the job's other pods, by rank; empty: not told yet
   absl::Duration keep_alive;
   std::string credential;
   State state = State::kOrdered;
@@ -57,6 +59,7 @@ struct Controller::Request {
   RequestSink sink;
   std::string output_dir;
   std::string job;  // whose task it is; empty: a client's
+  int64_t pod = 0;  // of the job's pods, whose part it is
   absl::Time deadline = absl::InfiniteFuture();
   bool waiting = true;  // has no world yet
 };
@@ -75,7 +78,19 @@ struct Controller::Job {
   JobState end_state = JobState::kCancelled;
   std::string end_reason, end_message;
 
+  // Of a job on several pods, once a world of it went away: the others are ended, then it goes on.
+  struct Failure {
+    absl::Status why;
+    WorldExit exit;
+    absl::Time earliest;
+  };
+  std::optional<Failure> failed;
+  int64_t answered = 0;  // of its pods
+
   bool trains() const { return std::holds_alternative<TrainTask>(spec.task) && !spec.verify; }
+  int64_t pods() const {
+    return trains() ? std::get<TrainTask>(spec.task).plan.options.pods.count : 1;
+  }
 };
 
 struct Controller::Subscription {

@@ -49,8 +49,10 @@ absl::Status WorldDied(const WorldId& world, const std::string& pod, const World
 
 }  // namespace
 
-absl::Status Controller::StartWorld(Pod& pod, const Placement& placement, const std::string& job,
-                                    absl::Duration keep_alive) {
+absl::StatusOr<std::unique_ptr<Controller::World>> Controller::NewWorld(const Pod& pod,
+                                                                        const Placement& placement,
+                                                                        const std::string& job,
+                                                                        absl::Duration keep_alive) {
   const std::string& name = pod.registration.pod;
   auto world = std::make_unique<World>();
   world->placement = placement;
@@ -63,9 +65,22 @@ absl::Status Controller::StartWorld(Pod& pod, const Placement& placement, const 
   world->keep_alive = keep_alive;
   world->credential = NewCredential();
   world->deadline = Now() + times_.start;
+  return world;
+}
+
+void Controller::Launch(Pod& pod, std::unique_ptr<World> world) {
   pod.world = std::move(world);
-  pod.link.launch({pod.world->id, static_cast<int>(pod.world->placement.load.mesh.size()),
-                   pod.world->credential, placement.load.model});
+  const LoadRequest& load = pod.world->placement.load;
+  pod.link.launch(
+      {pod.world->id, static_cast<int>(load.mesh.size()), pod.world->credential, load.model});
+}
+
+// One that is kept for requests.
+absl::Status Controller::StartWorld(Pod& pod, const Placement& placement,
+                                    absl::Duration keep_alive) {
+  TOROID_ASSIGN_OR_RETURN(std::unique_ptr<World> world,
+                          NewWorld(pod, placement, /*job=*/"", keep_alive));
+  Launch(pod, std::move(world));
   return absl::OkStatus();
 }
 
@@ -136,6 +151,7 @@ void Controller::SendTask(World& world) {
   std::visit(Overloaded{[&](const TrainTask&) {
                           TrainOrder order{jobs_.at(world.job)->spec};
                           order.spec.placement = world.placement;
+                          order.pod = world.pod;
                           program.task = std::move(order);
                         },
                         [&](const auto& task) { program.task = task; }},
@@ -179,9 +195,11 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   Request* request = it == requests_.end() ? nullptr : it->second.get();
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
-    if (const auto job = jobs_.find(world.job); job != jobs_.end()) {
-      JobProgressed(*job->second, *progress);
-    }
+    const auto job = jobs_.find(world.job);
+    if (job != jobs_.end() && world.pod == 0) JobProgressed(*job->second, *progress);
+  } else if (const auto* listens = std::get_if<ListensAnswer>(&answer.body)) {
+    world.listens = listens->addresses;
+    TellPods(world.job);
   } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&answer.body)) {
     if (request != nullptr) request->sink.tokens(*tokens);
   } else if (const auto* loaded = std::get_if<LoadAnswer>(&answer.body)) {
@@ -200,6 +218,26 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     Finished(world, RequestResult(*tokenized));
   } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&answer.body)) {
     Finished(world, RequestResult(*detokenized));
+  }
+}
+
+// Once all pods of the job listen: a view of them, to each.
+void Controller::TellPods(const std::string& job) {
+  const auto found = jobs_.find(job);
+  if (found == jobs_.end()) return;
+  std::vector<World*> worlds;
+  PodTable table;
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr || world->job != job || world->ending() || world->listens.empty())
+      continue;
+    worlds.push_back(world);
+    table.pods.push_back({world->pod, world->id.epoch, world->listens});
+  }
+  if (static_cast<int64_t>(worlds.size()) < found->second->pods()) return;
+  table.view = view_ = store_->BumpView().value_or(view_ + 1);
+  for (World* world : worlds) {
+    if (world->link.pods) world->link.pods(table);
   }
 }
 
@@ -251,7 +289,7 @@ void Controller::FinishRequest(Request& request, const absl::StatusOr<RequestRes
   if (owned->job.empty()) {
     owned->sink.done(result);
   } else if (const auto job = jobs_.find(owned->job); job != jobs_.end()) {
-    JobFinished(*job->second, result);
+    JobFinished(*job->second, owned->pod, result);
   }
 }
 
@@ -349,8 +387,10 @@ void Controller::EndWorld(Pod& pod, const absl::Status& failure, const WorldExit
     why = WorldDied(world->id, name, exit, failure);
   }
   if (!world->job.empty()) {
-    requests_.erase(world->request);
-    if (const auto job = jobs_.find(world->job); job != jobs_.end()) {
+    const bool answered = requests_.erase(world->request) == 0;
+    const auto job = jobs_.find(world->job);
+    // Its part is done; the job's other pods may still be at theirs.
+    if (job != jobs_.end() && (!answered || job->second->failed)) {
       if (why.ok()) why = WorldDied(world->id, name, exit, failure);
       if (!confirmed) job->second->unconfirmed_pod = name;
       const absl::Time expired = std::max(leases_.Deadline(name), Now());

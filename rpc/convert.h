@@ -87,6 +87,8 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
 absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& message);
 internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& answer);
 absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& message);
+internal::v1::PodTable ToProto(const PodTable& table);
+PodTable FromProto(const internal::v1::PodTable& table);
 
 // `text` with what is not UTF-8 replaced by U+FFFD.
 std::string MendUtf8(const std::string& text);

@@ -78,8 +78,12 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
     out.mutable_score()->set_output_dir(program.output_dir);
   } else if (const auto* train = std::get_if<TrainOrder>(&program.task)) {
     *out.mutable_train()->mutable_spec() = ToProto(train->spec);
-    *out.mutable_train()->mutable_spec()->mutable_mesh() = ToProto(train->spec.placement.load.mesh);
+    v1::Mesh& mesh = *out.mutable_train()->mutable_spec()->mutable_mesh();
+    const int32_t pods = mesh.pods();
+    mesh = ToProto(train->spec.placement.load.mesh);
+    mesh.set_pods(pods);
     out.mutable_train()->set_output_dir(program.output_dir);
+    out.mutable_train()->set_pod(train->pod);
   } else if (const auto* verify = std::get_if<VerifyTask>(&program.task)) {
     *out.mutable_verify() = ToProto(*verify);
   } else if (const auto* tokenize = std::get_if<TokenizeTask>(&program.task)) {
@@ -123,6 +127,7 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
       const MeshShape mesh = MeshFromProto(in.train().spec().mesh());
       order.spec.placement.load.mesh = mesh;
       order.spec.placement.mesh = {mesh.data, mesh.ring, mesh.tensor};
+      order.pod = in.train().pod();
       out.task = std::move(order);
       out.output_dir = in.train().output_dir();
       return out;
@@ -142,6 +147,7 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
       return out;
     case Message::kCancel:
     case Message::kAttached:
+    case Message::kPods:
     case Message::BODY_NOT_SET:
       break;
   }
@@ -174,6 +180,10 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     *out.mutable_tokenized() = ToProto(*tokenized);
   } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&body)) {
     out.mutable_detokenized()->set_text(MendUtf8(detokenized->text));
+  } else if (const auto* listens = std::get_if<ListensAnswer>(&body)) {
+    for (const std::string& address : listens->addresses) {
+      out.mutable_listens()->add_addresses(address);
+    }
   } else if (const auto* status = std::get_if<absl::Status>(&body)) {
     *out.mutable_failed() = ToProto(*status);
   } else {
@@ -220,6 +230,9 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
     case Message::kDetokenized:
       out.body = DetokenizeAnswer{in.detokenized().text()};
       return out;
+    case Message::kListens:
+      out.body = ListensAnswer{{in.listens().addresses().begin(), in.listens().addresses().end()}};
+      return out;
     case Message::kFailed: {
       absl::Status status = FromProto(in.failed());
       if (status.ok()) status = absl::InternalError("a world failed without saying why");
@@ -234,6 +247,28 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       break;
   }
   return absl::InvalidArgumentError("an answer that this version does not know");
+}
+
+internal::v1::PodTable ToProto(const PodTable& table) {
+  internal::v1::PodTable out;
+  out.set_view(table.view);
+  for (const PodAddresses& pod : table.pods) {
+    internal::v1::PodAddresses& entry = *out.add_pods();
+    entry.set_pod(pod.pod);
+    entry.set_epoch(pod.epoch);
+    for (const std::string& address : pod.ranks) entry.add_addresses(address);
+  }
+  return out;
+}
+
+PodTable FromProto(const internal::v1::PodTable& in) {
+  PodTable out;
+  out.view = in.view();
+  for (const internal::v1::PodAddresses& entry : in.pods()) {
+    out.pods.push_back(
+        {entry.pod(), entry.epoch(), {entry.addresses().begin(), entry.addresses().end()}});
+  }
+  return out;
 }
 
 }  // namespace toroid

@@ -24,23 +24,34 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
   std::vector<bool> taken(pods.size(), false);
   std::vector<Assignment> out;
   for (const Waiting& item : waiting) {
-    size_t best = pods.size();
+    const size_t wanted = static_cast<size_t>(item.pods);
+    std::vector<size_t> fit;
+    size_t able = 0;  // those that are busy or taken included
     for (size_t i = 0; i < pods.size(); ++i) {
       const PodView& pod = pods[i];
-      if (taken[i] || pod.state == PodView::State::kBusy || pod.state == PodView::State::kClosed ||
-          (!item.pod.empty() && item.pod != pod.name) || !ResolveMesh(item.mesh, pod.slots).ok()) {
+      if (pod.state == PodView::State::kClosed || (!item.pod.empty() && item.pod != pod.name) ||
+          !ResolveMesh(item.mesh, pod.slots).ok()) {
         continue;
       }
-      if (best == pods.size() || Cost(pod) < Cost(pods[best])) best = i;
+      ++able;
+      if (!taken[i] && pod.state != PodView::State::kBusy) fit.push_back(i);
     }
-    if (best == pods.size()) continue;
-    taken[best] = true;
-    using Action = Assignment::Action;
-    const PodView::State state = pods[best].state;
-    out.push_back({item.key, pods[best].name,
-                   state == PodView::State::kFree       ? Action::kStart
-                   : state == PodView::State::kIdleKept ? Action::kEvict
-                                                        : Action::kWait});
+    if (able < wanted) continue;
+    std::sort(fit.begin(), fit.end(),
+              [&pods](size_t a, size_t b) { return Cost(pods[a]) < Cost(pods[b]); });
+    fit.resize(std::min(fit.size(), wanted));
+    using State = PodView::State;
+    const bool starts = fit.size() == wanted && std::all_of(fit.begin(), fit.end(), [&](size_t i) {
+                          return pods[i].state == State::kFree;
+                        });
+    for (const size_t i : fit) {
+      taken[i] = true;
+      using Action = Assignment::Action;
+      out.push_back({item.key, pods[i].name,
+                     starts                              ? Action::kStart
+                     : pods[i].state == State::kIdleKept ? Action::kEvict
+                                                         : Action::kWait});
+    }
   }
   return out;
 }

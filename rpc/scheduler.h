@@ -30,6 +30,7 @@ struct Waiting {
   std::string pod;  // empty: any
   int64_t priority = 0;
   uint64_t order = 0;  // of arrival
+  int64_t pods = 1;    // so many, or none
 };
 
 struct Assignment {
@@ -42,9 +43,11 @@ struct Assignment {
   } action = Action::kStart;
 };
 
-// At most one assignment a pod and a waiting item, in order of priority, then of arrival. A free
-// pod is preferred to an ending one, that to the kept world idle for longest; among free pods the
-// one with the fewest slots that are enough.
+// At most one assignment a pod and, for each of its pods, a waiting item, in order of priority,
+// then of arrival. A free pod is preferred to an ending one, that to the kept world idle for
+// longest; among free pods the one with the fewest slots that are enough. What waits for several
+// pods starts once all are free, and keeps those that are (kWait) if there are others that may
+// become so.
 std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<Waiting> waiting);
 
 }  // namespace toroid

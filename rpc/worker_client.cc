@@ -11,6 +11,8 @@
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
+#include "parallel/host_exchange.h"
+#include "rpc/connect_pods.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
 #include "rpc/prompt.h"
@@ -47,6 +49,24 @@ absl::Status NoTokenizer() {
   return MakeError(absl::StatusCode::kFailedPrecondition,
                    "the model has no tokenizer: give token ids instead of text",
                    {"NO_TOKENIZER", {}, {}});
+}
+
+// This rank's way to the job's other pods; pod and controller count on rank 0.
+absl::StatusOr<std::unique_ptr<PodLink>> MeetPods(const PodMeeting& meeting,
+                                                  const WorkerOptions& options, int64_t pod,
+                                                  const PodsOfController& controller) {
+  const auto tls = ReadTls(options.tls_dir);
+  TOROID_RETURN_IF_ERROR(ShareStatus(meeting.world, tls.status()));
+  JoinPodsOptions join;
+  join.tls = *tls;
+  join.tick = meeting.tick;
+  join.stop = meeting.stop;
+  PodIdentity identity;
+  identity.job = options.job;
+  identity.self.pod = pod;
+  identity.epoch = options.epoch;
+  identity.terms = PodTerms(meeting.plan, meeting.model);
+  return JoinPods(meeting.world, std::move(identity), controller, join);
 }
 
 class Connection final : public WorkerConnection {
@@ -95,6 +115,13 @@ class Connection final : public WorkerConnection {
     channel.on_verified = [this](uint64_t number, const absl::StatusOr<VerifyResult>& result) {
       Answer(number, result);
     };
+    channel.meet = [this](const PodMeeting& meeting) {
+      return MeetPods(meeting, options_, pod_,
+                      {[this](const std::vector<std::string>& addresses) {
+                         TellDurably(number_, ListensAnswer{addresses});
+                       },
+                       [this] { return AwaitTable(); }});
+    };
     channel.training = [this](uint64_t number) { return Training(number); };
     channel.on_trained = [this](uint64_t number, const absl::StatusOr<TrainingResult>& run) {
       const absl::Status ended = run.ok() && run->stopped != StopAsked::kNo
@@ -124,7 +151,9 @@ class Connection final : public WorkerConnection {
  private:
   void Receive(const WorldMessage& message) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (message.has_cancel()) {
+    if (message.has_pods()) {
+      table_ = FromProto(message.pods());
+    } else if (message.has_cancel()) {
       (message.cancel().save() ? saved_ : cancelled_).insert(message.number());
     } else {
       inbox_.push_back(message);
@@ -218,7 +247,9 @@ class Connection final : public WorkerConnection {
       TOROID_ASSIGN_OR_RETURN(
           job_, TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(options_.epoch)));
       program = job_->program();
-      program.number = message.number();
+      program.number = number_ = message.number();
+      pod_ = train->pod;
+      pods_ = std::get<TrainTask>(spec.task).plan.options.pods.count;
       link_.Hold(program.number);
     } else if (const auto* verify = std::get_if<VerifyTask>(&task.task)) {
       program.kind = ProgramKind::kVerify;
@@ -240,6 +271,14 @@ class Connection final : public WorkerConnection {
       program.kind = ProgramKind::kExit;
     }
     return true;
+  }
+
+  // Where all pods of the job listen, once the controller says so; waits a second at most.
+  std::optional<PodTable> AwaitTable() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_for(lock, std::chrono::seconds(1),
+                      [this] { return gone_ || table_.has_value(); });
+    return table_;
   }
 
   // To the controller how far it is, to the job's log how it goes.
@@ -283,7 +322,8 @@ class Connection final : public WorkerConnection {
 
   // Into the job's log.
   void Print(const std::string& line) const {
-    const std::string text = absl::StrCat(NameRoots(line, options_.roots), "\n");
+    const std::string text = absl::StrCat(pods_ > 1 ? absl::StrCat("pod ", pod_, ": ") : "",
+                                          NameRoots(line, options_.roots), "\n");
     std::fputs(text.c_str(), stdout);
     std::fflush(stdout);
   }
@@ -350,9 +390,13 @@ class Connection final : public WorkerConnection {
   std::deque<WorldMessage> inbox_;
   std::set<uint64_t> cancelled_, saved_;  // programs that are to end, and how
   bool gone_ = false;
-  LoadedModel model_;                 // of the loop's thread
-  std::string output_dir_;            // of the program that runs; of the loop's thread
-  std::unique_ptr<TrainingJob> job_;  // of the program that trains; of the loop's thread
+  std::optional<PodTable> table_;
+  LoadedModel model_;       // of the loop's thread
+  std::string output_dir_;  // of the program that runs; of the loop's thread
+  // Of the program that trains; of the loop's thread.
+  std::unique_ptr<TrainingJob> job_;
+  uint64_t number_ = 0;
+  int64_t pod_ = 0, pods_ = 1;
   absl::Time next_line_ = absl::InfinitePast();
   WorkerLink link_;  // last: its end waits for its reactions
 };
@@ -364,6 +408,14 @@ absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOpti
   auto connection = std::make_unique<Connection>(options, tls);
   TOROID_RETURN_IF_ERROR(connection->Attach());
   return std::unique_ptr<WorkerConnection>(std::move(connection));
+}
+
+ProgramChannel RankChannel(const WorkerOptions& options) {
+  ProgramChannel channel;
+  channel.meet = [options](const PodMeeting& meeting) {
+    return MeetPods(meeting, options, /*pod=*/0, PodsOfController());
+  };
+  return channel;
 }
 
 }  // namespace toroid

@@ -4,7 +4,7 @@
 //   options = ReadLaunchFile(FILE); RecordRank(options, rank);
 //   rank 0: connection = ConnectWorker(options); RunPrograms(world, connection->channel(), board);
 //           connection->Finish(status);
-//   others: RunPrograms(world, {}, board);
+//   others: RunPrograms(world, RankChannel(options), board);
 // FILE (mode 0600) carries what must not stand in an argv: the credential of this epoch.
 #pragma once
 
@@ -60,5 +60,8 @@ class WorkerConnection {
 // WhyNoConnection (rpc/tls.h); PermissionDenied: credential
 // or epoch are not those of the present launch.
 absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options);
+
+// The loop's ends on ranks other than 0.
+ProgramChannel RankChannel(const WorkerOptions& options);
 
 }  // namespace toroid

@@ -1,14 +1,18 @@
 """A training job on several pods: worlds that are started one by one, and find each other."""
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import tempfile
 
+from cluster import Up
 from harness import *
 from tls import Pki
-from train import good, lines, words
+from train import JOB, good, lines, words
+
+TEXT = "/usr/share/common-licenses"
 
 EXACT = ["mesh.pods=2", "train.param_hash_every=1"]
 STREAMING = ["mesh.pods=2", "train.exchange.streaming.every=4", "train.exchange.streaming.fragments=2",
@@ -88,6 +92,24 @@ def test_streaming_pods_agree_on_the_outer_weights():
     no_orphans()
 
 
+def test_a_slow_link_that_breaks():
+    """The same weights, later: what waits is shown."""
+    def waited(*link):
+        with tempfile.TemporaryDirectory() as top:
+            for result in pods(top, *EXACT, ranks=(1, 1), more=(link, link)):
+                good(result)
+            one, two = (lines(of_pod(top, pod)) for pod in range(2))
+            check([line["param_hash"] for line in one] == [line["param_hash"] for line in two], one, two)
+            bytes_sent = sum(line["pods"]["bytes_sent"] for line in one)
+            return one[-1]["param_hash"], sum(line["pods"]["wait_s"] for line in one), bytes_sent
+    fast = waited()
+    rate = fast[2] / 6  # of six seconds
+    slow = waited("--link-rate", int(rate), "--link-latency", "5ms", "--link-cuts", "500ms")
+    check(slow[0] == fast[0] and abs(slow[2] - fast[2]) < 0.01 * fast[2], slow, fast)
+    check(slow[1] > 4 and slow[1] > 2 * fast[1], slow, fast)
+    no_orphans()
+
+
 def test_pods_that_do_not_fit_are_refused():
     """Both sides say what differs, with both values."""
     for settings, *said in [(["train.exchange.codec=INT8"], "exchange", "codec int8", "codec fp32"),
@@ -108,6 +130,7 @@ def test_what_is_said_of_pods():
         refused(launch(2, *job), 3, "mesh.pods: 2", line)
         refused(run(*job, "--pod", 0), 2, "--pod-peers", line)
         refused(run(*job, "--pod-peers", "a:1,b:2"), 2, "--pod", line)
+        refused(run(*job, "--link-rate", "1MB"), 2, "--link-rate", "--pod-peers")
         refused(run(*job, "--pod", 2, "--pod-peers", "a:1,b:2"), 2, "--pod", "0 to 1")
         refused(run(*job, "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"), 3, "mesh.pods: 2", "3")
         refused(run(*words(top, 4), "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2"), 3, "mesh.pods: 1", "2")
@@ -150,6 +173,44 @@ def test_ctrl_c_while_a_pod_is_waited_for():
         world.send_signal(signal.SIGINT)
         result = finish(world, 30)
         check(result.code == 130, result.code, result.err)
+    no_orphans()
+
+
+def test_a_controller_starts_a_job_on_two_pods():
+    """Killed on one of them, both start again, and end with the weights of a run that nobody disturbed."""
+    with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as alone:
+        with Up(1, 2, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+            id = good(up.run("job", "submit", JOB, "--set", "mesh.pods=2")).out.strip()
+            wait_for("it says why it waits", lambda: "needs 2 pods" in up.run("job", "get", id).out)
+            good(up.run("job", "cancel", id))
+        with Up(2, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+            settings = ["mesh.pods=2", "train.steps=300", "train.schedule.kind=CONSTANT", "train.checkpoint.every=10",
+                        "train.param_hash_every=10"]
+            sets = [word for setting in settings for word in ("--set", setting)]
+            job = os.path.join(runs, "licence")
+            id = good(up.run("job", "submit", JOB, *sets)).out.strip()
+            wait_for("steps are made", lambda: len(lines(of_pod(job, 1))) >= 25, 60)
+            os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+            watched = good(up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl", timeout=120))
+            states = [json.loads(line)["job"]["state"] for line in watched.out.splitlines()]
+            check("RESTARTING" in states and states[-1] == "SUCCEEDED", states)
+            status = good(up.run("job", "get", id, "-o", "json")).json()
+            check(sorted(status["pod"].split(",")) == ["a", "b"] and status["restarts"] == 1, status)
+            check(status["result"]["mesh"]["pods"] == 2 and status["result"]["steps"] == 300, status["result"])
+            told = good(up.run("job", "logs", id)).out
+            for said in ("pod 0: step 300/300", "pod 1: step 300/300", "pod 0: resumed from", "pod 1: resumed from"):
+                check(said in told, said, "is missing in", told)
+            check(all(pod["state"] == "READY" for pod in up.run("pods", "-o", "json").json()["pods"]), "pods")
+        one, two = (lines(of_pod(job, pod)) for pod in range(2))
+        check([line["step"] for line in one] == list(range(1, 301)), [line["step"] for line in one])
+        check([line.get("param_hash") for line in one] == [line.get("param_hash") for line in two], "other weights")
+        check(one[-1]["epoch"] > one[0]["epoch"], one[-1])
+        peers = addresses()
+        worlds = [start("train", JOB, *sets, "--set", f"output.dir={alone}", "--pod", pod, "--pod-peers", peers, "-q")
+                  for pod in range(2)]
+        for world in worlds:
+            good(finish(world, 60))
+        check(lines(of_pod(alone, 0))[-1]["param_hash"] == one[-1]["param_hash"], "another run's weights")
     no_orphans()
 
 

@@ -8,8 +8,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <condition_variable>
 #include <filesystem>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -67,6 +70,28 @@ std::vector<absl::Status> RunPods(
   return statuses;
 }
 
+// Sends to each rank of the other pods and hears from each.
+void ExpectReachesAll(const std::vector<int>& ranks, Communicator& world, PodLink& link) {
+  const PodRank self = link.identity().self;
+  EXPECT_EQ(self.rank, world.rank());
+  int expected = 0;
+  for (int64_t pod = 0; pod < static_cast<int64_t>(ranks.size()); ++pod) {
+    for (int64_t rank = 0; pod != self.pod && rank < ranks[pod]; ++rank, ++expected) {
+      PodMessage message;
+      message.step = self.pod * 10 + self.rank;
+      EXPECT_TRUE(link.Send({pod, rank}, std::move(message), Late()).ok());
+    }
+  }
+  std::set<int64_t> heard;
+  for (int i = 0; i < expected; ++i) {
+    const auto message = link.Receive(Late());
+    ASSERT_TRUE(message.ok() && message->has_value());
+    heard.insert((*message)->step);
+    EXPECT_EQ((*message)->step, (*message)->from.pod * 10 + (*message)->from.rank);
+  }
+  EXPECT_EQ(heard.size(), static_cast<size_t>(expected));
+}
+
 TEST(ConnectPods, EveryRankReachesEveryRankOfTheOtherPods) {
   const std::string dir = absl::StrCat(::testing::TempDir(), "/connect-", getpid());
   ASSERT_TRUE(InitPki(dir).ok());
@@ -80,30 +105,67 @@ TEST(ConnectPods, EveryRankReachesEveryRankOfTheOtherPods) {
       options.tls = Tls();
       options.peers = FreeAddresses(3);
     }
-    const auto met = RunPods(
-        ranks, {options, options, options}, {"v: 1", "v: 1", "v: 1"},
-        [&](Communicator& world, PodLink& link) {
-          const PodRank self = link.identity().self;
-          EXPECT_EQ(self.rank, world.rank());
-          int expected = 0;
-          for (int64_t pod = 0; pod < 3; ++pod) {
-            for (int64_t rank = 0; pod != self.pod && rank < ranks[pod]; ++rank, ++expected) {
-              PodMessage message;
-              message.step = self.pod * 10 + self.rank;
-              EXPECT_TRUE(link.Send({pod, rank}, std::move(message), Late()).ok());
-            }
-          }
-          std::set<int64_t> heard;
-          for (int i = 0; i < expected; ++i) {
-            const auto message = link.Receive(Late());
-            ASSERT_TRUE(message.ok() && message->has_value());
-            heard.insert((*message)->step);
-            EXPECT_EQ((*message)->step, (*message)->from.pod * 10 + (*message)->from.rank);
-          }
-          EXPECT_EQ(heard.size(), static_cast<size_t>(expected));
-        });
+    const auto met =
+        RunPods(ranks, {options, options, options}, {"v: 1", "v: 1", "v: 1"},
+                [&](Communicator& world, PodLink& link) { ExpectReachesAll(ranks, world, link); });
     for (const absl::Status& status : met) EXPECT_TRUE(status.ok()) << status;
   }
+}
+
+// What a controller does: the table comes once all pods have said where they listen.
+TEST(JoinPods, EveryRankReachesEveryRankOfTheOtherPods) {
+  const std::vector<int> ranks = {2, 1, 3};
+  std::mutex mutex;
+  std::condition_variable changed;
+  PodTable table;
+  std::atomic<int> statuses{0};
+  std::vector<std::thread> pods;
+  for (int64_t pod = 0; pod < 3; ++pod) {
+    pods.emplace_back([&, pod] {
+      PodsOfController controller;
+      controller.tell = [&, pod](const std::vector<std::string>& addresses) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        EXPECT_EQ(addresses.size(), static_cast<size_t>(ranks[pod]));
+        table.pods.push_back({pod, 1, addresses});
+        changed.notify_all();
+      };
+      controller.table = [&]() -> std::optional<PodTable> {
+        std::unique_lock<std::mutex> lock(mutex);
+        if (!changed.wait_for(lock, std::chrono::seconds(1),
+                              [&] { return table.pods.size() == 3; })) {
+          return std::nullopt;
+        }
+        return table;
+      };
+      RunOnRanks(ranks[pod], [&](std::unique_ptr<Communicator> world) {
+        // Rank 0 alone knows which pod it is.
+        const int64_t known = world->rank() == 0 ? pod : 0;
+        const auto link = JoinPods(*world, Identity(known),
+                                   world->rank() == 0 ? controller : PodsOfController(), {});
+        ASSERT_TRUE(link.ok()) << link.status();
+        EXPECT_EQ((*link)->identity().self.pod, pod);
+        ExpectReachesAll(ranks, *world, **link);
+        ++statuses;
+      });
+    });
+  }
+  for (std::thread& pod : pods) pod.join();
+  EXPECT_EQ(statuses, 6);
+}
+
+TEST(JoinPods, AWorldThatIsToldToStopDoesNotWaitForTheOthers) {
+  PodsOfController controller;
+  controller.tell = [](const std::vector<std::string>&) {};
+  controller.table = [] { return std::optional<PodTable>(); };
+  JoinPodsOptions options;
+  std::atomic<int> ticks{0};
+  options.tick = [&] { ++ticks; };
+  options.stop = [&] { return ticks >= 4; };
+  RunOnRanks(2, [&](std::unique_ptr<Communicator> world) {
+    const absl::Status status = JoinPods(*world, Identity(0), controller, options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+  });
+  EXPECT_GE(ticks, 4);  // on both ranks
 }
 
 TEST(ConnectPods, OtherTermsEndBothWithBothValues) {

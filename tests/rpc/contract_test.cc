@@ -260,5 +260,33 @@ TEST(Scheduler, PrefersFreeThenEndingThenLongestIdle) {
   EXPECT_TRUE(Schedule(pods, {item(1, 16, 0)}).empty());
 }
 
+TEST(Scheduler, AJobOnSeveralPodsTakesAllOrWaits) {
+  using State = PodView::State;
+  using Action = Assignment::Action;
+  const absl::Time t = absl::FromUnixSeconds(1000);
+  std::vector<PodView> pods = {{"a", 2, State::kFree, t}, {"b", 2, State::kBusy, t}};
+  const Waiting two{1, {0, 2, 0}, "", 0, 1, 2}, one{2, {0, 2, 0}, "", 0, 2, 1};
+  auto out = Schedule(pods, {two, one});
+  ASSERT_EQ(out.size(), 1u);  // it was there first: the free pod is kept for it
+  EXPECT_EQ(out[0].key, 1u);
+  EXPECT_EQ(out[0].action, Action::kWait);
+  pods[1].state = State::kClosed;  // no second pod will come: nothing is kept
+  out = Schedule(pods, {two, one});
+  ASSERT_EQ(out.size(), 1u);
+  EXPECT_EQ(out[0].key, 2u);
+  EXPECT_EQ(out[0].action, Action::kStart);
+  pods[1].state = State::kIdleKept;
+  out = Schedule(pods, {two});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].action, Action::kWait);
+  EXPECT_EQ(out[1].action, Action::kEvict);
+  pods[1].state = State::kFree;
+  out = Schedule(pods, {two, one});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].action, Action::kStart);
+  EXPECT_EQ(out[1].action, Action::kStart);
+  EXPECT_NE(out[0].pod, out[1].pod);
+}
+
 }  // namespace
 }  // namespace toroid

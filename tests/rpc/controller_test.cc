@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/version.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
@@ -31,6 +32,7 @@ struct FakeWorld {
   uint64_t session = 0;
   std::vector<WorldProgram> programs;
   std::vector<uint64_t> cancels, saves;
+  std::vector<PodTable> tables;
   uint64_t number() const { return programs.back().number; }
   template <typename Task>
   bool Runs() const {
@@ -96,6 +98,7 @@ class ControllerTest : public ::testing::Test {
     link.cancel = [world](uint64_t number, CancelHow how) {
       (how == CancelHow::kNow ? world->cancels : world->saves).push_back(number);
     };
+    link.pods = [world](const PodTable& table) { world->tables.push_back(table); };
     const auto session =
         controller_->WorkerAttached({world->id, pod, order.credential, "host", 1, program}, link);
     EXPECT_TRUE(session.ok()) << session.status();
@@ -144,6 +147,21 @@ class ControllerTest : public ::testing::Test {
     spec.placement.load.model = "m";
     GenerateTask task;
     task.prompt.text = "hello";
+    spec.task = task;
+    return spec;
+  }
+  JobSpec OnTwoPods() {
+    JobSpec spec = Job("wide");
+    spec.output_dir = "runs/{name}";
+    spec.placement.mesh.data = MeshWish::kRest;
+    spec.max_restarts = 3;
+    TrainTask task;
+    task.plan.steps = 7;
+    task.plan.data.paths = {"text"};
+    task.plan.data.sequence_length = 8;
+    task.plan.data.batch_tokens.stages = {{0, 16}};
+    task.plan.options.optimizer.rate.peak = 1;
+    task.plan.options.pods.count = 2;
     spec.task = task;
     return spec;
   }
@@ -261,18 +279,133 @@ TEST_F(ControllerTest, KeptWorldEndsAfterKeepAlive) {
   EXPECT_EQ(controller_->ListPods()[0].state, "READY");
 }
 
-TEST_F(ControllerTest, AJobOfSeveralPodsIsRefused) {
-  JobSpec spec = Job("pods");
-  TrainTask task;
-  task.plan.options.pods.count = 2;
-  spec.task = task;
-  const absl::Status refused = controller_->SubmitJob(spec, "").status();
-  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << refused;
-  EXPECT_THAT(std::string(refused.message()),
-              testing::HasSubstr("mesh.pods: 2: a controller gives a job one pod"));
-  task.plan.options.pods.count = 1;
-  spec.task = task;
-  EXPECT_TRUE(controller_->SubmitJob(spec, "").ok());  // control
+TEST_F(ControllerTest, AJobOnTwoPodsStartsOnBothAndTellsEachWhereTheOtherListens) {
+  auto a = Connect("a");
+  const std::string id = Submit(OnTwoPods()).id;
+  EXPECT_EQ(Get(id).reason, "TooFewPods");
+  EXPECT_THAT(Get(id).message, HasSubstr("needs 2 pods, of those that are registered 1"));
+  EXPECT_TRUE(a->launches.empty());
+  auto b = Connect("b", 1);
+  ASSERT_EQ(a->launches.size(), 1u);
+  ASSERT_EQ(b->launches.size(), 1u);
+  EXPECT_NE(a->last().world.epoch, b->last().world.epoch);
+  EXPECT_EQ(Get(id).pod, "b,a");  // the tighter fit first
+  auto first = Attach(*b), second = Attach(*a);
+  for (const auto& [world, pod] : {std::pair(first, 0), std::pair(second, 1)}) {
+    ASSERT_TRUE(world->Runs<TrainOrder>());
+    EXPECT_EQ(std::get<TrainOrder>(world->programs.back().task).pod, pod);
+    EXPECT_EQ(world->programs.back().output_dir, absl::StrCat("runs/wide/pod-", pod));
+  }
+  Tell(*second, ListensAnswer{{"h:3", "h:4"}});
+  EXPECT_TRUE(second->tables.empty());  // the other does not listen yet
+  const uint64_t view = controller_->view();
+  Tell(*first, ListensAnswer{{"h:1"}});
+  for (const auto& world : {first, second}) {
+    ASSERT_EQ(world->tables.size(), 1u);
+    EXPECT_GT(world->tables[0].view, view);
+    ASSERT_EQ(world->tables[0].pods.size(), 2u);
+    for (const PodAddresses& pod : world->tables[0].pods) {
+      const FakeWorld& of = pod.pod == 0 ? *first : *second;
+      EXPECT_EQ(pod.epoch, of.id.epoch);
+      EXPECT_EQ(absl::StrJoin(pod.ranks, " "), pod.pod == 0 ? "h:1" : "h:3 h:4");
+    }
+  }
+  TrainResult result;
+  result.directory = "first";
+  Tell(*first, result);
+  EndWorld(*b, first->id);
+  EXPECT_EQ(Get(id).state, JobState::kRunning);  // the other pod is not there yet
+  result.directory = "second";
+  Tell(*second, result);
+  EXPECT_EQ(Get(id).state, JobState::kSucceeded);
+  EXPECT_EQ(std::get<TrainResult>(Get(id).result).directory, "first");
+  EXPECT_TRUE(second->Runs<ExitTask>());
+}
+
+TEST_F(ControllerTest, PodsOfAJobStartAgainTogether) {
+  auto a = Connect("a"), b = Connect("b");
+  const std::string id = Submit(OnTwoPods()).id;
+  auto first = Attach(*a), second = Attach(*b);
+  Tell(*first, ListensAnswer{{"h:1"}});
+  Tell(*second, ListensAnswer{{"h:2"}});
+  EndWorld(*b, second->id, {137, 9, 1, "host-b", "rank 1 died"});
+  ASSERT_EQ(a->stops.size(), 1u);  // it would wait for ever
+  EXPECT_EQ(a->stops[0], first->id);
+  Advance(absl::Seconds(5));
+  EXPECT_EQ(b->launches.size(), 1u);  // not while the other still runs
+  EndWorld(*a, first->id, {143, 15, -1, "", ""});
+  EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(id).restarts, 1);
+  EXPECT_THAT(Get(id).message, HasSubstr("rank 1 died"));
+  Advance(absl::Seconds(2));
+  ASSERT_EQ(a->launches.size(), 2u);
+  ASSERT_EQ(b->launches.size(), 2u);
+  EXPECT_GT(std::min(a->last().world.epoch, b->last().world.epoch),
+            std::max(first->id.epoch, second->id.epoch));
+  first = Attach(*a);
+  second = Attach(*b);
+  Tell(*second, ListensAnswer{{"h:3"}});
+  EXPECT_TRUE(second->tables.empty());  // what the last launch said is forgotten
+  Tell(*first, ListensAnswer{{"h:4"}});
+  EXPECT_EQ(second->tables.size(), 1u);
+  // A pod whose part is done is not needed for the other to start again; both do.
+  Tell(*first, TrainResult());
+  EndWorld(*a, first->id);
+  EndWorld(*b, second->id, {137, 9, 1, "host-b", "rank 1 died"});
+  EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  Advance(absl::Seconds(3));
+  EXPECT_EQ(a->launches.size(), 3u);
+}
+
+TEST_F(ControllerTest, AnErrorOfOnePodEndsTheJobOnAll) {
+  auto a = Connect("a"), b = Connect("b");
+  const std::string id = Submit(OnTwoPods()).id;
+  auto first = Attach(*a), second = Attach(*b);
+  Tell(*second, absl::Status(absl::InvalidArgumentError("no such data")));
+  EXPECT_EQ(Get(id).state, JobState::kFailed);
+  EXPECT_EQ(Get(id).message, "no such data");
+  EXPECT_EQ(first->cancels.size(), 1u);
+  EXPECT_TRUE(second->Runs<ExitTask>());
+  EndWorld(*b, second->id);
+  Tell(*first, absl::Status(absl::CancelledError("cancelled")));
+  EndWorld(*a, first->id);
+  EXPECT_EQ(controller_->ListPods()[0].state, "READY");
+  EXPECT_EQ(controller_->ListPods()[1].state, "READY");
+  // Cancelled by its client: both.
+  const std::string other = Submit(OnTwoPods()).id;
+  first = Attach(*a);
+  second = Attach(*b);
+  ASSERT_TRUE(controller_->CancelJob(other).ok());
+  EXPECT_EQ(first->cancels.size() + second->cancels.size(), 2u);
+}
+
+TEST_F(ControllerTest, AJobOnTwoPodsNamesNone) {
+  JobSpec spec = OnTwoPods();
+  spec.placement.pod = "a";
+  EXPECT_THAT(std::string(controller_->SubmitJob(spec, "").status().message()),
+              HasSubstr("the job has 2 pods"));
+}
+
+// A controller that is started anew does not know where its pods' worlds are: they begin again.
+TEST_F(ControllerTest, AJobOnTwoPodsStartsAgainWithItsController) {
+  auto a = Connect("a"), b = Connect("b");
+  const std::string id = Submit(OnTwoPods()).id;
+  auto first = Attach(*a), second = Attach(*b);
+  Start();
+  EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  EXPECT_EQ(Get(id).restarts, 0);
+  a = Connect("a", 2, {{first->id, "credential"}});
+  b = Connect("b", 2, {{second->id, "credential"}});
+  ASSERT_EQ(a->stops.size(), 1u);
+  EndWorld(*a, first->id);
+  EndWorld(*b, second->id);
+  for (int second_passed = 0; second_passed < 25; ++second_passed) {
+    controller_->AgentHeartbeat(a->session);
+    controller_->AgentHeartbeat(b->session);
+    Advance(absl::Seconds(1));
+  }
+  EXPECT_EQ(a->launches.size(), 1u);
+  EXPECT_EQ(b->launches.size(), 1u);
 }
 
 TEST_F(ControllerTest, IdleKeptWorldYieldsToAJob) {
