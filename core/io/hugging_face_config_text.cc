@@ -103,7 +103,13 @@ void AddWindows(const ModelConfig& config, ordered_json& object) {
 
 // What reading the text gives differs from the configuration in no field that computes anything.
 absl::Status CheckText(const std::string& text, ModelConfig config, const std::string& path) {
-  TOROID_ASSIGN_OR_RETURN(ModelConfig read, HuggingFaceConfig(text, "config.json"));
+  absl::StatusOr<ModelConfig> again = HuggingFaceConfig(text, "config.json");
+  if (!again.ok()) {
+    return absl::UnimplementedError(absl::StrCat(path, ": ", ClassOf(config.architecture),
+                                                 " of transformers has no such shape: ",
+                                                 again.status().message()));
+  }
+  ModelConfig& read = *again;
   if (config.rope.kind == Kind::kNone || config.rope.kind == Kind::kLinear) {
     // These have no use for the length that the model was made for.
     read.context = config.context;

@@ -340,6 +340,10 @@ TEST(ConvertErrors, WhatTransformersDoesNotComputeIsNamed) {
   source.config.windows = {0, 64};
   status = WriteHuggingFace(source, out, {}).status();
   EXPECT_THAT(Message(status), HasSubstr("windows: [0,64]"));
+  source = *OpenModel("random:gpt2-tiny");
+  source.config.windows = {0, 24};  // bands
+  status = WriteHuggingFace(source, out, {}).status();
+  EXPECT_THAT(Message(status), HasSubstr("windows: [0,24]"));
   source = *OpenModel("random:tiny-gqa");
   source.config.logit_scale = 0.5;
   status = WriteHuggingFace(source, out, {}).status();
