@@ -13,6 +13,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -28,6 +29,16 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual DType dtype() const = 0;  // of activations and carries: kF32 or kF64
+  // In which what goes into a product or comes out of one may be kept besides: bf16 where matrices
+  // are multiplied in bf16, so that nothing is rounded on the way. Ops take it for: x, out, dout
+  // and dx of MatMul; x and out of RmsNorm, x of its backward; out of LayerNorm; x of Rope, Scale
+  // and AddBackward; q and do of attention; dlogits, then not in logits' place; and for all
+  // operands of SwiGlu, Gelu, Dropout and their backwards at once. What was bf16 on the way is
+  // rounded once more in each op.
+  virtual DType activation() const { return dtype(); }
+  // Rows of a feed-forward block that products take with profit, where nobody says another number:
+  // scratch is as long.
+  virtual int64_t token_block() const { return 512; }
 
   // --- memory and order -------------------------------------------------------------------------
   // 64-byte aligned. OutOfRange names the bytes asked for. Called at construction only.
@@ -40,6 +51,17 @@ class Backend {
   virtual void Fork(Stream from, Stream to) = 0;
   // `s` waits for what `other` has been given so far.
   virtual void Join(Stream s, Stream other) = 0;
+  // Enqueues on s what `work` enqueues there. A device may keep it under `key` and enqueue it by
+  // one call from then on, without calling `work`, until any of its memory is freed: what differs
+  // from time to time must lie in device arrays. REQUIRES: of one key the same ops, sizes and
+  // addresses; no upload, download or other stream in `work`.
+  using WorkKey = std::array<int64_t, 4>;
+  virtual void Repeat(Stream s, const WorkKey& key, const std::function<void()>& work) {
+    (void)s, (void)key;
+    work();
+  }
+  // Whether Repeat keeps work: sizes are then worth rounding up.
+  virtual bool repeats() const { return false; }
   // The host waits for s.
   virtual void Synchronize(Stream s) = 0;
   // out = x, converting between f32, f64, bf16 and between row strides; equal rows and cols.
@@ -189,7 +211,9 @@ std::array<char, 16> CudaDeviceUuid(int device);
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& options);
 
 // Does no maths and allocates nothing: addresses are made up, so that the same model code on it
-// says how many bytes it would use. Streams have no queue.
+// says how many bytes it would use. Streams have no queue. It counts for a CPU of `type`, or for
+// `device`, whose types and sizes it takes.
 std::unique_ptr<Backend> NewCountingBackend(DType type);
+std::unique_ptr<Backend> NewCountingBackend(const Backend& device);
 
 }  // namespace toroid

@@ -13,9 +13,15 @@ namespace {
 
 class CountingBackend final : public Backend {
  public:
-  explicit CountingBackend(DType type) : type_(type) {}
+  explicit CountingBackend(DType type) : type_(type), activation_(type) {}
+  explicit CountingBackend(const Backend& device)
+      : type_(device.dtype()),
+        activation_(device.activation()),
+        token_block_(device.token_block()) {}
 
   DType dtype() const override { return type_; }
+  DType activation() const override { return activation_; }
+  int64_t token_block() const override { return token_block_; }
 
   // Addresses that nobody may touch: they only tell tensors apart.
   absl::StatusOr<void*> Allocate(int64_t bytes) override {
@@ -48,32 +54,32 @@ class CountingBackend final : public Backend {
     CheckEmbedBackward(type_, ids, dout_tD, dtable_vD);
   }
   void RmsNorm(Stream, Tensor x_tD, Tensor gain_D, double, Tensor out_tD) override {
-    CheckRmsNorm(type_, x_tD, gain_D, out_tD);
+    CheckRmsNorm(type_, In(x_tD), gain_D, In(out_tD));
   }
   void RmsNormBackward(Stream, Tensor x_tD, Tensor gain_D, double, Tensor dout_tD, Tensor dx_tD,
                        Tensor dgain_D) override {
-    CheckRmsNormBackward(type_, x_tD, gain_D, dout_tD, dx_tD, dgain_D);
+    CheckRmsNormBackward(type_, In(x_tD), gain_D, dout_tD, dx_tD, dgain_D);
   }
   void LayerNorm(Stream, Tensor x_tD, Tensor gain_D, Tensor bias_D, double,
                  Tensor out_tD) override {
-    CheckLayerNorm(type_, x_tD, gain_D, bias_D, out_tD);
+    CheckLayerNorm(type_, x_tD, gain_D, bias_D, In(out_tD));
   }
   void LayerNormBackward(Stream, Tensor x_tD, Tensor gain_D, double, Tensor dout_tD, Tensor dx_tD,
                          Tensor dgain_D, Tensor dbias_D) override {
     CheckLayerNormBackward(type_, x_tD, gain_D, dout_tD, dx_tD, dgain_D, dbias_D);
   }
   void MatMul(Stream, Tensor x, Tensor w, Tensor bias, Tensor out) override {
-    CheckMatMul(type_, x, w, bias, out);
+    CheckMatMul(type_, In(x), w, bias, In(out));
   }
   void MatMulBackward(Stream, Tensor x, Tensor w, Tensor dout, bool, Tensor dx, Tensor dw,
                       Tensor dbias) override {
-    CheckMatMulBackward(type_, x, w, dout, dx, dw, dbias);
+    CheckMatMulBackward(type_, In(x), w, In(dout), In(dx), dw, dbias);
   }
   void Rope(Stream, Tensor x_thK, Tensor positions, Tensor inv_freq, double) override {
-    CheckRope(type_, x_thK, positions, inv_freq);
+    CheckRope(type_, In(x_thK), positions, inv_freq);
   }
   void RopeBackward(Stream, Tensor dx_thK, Tensor positions, Tensor inv_freq, double) override {
-    CheckRope(type_, dx_thK, positions, inv_freq);
+    CheckRope(type_, In(dx_thK), positions, inv_freq);
   }
   void KvWrite(Stream, Tensor x_tgK, Tensor slots, Tensor cache) override {
     CheckKvWrite(type_, x_tgK, slots, cache);
@@ -81,38 +87,47 @@ class CountingBackend final : public Backend {
   void AttendTile(Stream, Tensor q_thK, Tensor q_positions, const KvView& kv, Tensor kv_index,
                   const AttentionSpec& spec, const Tile& tile, Tensor o_thK,
                   Tensor lse_th) override {
-    CheckAttendTile(type_, q_thK, q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
+    CheckAttendTile(type_, In(q_thK), q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
   }
   void AttentionDelta(Stream, Tensor o_thK, Tensor do_thK, Tensor delta_th) override {
-    CheckAttentionDelta(type_, o_thK, do_thK, delta_th);
+    CheckAttentionDelta(type_, o_thK, In(do_thK), delta_th);
   }
   void AttendTileBackward(Stream, Tensor q_thK, Tensor q_positions, const KvView& kv,
                           Tensor kv_index, const AttentionSpec& spec, const Tile& tile,
                           Tensor do_thK, Tensor lse_th, Tensor delta_th, Tensor dq_thK,
                           Tensor dk_ngK, Tensor dv_ngK) override {
-    CheckAttendTileBackward(type_, q_thK, q_positions, kv, kv_index, spec, tile, do_thK, lse_th,
-                            delta_th, dq_thK, dk_ngK, dv_ngK);
+    CheckAttendTileBackward(type_, In(q_thK), q_positions, kv, kv_index, spec, tile, In(do_thK),
+                            lse_th, delta_th, dq_thK, dk_ngK, dv_ngK);
   }
   void AttentionMerge(Stream, Tensor o_nthK, Tensor lse_nth, Tensor o_thK) override {
     CheckAttentionMerge(type_, o_nthK, lse_nth, o_thK);
   }
   void SwiGlu(Stream, Tensor gate_tf, Tensor up_tf, Tensor out_tf) override {
-    CheckSwiGlu(type_, gate_tf, up_tf, out_tf);
+    CheckOneType({gate_tf, up_tf, out_tf});
+    CheckSwiGlu(type_, In(gate_tf), In(up_tf), In(out_tf));
   }
   void SwiGluBackward(Stream, Tensor gate_tf, Tensor up_tf, Tensor dout_tf, Tensor dgate_tf,
                       Tensor dup_tf) override {
-    CheckSwiGluBackward(type_, gate_tf, up_tf, dout_tf, dgate_tf, dup_tf);
+    CheckOneType({gate_tf, up_tf, dout_tf, dgate_tf, dup_tf});
+    CheckSwiGluBackward(type_, In(gate_tf), In(up_tf), In(dout_tf), In(dgate_tf), In(dup_tf));
   }
-  void Gelu(Stream, Tensor x_tf, Tensor out_tf) override { CheckGelu(type_, x_tf, out_tf); }
+  void Gelu(Stream, Tensor x_tf, Tensor out_tf) override {
+    CheckOneType({x_tf, out_tf});
+    CheckGelu(type_, In(x_tf), In(out_tf));
+  }
   void GeluBackward(Stream, Tensor x_tf, Tensor dout_tf, Tensor dx_tf) override {
-    CheckGeluBackward(type_, x_tf, dout_tf, dx_tf);
+    CheckOneType({x_tf, dout_tf, dx_tf});
+    CheckGeluBackward(type_, In(x_tf), In(dout_tf), In(dx_tf));
   }
   void Add(Stream, Tensor x, Tensor y) override { CheckAdd(type_, x, y); }
-  void AddBackward(Stream, Tensor dx, Tensor dy_1n) override { CheckAddBackward(type_, dx, dy_1n); }
-  void Scale(Stream, Tensor x, double) override { CheckScale(type_, x); }
+  void AddBackward(Stream, Tensor dx, Tensor dy_1n) override {
+    CheckAddBackward(type_, In(dx), dy_1n);
+  }
+  void Scale(Stream, Tensor x, double) override { CheckScale(type_, In(x)); }
   void Dropout(Stream, const DropoutSpec& spec, Tensor step_1, Tensor rows_t, int64_t col_begin,
                Tensor x_tn, Tensor out_tn) override {
-    CheckDropout(type_, spec, step_1, rows_t, col_begin, x_tn, out_tn);
+    CheckOneType({x_tn, out_tn});
+    CheckDropout(type_, spec, step_1, rows_t, col_begin, In(x_tn), In(out_tn));
   }
   void VocabStatistics(Stream, Tensor logits, int64_t, Tensor labels, Tensor stat_t3) override {
     CheckVocabStatistics(type_, logits, labels, stat_t3);
@@ -122,7 +137,7 @@ class CountingBackend final : public Backend {
   }
   void VocabBackward(Stream, Tensor logits, int64_t, Tensor labels, Tensor log_z_t,
                      Tensor d_log_p_t, Tensor d_log_z_t, Tensor dlogits) override {
-    CheckVocabBackward(type_, logits, labels, log_z_t, d_log_p_t, d_log_z_t, dlogits);
+    CheckVocabBackward(type_, logits, labels, log_z_t, d_log_p_t, d_log_z_t, In(dlogits));
   }
   void LossBackward(Stream, Tensor labels, Tensor weights_t, double, Tensor log_z_t,
                     Tensor d_log_p_t, Tensor d_log_z_t) override {
@@ -140,7 +155,10 @@ class CountingBackend final : public Backend {
   }
 
  private:
-  const DType type_;
+  Tensor In(const Tensor& x) const { return StandIn(type_, activation_, x); }
+
+  const DType type_, activation_;
+  const int64_t token_block_ = Backend::token_block();
   uint64_t next_ = 64;
 };
 
@@ -149,6 +167,10 @@ class CountingBackend final : public Backend {
 std::unique_ptr<Backend> NewCountingBackend(DType type) {
   TOROID_CHECK(type == DType::kF32 || type == DType::kF64);
   return std::make_unique<CountingBackend>(type);
+}
+
+std::unique_ptr<Backend> NewCountingBackend(const Backend& device) {
+  return std::make_unique<CountingBackend>(device);
 }
 
 }  // namespace toroid

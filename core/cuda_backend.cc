@@ -24,6 +24,7 @@ struct Rectangle {
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
+  for (const auto& [key, graph] : kept_work_) cudaGraphExecDestroy(graph);
   for (const Lane& lane : lanes_) {
     cudaStreamSynchronize(lane.stream);  // what is still running uses what is freed here
     cudaStreamDestroy(lane.stream);
@@ -72,6 +73,7 @@ absl::StatusOr<void*> CudaBackend::Allocate(int64_t bytes) {
 
 void CudaBackend::Free(void* data, int64_t) {
   Use();
+  ForgetWork();  // some of it may be at these addresses
   Check("free", cudaFree(data));
 }
 
@@ -97,6 +99,29 @@ void CudaBackend::Join(Stream s, Stream other) {
   const Lane& awaited = LaneOf(other);
   Check("join", cudaEventRecord(awaited.reached, awaited.stream));
   Check("join", cudaStreamWaitEvent(LaneOf(s).stream, awaited.reached, 0));
+}
+
+// Work is captured into a graph, which is kept.
+void CudaBackend::Repeat(Stream s, const WorkKey& key, const std::function<void()>& work) {
+  Use();
+  const cudaStream_t stream = Maths(s).stream;
+  constexpr size_t kMostKept = 64;
+  if (kept_work_.size() >= kMostKept && !kept_work_.contains({stream, key})) ForgetWork();
+  const auto [entry, fresh] = kept_work_.try_emplace({stream, key}, nullptr);
+  if (fresh) {
+    Check("begin capture", cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    work();
+    cudaGraph_t graph = nullptr;
+    Check("end capture", cudaStreamEndCapture(stream, &graph));
+    Check("keep work", cudaGraphInstantiate(&entry->second, graph, 0));
+    Check("keep work", cudaGraphDestroy(graph));
+  }
+  Check("repeat", cudaGraphLaunch(entry->second, stream));
+}
+
+void CudaBackend::ForgetWork() {
+  for (const auto& [key, graph] : kept_work_) Check("forget work", cudaGraphExecDestroy(graph));
+  kept_work_.clear();
 }
 
 void CudaBackend::Synchronize(Stream s) {

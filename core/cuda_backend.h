@@ -10,10 +10,14 @@
 #include <cuda_runtime.h>
 
 #include <deque>
+#include <functional>
+#include <map>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "core/backend.h"
+#include "core/op_shapes.h"
 #include "kernels/attention_bf16.h"
 #include "kernels/matmul.h"
 
@@ -70,12 +74,16 @@ class CudaBackend final : public Backend {
   absl::Status Prepare();
 
   DType dtype() const override { return DType::kF32; }
+  DType activation() const override { return bf16_ ? DType::kBF16 : DType::kF32; }
+  int64_t token_block() const override { return 8192; }
   absl::StatusOr<void*> Allocate(int64_t bytes) override;
   void Free(void* data, int64_t) override;
   void Discard(void*, int64_t) override {}  // no pages to give back
   Stream NewStream(bool communication) override;
   void Fork(Stream from, Stream to) override { Join(to, from); }
   void Join(Stream s, Stream other) override;
+  void Repeat(Stream s, const WorkKey& key, const std::function<void()>& work) override;
+  bool repeats() const override { return true; }
   void Synchronize(Stream s) override;
   void Copy(Stream s, Tensor x, Tensor out) override;
   void Fill(Stream s, Tensor x, double value) override;
@@ -164,6 +172,7 @@ class CudaBackend final : public Backend {
     const char* op_;
   };
 
+  void ForgetWork();
   std::string Where() const {
     return absl::StrCat("GPU ", device_, name_.empty() ? "" : absl::StrCat(" (", name_, ")"));
   }
@@ -173,6 +182,12 @@ class CudaBackend final : public Backend {
     TOROID_CHECK_MSG(error == cudaSuccess,
                      absl::StrCat(op, " on ", Where(), ": ", cudaGetErrorString(error)));
   }
+
+  Tensor In(const Tensor& x) const { return StandIn(dtype(), activation(), x); }
+  // Tiles of q (and do) in bf16 that tensor cores do not take, by kernels for float32.
+  void AttendWidened(const Lane& lane, const Tensor& q_thK, const AttentionArgs<float>& tile);
+  void AttendBackwardWidened(const Lane& lane, const Tensor& q_thK, const Tensor& do_thK,
+                             const AttentionBackwardArgs<float>& tile);
 
   // After a product of x [m, k] and w [n, k].
   void CheckProduct(const char* op, int64_t m, int64_t n, int64_t k, DType w) const;
@@ -197,6 +212,7 @@ class CudaBackend final : public Backend {
   CudaMatMul products_;
   UploadRing ring_;
   std::deque<Lane> lanes_;  // references stay
+  std::map<std::pair<cudaStream_t, WorkKey>, cudaGraphExec_t> kept_work_;
 };
 
 }  // namespace toroid

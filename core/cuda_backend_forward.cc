@@ -1,4 +1,6 @@
 // The forward ops of a CUDA backend.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "core/cuda_backend.h"
 #include "core/op_shapes.h"
@@ -29,33 +31,33 @@ void CudaBackend::Embed(Stream s, Tensor ids, Tensor table_vD, int64_t vocab_beg
 }
 
 void CudaBackend::RmsNorm(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor out_tD) {
-  CheckRmsNorm(dtype(), x_tD, gain_D, out_tD);
+  CheckRmsNorm(dtype(), In(x_tD), gain_D, In(out_tD));
   if (x_tD.empty()) return;
   const Call call(*this, "rms_norm");
   const int64_t dim = x_tD.dims[x_tD.dim_count - 1];
-  toroid::RmsNorm(Maths(s).stream, x_tD.as<const float>(), x_tD.stride, x_tD.rows(),
-                  x_tD.cols() / dim, dim, gain_D.dtype, gain_D.data, epsilon, out_tD.as<float>(),
-                  out_tD.stride);
+  toroid::RmsNorm(Maths(s).stream, x_tD.dtype, x_tD.data, x_tD.stride, x_tD.rows(),
+                  x_tD.cols() / dim, dim, gain_D.dtype, gain_D.data, epsilon, out_tD.dtype,
+                  out_tD.data, out_tD.stride);
 }
 
 void CudaBackend::MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) {
-  CheckMatMul(dtype(), x, w, bias, out);
+  CheckMatMul(dtype(), In(x), w, bias, In(out));
   const Call call(*this, "matmul");
-  MatMulArgs<float> args;
-  args.x = x.as<const float>(), args.x_stride = x.stride;
+  CudaMatMulArgs args;
+  args.x_type = x.dtype, args.x = x.data, args.x_stride = x.stride;
   args.m = x.rows(), args.n = w.rows(), args.k = w.cols();
   args.w_type = w.dtype, args.w = w.data, args.w_stride = w.stride;
   if (!bias.empty()) args.bias = bias.data, args.bias_type = bias.dtype;
-  args.out = out.as<float>(), args.out_stride = out.stride;
+  args.out_type = out.dtype, args.out = out.data, args.out_stride = out.stride;
   const Lane& lane = Maths(s);
   products_.Run(lane.stream, args, lane.workspace);
   CheckProduct("matmul", args.m, args.n, args.k, w.dtype);
 }
 
 void CudaBackend::Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq, double scale) {
-  CheckRope(dtype(), x_thK, positions, inv_freq);
+  CheckRope(dtype(), In(x_thK), positions, inv_freq);
   const Call call(*this, "rope");
-  toroid::Rope(Maths(s).stream, x_thK.as<float>(), x_thK.stride, x_thK.rows(), x_thK.dims[1],
+  toroid::Rope(Maths(s).stream, x_thK.dtype, x_thK.data, x_thK.stride, x_thK.rows(), x_thK.dims[1],
                x_thK.dims[2], positions.as<const int32_t>(), inv_freq.as<const double>(), scale);
 }
 
@@ -69,18 +71,38 @@ void CudaBackend::KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) {
 void CudaBackend::AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const KvView& kv,
                              Tensor kv_index, const AttentionSpec& spec, const Tile& tile,
                              Tensor o_thK, Tensor lse_th) {
-  CheckAttendTile(dtype(), q_thK, q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
+  CheckAttendTile(dtype(), In(q_thK), q_positions, kv, kv_index, spec, tile, o_thK, lse_th);
   TOROID_CHECK_MSG(kv.k.dtype == DType::kF32 || kv.k.dtype == DType::kBF16, Info(kv.k.dtype).name);
   const Call call(*this, "attend_tile");
   auto args = TileArguments<float>(q_thK, q_positions, kv, kv_index, spec, tile, lse_th);
   args.length = kv.length.as<const int32_t>();
   args.o = o_thK.as<float>(), args.o_stride = o_thK.stride;
   const Lane& lane = Maths(s);
+  const void* queries = q_thK.dtype == DType::kBF16 ? q_thK.data : nullptr;
   if (tensor_cores_ &&
-      AttendTileBf16(lane.stream, args, kv.k.dims[1], lane.attention_workspace())) {
+      AttendTileBf16(lane.stream, args, queries, kv.k.dims[1], lane.attention_workspace())) {
     return;
   }
+  if (queries != nullptr) return AttendWidened(lane, q_thK, args);
   toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes);
+}
+
+// A few queries at a time, widened into the workspace of products.
+void CudaBackend::AttendWidened(const Lane& lane, const Tensor& q_thK,
+                                const AttentionArgs<float>& tile) {
+  const int64_t cols = q_thK.cols(), most = kMatMulWorkspaceBytes / (cols * 4);
+  TOROID_CHECK_GT(most, 0);
+  for (int64_t done = 0; done < tile.q_count; done += most) {
+    const int64_t begin = tile.q_begin + done;
+    AttentionArgs<float> args = tile;
+    args.q_count = std::min(most, tile.q_count - done);
+    CopyRows(lane.stream, q_thK.dtype, q_thK.Rows(begin, args.q_count).data, q_thK.stride,
+             DType::kF32, lane.workspace, cols, args.q_count, cols);
+    args.q = static_cast<const float*>(lane.workspace), args.q_stride = cols, args.q_begin = 0;
+    args.q_positions += begin;
+    args.o += begin * args.o_stride, args.lse += begin * args.lse_stride;
+    toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes);
+  }
 }
 
 void CudaBackend::AttentionMerge(Stream s, Tensor o_nthK, Tensor lse_nth, Tensor o_thK) {
@@ -96,11 +118,11 @@ void CudaBackend::AttentionMerge(Stream s, Tensor o_nthK, Tensor lse_nth, Tensor
 }
 
 void CudaBackend::SwiGlu(Stream s, Tensor gate_tf, Tensor up_tf, Tensor out_tf) {
-  CheckSwiGlu(dtype(), gate_tf, up_tf, out_tf);
+  CheckOneType({gate_tf, up_tf, out_tf});
+  CheckSwiGlu(dtype(), In(gate_tf), In(up_tf), In(out_tf));
   const Call call(*this, "swiglu");
-  toroid::SwiGlu(Maths(s).stream, gate_tf.as<const float>(), gate_tf.stride,
-                 up_tf.as<const float>(), up_tf.stride, out_tf.as<float>(), out_tf.stride,
-                 out_tf.rows(), out_tf.cols());
+  toroid::SwiGlu(Maths(s).stream, out_tf.dtype, gate_tf.data, gate_tf.stride, up_tf.data,
+                 up_tf.stride, out_tf.data, out_tf.stride, out_tf.rows(), out_tf.cols());
 }
 
 void CudaBackend::Add(Stream s, Tensor x, Tensor y) {
@@ -128,32 +150,34 @@ void CudaBackend::VocabMerge(Stream s, Tensor parts_nt3, Tensor log_p_t, Tensor 
 
 void CudaBackend::LayerNorm(Stream s, Tensor x_tD, Tensor gain_D, Tensor bias_D, double epsilon,
                             Tensor out_tD) {
-  CheckLayerNorm(dtype(), x_tD, gain_D, bias_D, out_tD);
+  CheckLayerNorm(dtype(), x_tD, gain_D, bias_D, In(out_tD));
   const Call call(*this, "layer_norm");
   toroid::LayerNorm(Maths(s).stream, x_tD.as<const float>(), x_tD.stride, x_tD.rows(), x_tD.cols(),
                     gain_D.dtype, gain_D.data, bias_D.empty() ? nullptr : bias_D.data, epsilon,
-                    out_tD.as<float>(), out_tD.stride);
+                    out_tD.dtype, out_tD.data, out_tD.stride);
 }
 
 void CudaBackend::Gelu(Stream s, Tensor x_tf, Tensor out_tf) {
-  CheckGelu(dtype(), x_tf, out_tf);
+  CheckOneType({x_tf, out_tf});
+  CheckGelu(dtype(), In(x_tf), In(out_tf));
   const Call call(*this, "gelu");
-  toroid::Gelu(Maths(s).stream, x_tf.as<const float>(), x_tf.stride, out_tf.as<float>(),
-               out_tf.stride, x_tf.rows(), x_tf.cols());
+  toroid::Gelu(Maths(s).stream, x_tf.dtype, x_tf.data, x_tf.stride, out_tf.data, out_tf.stride,
+               x_tf.rows(), x_tf.cols());
 }
 
 void CudaBackend::Scale(Stream s, Tensor x, double factor) {
-  CheckScale(dtype(), x);
+  CheckScale(dtype(), In(x));
   const Call call(*this, "scale");
-  ScaleRows(Maths(s).stream, x.as<float>(), x.stride, x.rows(), x.cols(), factor);
+  ScaleRows(Maths(s).stream, x.dtype, x.data, x.stride, x.rows(), x.cols(), factor);
 }
 
 void CudaBackend::Dropout(Stream s, const DropoutSpec& spec, Tensor step_1, Tensor rows_t,
                           int64_t col_begin, Tensor x_tn, Tensor out_tn) {
-  CheckDropout(dtype(), spec, step_1, rows_t, col_begin, x_tn, out_tn);
+  CheckOneType({x_tn, out_tn});
+  CheckDropout(dtype(), spec, step_1, rows_t, col_begin, In(x_tn), In(out_tn));
   const Call call(*this, "dropout");
   toroid::Dropout(Maths(s).stream, spec, step_1.as<const int64_t>(), rows_t.as<const int64_t>(),
-                  col_begin, x_tn.as<const float>(), x_tn.stride, out_tn.as<float>(), out_tn.stride,
+                  col_begin, x_tn.dtype, x_tn.data, x_tn.stride, out_tn.data, out_tn.stride,
                   x_tn.rows(), x_tn.cols());
 }
 

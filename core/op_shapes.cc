@@ -42,6 +42,10 @@ void CheckCacheType(DType type) { TOROID_CHECK_MSG(Converts(type), Info(type).na
 
 }  // namespace
 
+void CheckOneType(std::initializer_list<Tensor> tensors) {
+  for (const Tensor& x : tensors) CheckType(x, tensors.begin()->dtype);
+}
+
 void CheckCopy(const Tensor& x, const Tensor& out) {
   CheckSameShape(x, out);
   if (x.dtype != out.dtype) TOROID_CHECK(Converts(x.dtype) && Converts(out.dtype));

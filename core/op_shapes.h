@@ -2,11 +2,20 @@
 // types, contiguity. `type` is the backend's dtype(). Addresses and values are not looked at.
 #pragma once
 
+#include <initializer_list>
+
 #include "core/model/attention_spec.h"
 #include "core/tensor.h"
 #include "kernels/dropout.h"
 
 namespace toroid {
+
+// What the checks take for an activation that is of type `activation`: it stands for `type`.
+inline Tensor StandIn(DType type, DType activation, Tensor x) {
+  if (x.dtype == activation) x.dtype = type;
+  return x;
+}
+void CheckOneType(std::initializer_list<Tensor> tensors);
 
 void CheckCopy(const Tensor& x, const Tensor& out);
 void CheckFill(const Tensor& x);

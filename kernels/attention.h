@@ -93,7 +93,8 @@ void AttentionDelta(ThreadPool& pool, const T* o, int64_t o_stride, const T* d_o
 
 // On a CUDA device: float32 products on its plain cores, any shape. The same bits each time.
 void AttendTileBackward(CudaStream s, const AttentionBackwardArgs<float>& args);
-void AttentionDelta(CudaStream s, const float* o, int64_t o_stride, const float* d_o,
+// do: f32 or bf16.
+void AttentionDelta(CudaStream s, const float* o, int64_t o_stride, DType type, const void* d_o,
                     int64_t do_stride, int64_t t, int64_t heads, int64_t head_dim, float* delta,
                     int64_t delta_stride);
 

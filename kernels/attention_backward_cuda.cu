@@ -215,16 +215,17 @@ void Backward(CudaStream s, const Args& args) {
 }
 
 // A warp per (token, head).
-__global__ void DeltaKernel(const float* o, int64_t o_stride, const float* d_o, int64_t do_stride,
+template <typename E>
+__global__ void DeltaKernel(const float* o, int64_t o_stride, const E* d_o, int64_t do_stride,
                             int64_t t, int64_t heads, int64_t head_dim, float* delta,
                             int64_t delta_stride) {
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / kWarp) + threadIdx.x / kWarp;
   if (row >= t * heads) return;
   const int64_t token = row / heads, head = row % heads;
   const float* x = o + token * o_stride + head * head_dim;
-  const float* dx = d_o + token * do_stride + head * head_dim;
+  const E* dx = d_o + token * do_stride + head * head_dim;
   float sum = 0;
-  for (int64_t d = threadIdx.x % kWarp; d < head_dim; d += kWarp) sum += x[d] * dx[d];
+  for (int64_t d = threadIdx.x % kWarp; d < head_dim; d += kWarp) sum += x[d] * Widen(dx[d]);
   sum = WarpSum(sum);
   if (threadIdx.x % kWarp == 0) delta[token * delta_stride + head] = sum;
 }
@@ -244,13 +245,16 @@ void AttendTileBackward(CudaStream s, const AttentionBackwardArgs<float>& args) 
   });
 }
 
-void AttentionDelta(CudaStream s, const float* o, int64_t o_stride, const float* d_o,
+void AttentionDelta(CudaStream s, const float* o, int64_t o_stride, DType type, const void* d_o,
                     int64_t do_stride, int64_t t, int64_t heads, int64_t head_dim, float* delta,
                     int64_t delta_stride) {
   constexpr int kWarps = 8;
   if (t * heads == 0) return;
-  DeltaKernel<<<unsigned(CeilDiv(t * heads, kWarps)), kWarps * kWarp, 0, s>>>(
-      o, o_stride, d_o, do_stride, t, heads, head_dim, delta, delta_stride);
+  WithActivation(type, [&]<typename E>(E) {
+    DeltaKernel<<<unsigned(CeilDiv(t * heads, kWarps)), kWarps * kWarp, 0, s>>>(
+        o, o_stride, static_cast<const E*>(d_o), do_stride, t, heads, head_dim, delta,
+        delta_stride);
+  });
 }
 
 }  // namespace toroid

@@ -1,7 +1,8 @@
 // Attention over one tile, and its backward, as attention.h has them, with bf16 products on
-// Hopper's tensor cores: Q and dO are rounded to bf16 in the workspace, K and V are bf16 where they
-// lie; probabilities are rounded, sums, carry and gradients are float32. What each query sees is
-// found from the positions on the device, so that any layout of a ring is one launch.
+// Hopper's tensor cores: Q and dO are rounded to bf16 in the workspace, unless they are bf16 where
+// they lie, as K and V are; probabilities are rounded, sums, carry and gradients are float32. What
+// each query sees is found from the positions on the device, so that any layout of a ring is one
+// launch.
 //
 // Sums of the backward are added by many thread blocks at once: their last bits vary from run to
 // run.
@@ -25,10 +26,12 @@ inline constexpr int64_t kFewestBf16Queries = 64;
 
 // False, and nothing is enqueued, where the kernel is not for these arguments: it takes head dim
 // 64, 128 or 256 (backward: 64 or 128), packed bf16 K and V, kFewestBf16Queries queries or more, no
-// window and no length, rows on 16 bytes. REQUIRES a device of compute capability 9.0.
-bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& args, int64_t kv_heads,
-                    const AttentionWorkspace& workspace);
+// window and no length, rows on 16 bytes. `queries`, and `gradients` for dO, unless null: args.q
+// (args.d_o) in bf16, with its stride, in its place. REQUIRES a device of compute capability 9.0.
+bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& args, const void* queries,
+                    int64_t kv_heads, const AttentionWorkspace& workspace);
 bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& args,
+                            const void* queries, const void* gradients,
                             const AttentionWorkspace& workspace);
 
 }  // namespace toroid

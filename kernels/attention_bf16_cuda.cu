@@ -5,6 +5,7 @@
 #include "kernels/attention_device.cuh"
 #include "kernels/attention_hopper.h"
 #include "kernels/attention_hopper_backward.h"
+#include "kernels/elementwise.h"
 
 namespace toroid {
 
@@ -30,26 +31,20 @@ class Parts {
   char* next_;
 };
 
-// out [rows, cols] = x in bf16; eight elements a thread. cols is a multiple of 8.
-__global__ void __launch_bounds__(kThreads)
-    RoundKernel(const float* x, int64_t stride, int64_t rows, int64_t cols, __nv_bfloat16* out) {
-  const int64_t eights = cols / 8, step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * eights; i += step) {
-    const int64_t row = i / eights, col = (i - row * eights) * 8;
-    const float4 a = *reinterpret_cast<const float4*>(x + row * stride + col);
-    const float4 b = *reinterpret_cast<const float4*>(x + row * stride + col + 4);
-    alignas(16) __nv_bfloat162 rounded[4] = {
-        __floats2bfloat162_rn(a.x, a.y), __floats2bfloat162_rn(a.z, a.w),
-        __floats2bfloat162_rn(b.x, b.y), __floats2bfloat162_rn(b.z, b.w)};
-    *reinterpret_cast<uint4*>(out + row * cols + col) = *reinterpret_cast<const uint4*>(rounded);
-  }
-}
+// Rows of a matrix in bf16, where they lie or rounded into memory of the workspace.
+struct Narrow {
+  const __nv_bfloat16* data;
+  int64_t stride;
+};
 
-void Round(CudaStream s, const float* x, int64_t stride, int64_t rows, int64_t cols,
-           __nv_bfloat16* out) {
-  const int64_t blocks = CeilDiv(rows * cols / 8, kThreads);
-  RoundKernel<<<unsigned(blocks < 1 << 16 ? blocks : 1 << 16), kThreads, 0, s>>>(x, stride, rows,
-                                                                                 cols, out);
+Narrow Narrowed(CudaStream s, const float* x, const void* narrow, int64_t stride, int64_t begin,
+                int64_t count, int64_t cols, Parts& parts) {
+  if (narrow != nullptr) {
+    return {static_cast<const __nv_bfloat16*>(narrow) + begin * stride, stride};
+  }
+  __nv_bfloat16* room = parts.Take<__nv_bfloat16>(count * cols);
+  CopyRows(s, DType::kF32, x + begin * stride, stride, DType::kBF16, room, cols, count, cols);
+  return {room, cols};
 }
 
 // Queries [begin, begin + count) of the tile: how many keys each sees, and their tiles of `rows`
@@ -107,11 +102,13 @@ bool On16Bytes(const void* x, int64_t row_bytes) {
   return (reinterpret_cast<uintptr_t>(x) | uintptr_t(row_bytes)) % 16 == 0;
 }
 
-bool Takes(const AttentionArgs<float>& a) {
+bool Takes(const AttentionArgs<float>& a, const void* queries) {
+  const bool lies =
+      queries != nullptr ? On16Bytes(queries, a.q_stride * 2) : On16Bytes(a.q, a.q_stride * 4);
   return a.kv_type == DType::kBF16 && a.page_table == nullptr && a.length == nullptr &&
          a.window == 0 && a.q_count >= kFewestBf16Queries && a.k_count > 0 && a.scale > 0 &&
-         a.k_begin + a.k_count < kAllVisible && On16Bytes(a.q, a.q_stride * 4) &&
-         On16Bytes(a.k, a.k_stride * 2) && On16Bytes(a.v, a.v_stride * 2);
+         a.k_begin + a.k_count < kAllVisible && lies && On16Bytes(a.k, a.k_stride * 2) &&
+         On16Bytes(a.v, a.v_stride * 2);
 }
 
 // Queries of a chunk; 0 if the workspace is too small.
@@ -124,27 +121,27 @@ int64_t ChunkOf(const AttentionArgs<float>& a, int64_t fixed_bytes, int64_t row_
 
 }  // namespace
 
-bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& a, int64_t kv_heads,
-                    const AttentionWorkspace& workspace) {
+bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& a, const void* queries,
+                    int64_t kv_heads, const AttentionWorkspace& workspace) {
   const int rows = AttentionHopperRows(int(a.head_dim));
-  if (rows == 0 || !Takes(a) || !On16Bytes(a.o, a.o_stride * 4)) return false;
+  if (rows == 0 || !Takes(a, queries) || !On16Bytes(a.o, a.o_stride * 4)) return false;
   const int64_t cols = a.heads * a.head_dim;
   const int64_t tile_bytes = CeilDiv(a.q_count, rows) * int64_t{sizeof(AttentionTile)};
-  const int64_t chunk = ChunkOf(a, tile_bytes, 2 * cols + 4, workspace);
+  const int64_t narrowed = queries == nullptr ? 2 * cols : 0;  // bytes of a row
+  const int64_t chunk = ChunkOf(a, tile_bytes, narrowed + 4, workspace);
   if (chunk <= 0) return false;
   for (int64_t begin = a.q_begin; begin < a.q_begin + a.q_count; begin += chunk) {
     const int64_t left = a.q_begin + a.q_count - begin, count = left < chunk ? left : chunk;
     Parts parts(workspace);
-    __nv_bfloat16* q = parts.Take<__nv_bfloat16>(count * cols);
+    const Narrow q = Narrowed(s, a.q, queries, a.q_stride, begin, count, cols, parts);
     int32_t* limits = parts.Take<int32_t>(count);
     AttentionTile* tiles = parts.Take<AttentionTile>(CeilDiv(count, rows));
-    Round(s, a.q + begin * a.q_stride, a.q_stride, count, cols, q);
     QueryTilesKernel<<<unsigned(CeilDiv(count, kThreads)), kThreads, 0, s>>>(a, begin, count, rows,
                                                                              limits, tiles);
     AttentionHopperArgs args;
-    args.q = q, args.k = a.k, args.v = a.v;
+    args.q = q.data, args.k = a.k, args.v = a.v;
     args.q_tokens = count, args.k_tokens = a.k_begin + a.k_count;
-    args.q_stride = cols, args.k_stride = a.k_stride, args.v_stride = a.v_stride;
+    args.q_stride = q.stride, args.k_stride = a.k_stride, args.v_stride = a.v_stride;
     args.kv_index = a.kv_index, args.heads = int(a.heads), args.kv_heads = int(kv_heads);
     args.head_dim = int(a.head_dim), args.scale = float(a.scale);
     args.tiles = tiles, args.tile_count = int(CeilDiv(count, rows)), args.limits = limits;
@@ -157,38 +154,40 @@ bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& a, int64_t kv_head
 }
 
 bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
+                            const void* queries, const void* gradients,
                             const AttentionWorkspace& workspace) {
   const AttentionArgs<float>& a = b.forward;
   const int keys = AttentionHopperBackwardKeys(int(a.head_dim));
-  if (keys == 0 || !Takes(a) || !On16Bytes(b.d_o, b.do_stride * 4) ||
-      !On16Bytes(b.dq, b.dq_stride * 4) || !On16Bytes(b.dk, b.dk_stride * 4) ||
-      !On16Bytes(b.dv, b.dv_stride * 4)) {
+  const bool lies = gradients != nullptr ? On16Bytes(gradients, b.do_stride * 2)
+                                         : On16Bytes(b.d_o, b.do_stride * 4);
+  if (keys == 0 || !Takes(a, queries) || !lies || !On16Bytes(b.dq, b.dq_stride * 4) ||
+      !On16Bytes(b.dk, b.dk_stride * 4) || !On16Bytes(b.dv, b.dv_stride * 4)) {
     return false;
   }
   const int64_t cols = a.heads * a.head_dim, k_end = a.k_begin + a.k_count;
   const int64_t tile_count = CeilDiv(a.k_count, keys);
   const int64_t fixed = 4 * k_end + tile_count * int64_t{sizeof(AttentionTile)};
-  const int64_t chunk = ChunkOf(a, fixed, 4 * cols + 8 * a.heads, workspace);
+  const int64_t narrowed = (queries == nullptr ? 2 * cols : 0) +  // bytes of a row
+                           (gradients == nullptr ? 2 * cols : 0);
+  const int64_t chunk = ChunkOf(a, fixed, narrowed + 8 * a.heads, workspace);
   if (chunk <= 0) return false;
   for (int64_t begin = a.q_begin; begin < a.q_begin + a.q_count; begin += chunk) {
     const int64_t left = a.q_begin + a.q_count - begin, count = left < chunk ? left : chunk;
     Parts parts(workspace);
-    __nv_bfloat16* q = parts.Take<__nv_bfloat16>(count * cols);
-    __nv_bfloat16* d_o = parts.Take<__nv_bfloat16>(count * cols);
+    const Narrow q = Narrowed(s, a.q, queries, a.q_stride, begin, count, cols, parts);
+    const Narrow d_o = Narrowed(s, b.d_o, gradients, b.do_stride, begin, count, cols, parts);
     float2* rows = parts.Take<float2>(count * a.heads);
     int32_t* first_queries = parts.Take<int32_t>(k_end);
     AttentionTile* tiles = parts.Take<AttentionTile>(tile_count);
-    Round(s, a.q + begin * a.q_stride, a.q_stride, count, cols, q);
-    Round(s, b.d_o + begin * b.do_stride, b.do_stride, count, cols, d_o);
     RowsKernel<<<unsigned(CeilDiv(count * a.heads, kThreads)), kThreads, 0, s>>>(
         a.lse + begin * a.lse_stride, a.lse_stride, b.delta + begin * b.delta_stride,
         b.delta_stride, count, a.heads, rows);
     KeyTilesKernel<<<unsigned(CeilDiv(a.k_count, kThreads)), kThreads, 0, s>>>(
         a, begin, count, keys, first_queries, tiles);
     AttentionHopperBackwardArgs args;
-    args.q = q, args.d_o = d_o, args.k = a.k, args.v = a.v;
+    args.q = q.data, args.d_o = d_o.data, args.k = a.k, args.v = a.v;
     args.q_tokens = count, args.k_tokens = k_end;
-    args.q_stride = args.d_o_stride = cols;
+    args.q_stride = q.stride, args.d_o_stride = d_o.stride;
     args.k_stride = a.k_stride, args.v_stride = a.v_stride;
     args.kv_index = a.kv_index, args.heads = int(a.heads), args.kv_heads = int(b.kv_heads);
     args.head_dim = int(a.head_dim), args.scale = float(a.scale);

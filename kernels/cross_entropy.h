@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_stream.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -43,9 +44,10 @@ void VocabBackward(ThreadPool& pool, const T* logits, int64_t stride, int64_t t,
 void LossBackward(ThreadPool& pool, const int32_t* labels, const double* weights, double zeta,
                   const double* log_z, int64_t t, double* d_log_p, double* d_log_z);
 
+// On a CUDA device: dlogits are f32, or bf16 and then not logits.
 void VocabBackward(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
                    int64_t vocab_begin, const int32_t* labels, const double* log_z,
-                   const double* d_log_p, const double* d_log_z, float* dlogits,
+                   const double* d_log_p, const double* d_log_z, DType type, void* dlogits,
                    int64_t dlogits_stride);
 void LossBackward(CudaStream s, const int32_t* labels, const double* weights, double zeta,
                   const double* log_z, int64_t t, double* d_log_p, double* d_log_z);

@@ -18,21 +18,34 @@ struct Folded {
   }
 };
 
-// A block per row, read twice: for its maximum, then (from the cache) for the sum.
+// A block per row, read once: each thread's sum goes with its maximum so far.
+template <int kWidth>
 __global__ void StatisticsKernel(const float* logits, int64_t stride, int64_t n,
                                  int64_t vocab_begin, const int32_t* labels, double* stat) {
   __shared__ float shared_max[kThreads / kWarp];
   __shared__ double shared_sum[kThreads / kWarp];
   const int64_t row = blockIdx.x;
   const float* x = logits + row * stride;
-  float max = -INFINITY;
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) max = fmaxf(max, x[i]);
-  max = BlockMax<kThreads>(max, shared_max);
-  double sum = 0;
-  if (max != -INFINITY) {
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += double(expf(x[i] - max));
+  float own = -INFINITY, value[kWidth];
+  double own_sum = 0;
+  for (int64_t i = int64_t{threadIdx.x} * kWidth; i < n; i += kThreads * kWidth) {
+    LoadWide(x + i, value);
+    float higher = own;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) higher = fmaxf(higher, value[j]);
+    if (higher > own) {
+      own_sum *= double(expf(own - higher));
+      own = higher;
+    }
+    const float base = own == -INFINITY ? 0.0f : own;
+    float few = 0;  // of so few terms, each at most 1, float32 is near enough
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) few += expf(value[j] - base);
+    own_sum += double(few);
   }
-  sum = BlockSum<kThreads>(sum, shared_sum);
+  const float max = BlockMax<kThreads>(own, shared_max);
+  if (own != -INFINITY) own_sum *= double(expf(own - max));
+  const double sum = BlockSum<kThreads>(own_sum, shared_sum);
   if (threadIdx.x != 0) return;
   double* out = stat + row * 3;
   Folded folded{out[0], out[1]};
@@ -61,20 +74,29 @@ struct MergeShards {
 };
 
 // log Z = ln sum_j e^logit_j  and  log p = label's logit - log Z
-struct VocabBackwardElement {
+template <typename E>
+struct VocabBackwardElements {
   const float* logits;
   int64_t stride, vocab_begin;
   const int32_t* labels;
   const double* log_z;
   const double* d_log_p;
   const double* d_log_z;
-  float* dlogits;
+  E* dlogits;
   int64_t dlogits_stride;
-  __device__ void operator()(int64_t row, int64_t col) const {
-    const float p = expf(float(double(logits[row * stride + col]) - log_z[row]));
-    const double d = d_log_p[row];
-    const float label = vocab_begin + col == labels[row] ? float(d) : 0.0f;
-    dlogits[row * dlogits_stride + col] = label + float(d_log_z[row] - d) * p;
+  template <int kWidth>
+  __device__ void At(int64_t row, int64_t col) const {
+    const double z = log_z[row], d = d_log_p[row];
+    const float factor = float(d_log_z[row] - d);
+    const int64_t label = labels[row] - vocab_begin - col;
+    float x[kWidth];
+    LoadWide(logits + row * stride + col, x);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float p = expf(float(double(x[i]) - z));
+      x[i] = (i == label ? float(d) : 0.0f) + factor * p;
+    }
+    StoreWide(x, dlogits + row * dlogits_stride + col);
   }
 };
 
@@ -97,7 +119,8 @@ struct LossBackwardElement {
 void VocabStatistics(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
                      int64_t vocab_begin, const int32_t* labels, double* stat) {
   if (n == 0 || t == 0) return;
-  StatisticsKernel<<<unsigned(t), kThreads, 0, s>>>(logits, stride, n, vocab_begin, labels, stat);
+  const auto kernel = TakesEights(logits, stride, n) ? StatisticsKernel<8> : StatisticsKernel<1>;
+  kernel<<<unsigned(t), kThreads, 0, s>>>(logits, stride, n, vocab_begin, labels, stat);
 }
 
 void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double* log_p,
@@ -107,11 +130,15 @@ void VocabMerge(CudaStream s, const double* parts, int64_t n, int64_t t, double*
 
 void VocabBackward(CudaStream s, const float* logits, int64_t stride, int64_t t, int64_t n,
                    int64_t vocab_begin, const int32_t* labels, const double* log_z,
-                   const double* d_log_p, const double* d_log_z, float* dlogits,
+                   const double* d_log_p, const double* d_log_z, DType type, void* dlogits,
                    int64_t dlogits_stride) {
-  ForEach(s, t, n,
-          VocabBackwardElement{logits, stride, vocab_begin, labels, log_z, d_log_p, d_log_z,
-                               dlogits, dlogits_stride});
+  WithActivation(type, [&]<typename E>(E) {
+    E* out = static_cast<E*>(dlogits);
+    const bool eights = TakesEights(logits, stride, n) && TakesEights(out, dlogits_stride, n);
+    ForEachWide(s, eights, t, n,
+                VocabBackwardElements<E>{logits, stride, vocab_begin, labels, log_z, d_log_p,
+                                         d_log_z, out, dlogits_stride});
+  });
 }
 
 void LossBackward(CudaStream s, const int32_t* labels, const double* weights, double zeta,

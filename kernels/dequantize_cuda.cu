@@ -5,7 +5,8 @@ namespace toroid {
 namespace {
 
 // A thread per unit. Columns from k to the end of the last unit become zero.
-template <DType kType, typename To>
+// kVector: as LoadUnit has it, and rows of out start at multiples of 16 bytes.
+template <DType kType, bool kVector, typename To>
 struct DecodeUnit {
   const uint8_t* rows;
   int64_t row_bytes, k;
@@ -13,10 +14,14 @@ struct DecodeUnit {
   int64_t out_stride;
   __device__ void operator()(int64_t row, int64_t unit) const {
     float values[kUnit];
-    LoadUnit<kType, false>(rows + row * row_bytes, unit, k, values);
-    for (int half = 0; half < 2; ++half) {
-      To* to = out + row * out_stride + UnitHalf<kType>(unit, half);
-      for (int i = 0; i < 4; ++i) to[i] = Convert<To>(values[half * 4 + i]);
+    LoadUnit<kType, kVector>(rows + row * row_bytes, unit, k, values);
+    if constexpr (kVector && !IsNibbles(kType)) {
+      StoreWide(values, out + row * out_stride + unit * kUnit);
+    } else {
+      for (int half = 0; half < 2; ++half) {
+        To* to = out + row * out_stride + UnitHalf<kType>(unit, half);
+        for (int i = 0; i < 4; ++i) to[i] = Convert<To>(values[half * 4 + i]);
+      }
     }
   }
 };
@@ -25,9 +30,15 @@ template <typename To>
 void Decode(CudaStream s, DType type, const void* rows, int64_t row_bytes, int64_t n, int64_t k,
             To* out, int64_t out_stride) {
   WithStoredType(type, [&]<DType kType>() {
-    ForEach(
-        s, n, CeilDiv(k, kUnit),
-        DecodeUnit<kType, To>{static_cast<const uint8_t*>(rows), row_bytes, k, out, out_stride});
+    const uint8_t* from = static_cast<const uint8_t*>(rows);
+    const bool vector =
+        TakesEights(from, IsQuantised(kType) ? 0 : row_bytes, k) && TakesEights(out, out_stride, k);
+    if (vector) {
+      ForEach(s, n, k / kUnit, DecodeUnit<kType, true, To>{from, row_bytes, k, out, out_stride});
+    } else {
+      ForEach(s, n, CeilDiv(k, kUnit),
+              DecodeUnit<kType, false, To>{from, row_bytes, k, out, out_stride});
+    }
   });
 }
 

@@ -55,6 +55,36 @@ __device__ inline To Convert(From from) {
   }
 }
 
+// kWidth elements in a row, widened and narrowed: one, or eight, which then lie on 16 bytes.
+template <int kWidth, typename T>
+__device__ inline void LoadWide(const T* from, float (&out)[kWidth]) {
+  if constexpr (kWidth == 1) {
+    out[0] = Widen(*from);
+  } else {
+    alignas(16) T values[kWidth];
+#pragma unroll
+    for (int i = 0; i < int(kWidth * sizeof(T) / sizeof(uint4)); ++i) {
+      reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) out[i] = Widen(values[i]);
+  }
+}
+template <int kWidth, typename T>
+__device__ inline void StoreWide(const float (&x)[kWidth], T* to) {
+  if constexpr (kWidth == 1) {
+    *to = Convert<T>(x[0]);
+  } else {
+    alignas(16) T values[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) values[i] = Convert<T>(x[i]);
+#pragma unroll
+    for (int i = 0; i < int(kWidth * sizeof(T) / sizeof(uint4)); ++i) {
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(values)[i];
+    }
+  }
+}
+
 template <typename T>
 __device__ inline T WarpSum(T x) {
   for (int lane = kWarp / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(kAllLanes, x, lane);
@@ -123,6 +153,42 @@ void ForEach(CudaStream s, int64_t rows, int64_t cols, Body body) {
     ForEachKernel<<<grid, kThreads, 0, s>>>(uint32_t(size), uint32_t(cols), body);
   } else {
     ForEachKernel<<<grid, kThreads, 0, s>>>(size, cols, body);
+  }
+}
+
+// True if rows of such a matrix can be taken eight elements at a time.
+template <typename T>
+bool TakesEights(const T* data, int64_t stride, int64_t cols) {
+  return cols % 8 == 0 &&
+         (reinterpret_cast<uintptr_t>(data) | uintptr_t(stride * int64_t{sizeof(T)})) % 16 == 0;
+}
+
+template <int kWidth, typename Body>
+struct AtWidth {
+  Body body;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    body.template At<kWidth>(row, col * kWidth);
+  }
+};
+
+// Calls body.At<kWidth>(row, col) for kWidth elements from col on: eight at a time if `eights`,
+// else one.
+template <typename Body>
+void ForEachWide(CudaStream s, bool eights, int64_t rows, int64_t cols, Body body) {
+  if (eights) {
+    ForEach(s, rows, cols / 8, AtWidth<8, Body>{body});
+  } else {
+    ForEach(s, rows, cols, AtWidth<1, Body>{body});
+  }
+}
+
+// Calls body with a number of the type of activations: float, or __nv_bfloat16.
+template <typename Body>
+void WithActivation(DType type, Body body) {
+  if (type == DType::kBF16) {
+    body(__nv_bfloat16());
+  } else {
+    body(float());
   }
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_stream.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -33,9 +34,9 @@ void Dropout(ThreadPool& pool, const DropoutSpec& spec, int64_t step, const int6
              int64_t col_begin, const double* x, int64_t x_stride, double* out, int64_t out_stride,
              int64_t rows, int64_t cols);
 
-// step: device memory.
+// On a CUDA device: x and out are of one type, f32 or bf16. step: device memory.
 void Dropout(CudaStream s, const DropoutSpec& spec, const int64_t* step, const int64_t* row_ids,
-             int64_t col_begin, const float* x, int64_t x_stride, float* out, int64_t out_stride,
-             int64_t rows, int64_t cols);
+             int64_t col_begin, DType type, const void* x, int64_t x_stride, void* out,
+             int64_t out_stride, int64_t rows, int64_t cols);
 
 }  // namespace toroid

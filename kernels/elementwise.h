@@ -43,9 +43,11 @@ void SumRows(ThreadPool& pool, const T* dx, int64_t dx_stride, int64_t rows, int
 template <typename T>
 void ScaleRows(ThreadPool& pool, T* x, int64_t x_stride, int64_t rows, int64_t cols, double factor);
 
-void ScaleRows(CudaStream s, float* x, int64_t x_stride, int64_t rows, int64_t cols, double factor);
+// On a CUDA device: x and dx are f32 or bf16.
+void ScaleRows(CudaStream s, DType type, void* x, int64_t stride, int64_t rows, int64_t cols,
+               double factor);
 // workspace: any size above 4 cols bytes, that no other work uses meanwhile.
-void SumRows(CudaStream s, const float* dx, int64_t dx_stride, int64_t rows, int64_t cols,
-             float* dy, void* workspace, int64_t workspace_bytes);
+void SumRows(CudaStream s, DType type, const void* dx, int64_t dx_stride, int64_t rows,
+             int64_t cols, float* dy, void* workspace, int64_t workspace_bytes);
 
 }  // namespace toroid

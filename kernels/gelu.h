@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_stream.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -15,7 +16,8 @@ void Gelu(ThreadPool& pool, const float* x, int64_t x_stride, float* out, int64_
 void Gelu(ThreadPool& pool, const double* x, int64_t x_stride, double* out, int64_t out_stride,
           int64_t rows, int64_t cols);
 
-void Gelu(CudaStream s, const float* x, int64_t x_stride, float* out, int64_t out_stride,
+// On a CUDA device: all of one type, f32 or bf16.
+void Gelu(CudaStream s, DType type, const void* x, int64_t x_stride, void* out, int64_t out_stride,
           int64_t rows, int64_t cols);
 
 // Backward: with s = 1 / (1 + e^-2u), dx = dout s (1 + x (1 - s) 2 du/dx),
@@ -25,7 +27,7 @@ void GeluBackward(ThreadPool& pool, const float* x, int64_t x_stride, const floa
 void GeluBackward(ThreadPool& pool, const double* x, int64_t x_stride, const double* dout,
                   int64_t dout_stride, double* dx, int64_t dx_stride, int64_t rows, int64_t cols);
 
-void GeluBackward(CudaStream s, const float* x, int64_t x_stride, const float* dout,
-                  int64_t dout_stride, float* dx, int64_t dx_stride, int64_t rows, int64_t cols);
+void GeluBackward(CudaStream s, DType type, const void* x, int64_t x_stride, const void* dout,
+                  int64_t dout_stride, void* dx, int64_t dx_stride, int64_t rows, int64_t cols);
 
 }  // namespace toroid

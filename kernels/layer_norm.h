@@ -16,9 +16,10 @@ template <typename T>
 void LayerNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t rows, int64_t dim,
                DType gain_type, const void* gain, const void* bias, double epsilon, T* out,
                int64_t out_stride);
+// On a CUDA device: out is f32 or bf16.
 void LayerNorm(CudaStream s, const float* x, int64_t x_stride, int64_t rows, int64_t dim,
-               DType gain_type, const void* gain, const void* bias, double epsilon, float* out,
-               int64_t out_stride);
+               DType gain_type, const void* gain, const void* bias, double epsilon, DType out_type,
+               void* out, int64_t out_stride);
 
 // Backward. With r = 1 / sqrt(variance + epsilon), n = (x - mean) r and dn = gain dout:
 //   dx = r (dn - mean(dn) - n mean(dn n))   written; dx may be dout

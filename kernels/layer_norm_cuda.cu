@@ -22,16 +22,16 @@ __device__ inline Moments RowMoments(const float* x, int64_t dim, double epsilon
 }
 
 // A block per row. Each thread writes only what it alone has read, so out may be x.
-template <typename Gain>
+template <typename Gain, typename Out>
 __global__ void LayerNormKernel(const float* x, int64_t x_stride, int64_t dim, const Gain* gain,
-                                const Gain* bias, double epsilon, float* out, int64_t out_stride) {
+                                const Gain* bias, double epsilon, Out* out, int64_t out_stride) {
   __shared__ float shared[kThreads / kWarp];
   const float* from = x + blockIdx.x * x_stride;
-  float* to = out + blockIdx.x * out_stride;
+  Out* to = out + blockIdx.x * out_stride;
   const Moments m = RowMoments(from, dim, epsilon, shared);
   for (int64_t i = threadIdx.x; i < dim; i += kThreads) {
     const float shift = bias == nullptr ? 0.0f : Widen(bias[i]);
-    to[i] = (from[i] - m.mean) * m.inverse * Widen(gain[i]) + shift;
+    to[i] = Convert<Out>((from[i] - m.mean) * m.inverse * Widen(gain[i]) + shift);
   }
 }
 
@@ -73,12 +73,14 @@ __global__ void BackwardKernel(const float* x, int64_t x_stride, int64_t rows, i
 }  // namespace
 
 void LayerNorm(CudaStream s, const float* x, int64_t x_stride, int64_t rows, int64_t dim,
-               DType gain_type, const void* gain, const void* bias, double epsilon, float* out,
-               int64_t out_stride) {
+               DType gain_type, const void* gain, const void* bias, double epsilon, DType out_type,
+               void* out, int64_t out_stride) {
   if (rows == 0) return;
   const auto launch = [&](const auto* g, const auto* b) {
-    LayerNormKernel<<<unsigned(rows), kThreads, 0, s>>>(x, x_stride, dim, g, b, epsilon, out,
-                                                        out_stride);
+    WithActivation(out_type, [&]<typename Out>(Out) {
+      LayerNormKernel<<<unsigned(rows), kThreads, 0, s>>>(x, x_stride, dim, g, b, epsilon,
+                                                          static_cast<Out*>(out), out_stride);
+    });
   };
   if (gain_type == DType::kF64) {
     launch(static_cast<const double*>(gain), static_cast<const double*>(bias));

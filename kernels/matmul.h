@@ -68,10 +68,46 @@ void MatMulBackward(ThreadPool& pool, const MatMulBackwardArgs<double>& args);
 
 inline constexpr int64_t kMatMulWorkspaceBytes = int64_t{128} << 20;
 
-// The same product on one CUDA device: up to kMatVecRows rows by our own kernels, as on a CPU; more
-// rows, and the backward, by cuBLASLt, whose chosen algorithms are kept by shape. `product` is the
-// type that matrices are multiplied in, while sums are float32: kF32 (without TF32), or kBF16,
-// which rounds x and wider weights to bf16. One thread at a time.
+// The operands on a CUDA device, where activations are f32, or bf16 beside a product in bf16: x and
+// out each of its own type, in the backward x, dout and dx; dw and dbias f32. Else as above.
+struct CudaMatMulArgs {
+  DType x_type = DType::kF32;
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t m = 0, n = 0, k = 0;
+  DType w_type = DType::kF32;
+  const void* w = nullptr;
+  int64_t w_stride = 0;
+  const void* bias = nullptr;
+  DType bias_type = DType::kF32;
+  DType out_type = DType::kF32;
+  void* out = nullptr;
+  int64_t out_stride = 0;
+};
+struct CudaMatMulBackwardArgs {
+  DType x_type = DType::kF32;
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t m = 0, n = 0, k = 0;
+  DType w_type = DType::kF32;
+  const void* w = nullptr;
+  int64_t w_stride = 0;
+  DType dout_type = DType::kF32;
+  const void* dout = nullptr;
+  int64_t dout_stride = 0;
+  bool add_dx = false;
+  DType dx_type = DType::kF32;
+  void* dx = nullptr;
+  int64_t dx_stride = 0;
+  float* dw = nullptr;
+  int64_t dw_stride = 0;
+  float* dbias = nullptr;
+};
+
+// The same product on one CUDA device: up to kMatVecRows rows of f32 by our own kernels, as on a
+// CPU; more rows, and the backward, by cuBLASLt, whose chosen algorithms are kept by shape.
+// `product` is the type that matrices are multiplied in, while sums are float32: kF32 (without
+// TF32), or kBF16, which rounds wider operands to bf16. One thread at a time.
 class CudaMatMul {
  public:
   explicit CudaMatMul(DType product);  // the device is current
@@ -80,8 +116,8 @@ class CudaMatMul {
   CudaMatMul& operator=(const CudaMatMul&) = delete;
 
   // workspace: kMatMulWorkspaceBytes, 256-byte aligned, that no other work uses meanwhile.
-  void Run(CudaStream s, const MatMulArgs<float>& args, void* workspace);
-  void RunBackward(CudaStream s, const MatMulBackwardArgs<float>& args, void* workspace);
+  void Run(CudaStream s, const CudaMatMulArgs& args, void* workspace);
+  void RunBackward(CudaStream s, const CudaMatMulBackwardArgs& args, void* workspace);
   // cuBLASLt's first error, by name; null: none.
   const char* error() const { return error_; }
 
@@ -89,9 +125,9 @@ class CudaMatMul {
   struct Plans;
   void Keep(int status);
   bool AsItIs(DType type, const void* data, int64_t row_bytes) const;
-  void Forward(CudaStream s, const MatMulArgs<float>& args, char* workspace);
-  void InputGradient(CudaStream s, const MatMulBackwardArgs<float>& args, char* workspace);
-  void WeightGradient(CudaStream s, const MatMulBackwardArgs<float>& args, char* workspace);
+  void Forward(CudaStream s, const CudaMatMulArgs& args, char* workspace);
+  void InputGradient(CudaStream s, const CudaMatMulBackwardArgs& args, char* workspace);
+  void WeightGradient(CudaStream s, const CudaMatMulBackwardArgs& args, char* workspace);
 
   const DType product_;
   const char* error_ = nullptr;

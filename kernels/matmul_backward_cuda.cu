@@ -9,28 +9,29 @@
 
 namespace toroid {
 
-void CudaMatMul::RunBackward(CudaStream s, const MatMulBackwardArgs<float>& args, void* workspace) {
+void CudaMatMul::RunBackward(CudaStream s, const CudaMatMulBackwardArgs& args, void* workspace) {
   if (args.m == 0 || args.n == 0 || error_ != nullptr) {
     if (args.m > 0 && args.dx != nullptr && !args.add_dx) {
-      FillRows(s, DType::kF32, args.dx, args.dx_stride, args.m, args.k, 0);
+      FillRows(s, args.dx_type, args.dx, args.dx_stride, args.m, args.k, 0);
     }
     return;
   }
   if (args.dx != nullptr) InputGradient(s, args, static_cast<char*>(workspace));
   if (args.dw != nullptr) WeightGradient(s, args, static_cast<char*>(workspace));
   if (args.dbias != nullptr) {
-    SumRows(s, args.dout, args.dout_stride, args.m, args.n, args.dbias, workspace,
+    SumRows(s, args.dout_type, args.dout, args.dout_stride, args.m, args.n, args.dbias, workspace,
             kMatMulWorkspaceBytes);
   }
 }
 
 // out = x w^T  ->  dx [m, k] = dout [m, n] w [n, k]. Cuts w by rows, over which the sum goes, and
-// dout by rows.
-void CudaMatMul::InputGradient(CudaStream s, const MatMulBackwardArgs<float>& a, char* workspace) {
+// dout by rows. (The pieces' sums are added up in dx's type.)
+void CudaMatMul::InputGradient(CudaStream s, const CudaMatMulBackwardArgs& a, char* workspace) {
   char* dout_room = workspace + kLibraryBytes;
   char* w_room = dout_room + kSmallRoomBytes;
   const int64_t w_bytes = RowBytes(a.w_type, a.w_stride);
-  const bool dout_as_is = product_ == DType::kF32;
+  const int64_t dout_bytes = RowBytes(a.dout_type, a.dout_stride);
+  const bool dout_as_is = AsItIs(a.dout_type, a.dout, dout_bytes);
   const bool w_as_is = AsItIs(a.w_type, a.w, w_bytes);
   const int64_t w_stride = CeilDiv(a.k, 8) * 8;
   const int64_t w_fit =
@@ -51,13 +52,15 @@ void CudaMatMul::InputGradient(CudaStream s, const MatMulBackwardArgs<float>& a,
         dout_as_is ? a.m : std::min(a.m, kSmallRoomBytes / RowBytes(product_, stride));
     for (int64_t i = 0; i < a.m; i += rows) {
       const int64_t m = std::min(rows, a.m - i);
-      Operand dout{a.dout + i * a.dout_stride + j, a.dout_stride};
+      Operand dout{static_cast<const char*>(a.dout) + RowBytes(a.dout_type, i * a.dout_stride + j),
+                   a.dout_stride};
       if (!dout_as_is) {
-        DecodeRows(s, DType::kF32, dout.data, a.dout_stride * 4, m, n, product_, dout_room, stride);
+        DecodeRows(s, a.dout_type, dout.data, dout_bytes, m, n, product_, dout_room, stride);
         dout = {dout_room, stride};
       }
+      char* dx = static_cast<char*>(a.dx) + RowBytes(a.dx_type, i * a.dx_stride);
       Keep(plans_->Run(s, product_,
-                       {m, a.k, n, dout, w, a.dx + i * a.dx_stride, a.dx_stride, a.add_dx || j > 0},
+                       {m, a.k, n, dout, w, a.dx_type, dx, a.dx_stride, a.add_dx || j > 0},
                        workspace));
     }
   }
@@ -65,31 +68,40 @@ void CudaMatMul::InputGradient(CudaStream s, const MatMulBackwardArgs<float>& a,
 
 // dw [n, k] += dout [m, n]^T x [m, k]. Cuts both by rows, over which the sum goes, and dout by
 // columns.
-void CudaMatMul::WeightGradient(CudaStream s, const MatMulBackwardArgs<float>& a, char* workspace) {
+void CudaMatMul::WeightGradient(CudaStream s, const CudaMatMulBackwardArgs& a, char* workspace) {
   char* x_room = workspace + kLibraryBytes;
   char* dout_room = x_room + kSmallRoomBytes;
-  const bool as_is = product_ == DType::kF32;
+  const int64_t x_bytes = RowBytes(a.x_type, a.x_stride);
+  const int64_t dout_bytes = RowBytes(a.dout_type, a.dout_stride);
+  const bool x_as_is = AsItIs(a.x_type, a.x, x_bytes);
+  const bool dout_as_is = AsItIs(a.dout_type, a.dout, dout_bytes);
   const int64_t x_stride = CeilDiv(a.k, 8) * 8;
-  const int64_t rows = as_is ? a.m : std::min(a.m, kSmallRoomBytes / RowBytes(product_, x_stride));
+  const int64_t x_fit = kSmallRoomBytes / RowBytes(product_, x_stride);
+  // Of dout at least eight columns fit beside each other.
+  const int64_t dout_fit = kLargeRoomBytes / RowBytes(product_, 8);
+  int64_t rows = x_as_is ? a.m : std::min(a.m, x_fit);
+  if (!dout_as_is) rows = std::min(rows, dout_fit);
   const int64_t fit = kLargeRoomBytes / RowBytes(product_, 1) / rows / 8 * 8;
-  const int64_t cols = as_is ? a.n : std::min(a.n, std::max<int64_t>(fit, 8));
+  const int64_t cols = dout_as_is ? a.n : std::min(a.n, std::max<int64_t>(fit, 8));
   for (int64_t i = 0; i < a.m; i += rows) {
     const int64_t m = std::min(rows, a.m - i);
-    Operand x{a.x + i * a.x_stride, a.x_stride};
-    if (!as_is) {
-      DecodeRows(s, DType::kF32, x.data, a.x_stride * 4, m, a.k, product_, x_room, x_stride);
+    Operand x{static_cast<const char*>(a.x) + i * x_bytes, a.x_stride};
+    if (!x_as_is) {
+      DecodeRows(s, a.x_type, x.data, x_bytes, m, a.k, product_, x_room, x_stride);
       x = {x_room, x_stride};
     }
     for (int64_t j = 0; j < a.n; j += cols) {
       const int64_t n = std::min(cols, a.n - j);
-      Operand dout{a.dout + i * a.dout_stride + j, a.dout_stride, true};
-      if (!as_is) {
+      Operand dout{static_cast<const char*>(a.dout) + RowBytes(a.dout_type, i * a.dout_stride + j),
+                   a.dout_stride, true};
+      if (!dout_as_is) {
         const int64_t stride = CeilDiv(n, 8) * 8;
-        DecodeRows(s, DType::kF32, dout.data, a.dout_stride * 4, m, n, product_, dout_room, stride);
+        DecodeRows(s, a.dout_type, dout.data, dout_bytes, m, n, product_, dout_room, stride);
         dout = {dout_room, stride, true};
       }
       Keep(plans_->Run(s, product_,
-                       {n, a.k, m, dout, x, a.dw + j * a.dw_stride, a.dw_stride, /*add=*/true},
+                       {n, a.k, m, dout, x, DType::kF32, a.dw + j * a.dw_stride, a.dw_stride,
+                        /*add=*/true},
                        workspace));
     }
   }

@@ -23,21 +23,30 @@ void CudaMatMul::Keep(int status) {
   }
 }
 
-void CudaMatMul::Run(CudaStream s, const MatMulArgs<float>& args, void* workspace) {
+void CudaMatMul::Run(CudaStream s, const CudaMatMulArgs& args, void* workspace) {
   if (args.m == 0 || args.n == 0 || error_ != nullptr) return;
-  if (args.m <= kMatVecRows) return MatVec(s, args);
+  if (args.m <= kMatVecRows && args.x_type == DType::kF32 && args.out_type == DType::kF32) {
+    MatMulArgs<float> few;
+    few.x = static_cast<const float*>(args.x), few.x_stride = args.x_stride;
+    few.m = args.m, few.n = args.n, few.k = args.k;
+    few.w_type = args.w_type, few.w = args.w, few.w_stride = args.w_stride;
+    few.bias = args.bias, few.bias_type = args.bias_type;
+    few.out = static_cast<float*>(args.out), few.out_stride = args.out_stride;
+    return MatVec(s, few);
+  }
   Forward(s, args, static_cast<char*>(workspace));
   if (args.bias != nullptr) {
-    AddBias(s, args.out, args.out_stride, args.m, args.n, args.bias_type, args.bias);
+    AddBias(s, args.out_type, args.out, args.out_stride, args.m, args.n, args.bias_type, args.bias);
   }
 }
 
 // Cuts w by rows, and x too, so that what must be converted fits the workspace.
-void CudaMatMul::Forward(CudaStream s, const MatMulArgs<float>& a, char* workspace) {
+void CudaMatMul::Forward(CudaStream s, const CudaMatMulArgs& a, char* workspace) {
   char* x_room = workspace + kLibraryBytes;
   char* w_room = x_room + kSmallRoomBytes;
   const int64_t w_bytes = RowBytes(a.w_type, a.w_stride);
-  const bool x_as_is = product_ == DType::kF32;
+  const int64_t x_bytes = RowBytes(a.x_type, a.x_stride);
+  const bool x_as_is = AsItIs(a.x_type, a.x, x_bytes);
   const bool w_as_is = AsItIs(a.w_type, a.w, w_bytes);
   const int64_t stride = CeilDiv(a.k, 8) * 8, row_bytes = RowBytes(product_, stride);
   const int64_t w_rows = w_as_is ? a.n : std::min(a.n, kLargeRoomBytes / row_bytes);
@@ -51,13 +60,13 @@ void CudaMatMul::Forward(CudaStream s, const MatMulArgs<float>& a, char* workspa
     }
     for (int64_t i = 0; i < a.m; i += x_rows) {
       const int64_t m = std::min(x_rows, a.m - i);
-      Operand x{a.x + i * a.x_stride, a.x_stride};
+      Operand x{static_cast<const char*>(a.x) + i * x_bytes, a.x_stride};
       if (!x_as_is) {
-        DecodeRows(s, DType::kF32, x.data, a.x_stride * 4, m, a.k, product_, x_room, stride);
+        DecodeRows(s, a.x_type, x.data, x_bytes, m, a.k, product_, x_room, stride);
         x = {x_room, stride};
       }
-      float* out = a.out + i * a.out_stride + j;
-      Keep(plans_->Run(s, product_, {m, n, a.k, x, w, out, a.out_stride}, workspace));
+      char* out = static_cast<char*>(a.out) + RowBytes(a.out_type, i * a.out_stride + j);
+      Keep(plans_->Run(s, product_, {m, n, a.k, x, w, a.out_type, out, a.out_stride}, workspace));
     }
   }
 }

@@ -34,12 +34,12 @@ struct Operand {
   bool transposed = false;
 };
 
-// C [rows, cols] = A [rows, depth] B [depth, cols], or += with `add`; A, B of the product's type,
-// C float32.
+// C [rows, cols] = A [rows, depth] B [depth, cols], or += with `add`; A, B of the product's type.
 struct Product {
   int64_t rows, cols, depth;
   Operand a, b;
-  float* c;
+  DType c_type;  // kF32, kBF16
+  void* c;
   int64_t c_stride;
   bool add = false;
 };
@@ -55,15 +55,21 @@ struct PlanKey {
         c_stride(p.c_stride),
         a_align(Alignment(p.a.data, RowBytes(type, p.a.stride))),
         b_align(Alignment(p.b.data, RowBytes(type, p.b.stride))),
-        c_align(Alignment(p.c, p.c_stride * 4)),
+        c_align(Alignment(p.c, RowBytes(p.c_type, p.c_stride))),
+        c_type(p.c_type),
         a_transposed(p.a.transposed),
         b_transposed(p.b.transposed) {}
   auto operator<=>(const PlanKey&) const = default;
 
   int64_t rows, cols, depth, a_stride, b_stride, c_stride;
   uint32_t a_align, b_align, c_align;
+  DType c_type;
   bool a_transposed, b_transposed;
 };
+
+inline cudaDataType_t LibraryType(DType type) {
+  return type == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 // One shape. cuBLASLt's matrices are column-major: C^T [cols, rows] = B^T A^T, of which row-major
 // memory is the column-major picture.
@@ -75,7 +81,7 @@ class Plan {
     Transpose(CUBLASLT_MATMUL_DESC_TRANSB, key.a_transposed);
     Layout(&b_, type, key.depth, key.cols, key.b_transposed, key.b_stride);
     Layout(&a_, type, key.rows, key.depth, key.a_transposed, key.a_stride);
-    Layout(&c_, CUDA_R_32F, key.rows, key.cols, false, key.c_stride);
+    Layout(&c_, LibraryType(key.c_type), key.rows, key.cols, false, key.c_stride);
     cublasLtMatmulPreference_t preference = nullptr;
     Try(cublasLtMatmulPreferenceCreate(&preference));
     const uint64_t bytes = kLibraryBytes;
@@ -138,9 +144,8 @@ struct CudaMatMul::Plans {
   cublasStatus_t Run(CudaStream s, DType type, const Product& product, void* workspace) {
     constexpr size_t kMostPlans = 4096;  // prompts of ever new lengths
     if (by_shape.size() >= kMostPlans) by_shape.clear();
-    const cudaDataType_t elements = type == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
     const PlanKey key(product, type);
-    return by_shape.try_emplace(key, handle, elements, key)
+    return by_shape.try_emplace(key, handle, LibraryType(type), key)
         .first->second.Run(handle, s, product, workspace);
   }
 };

@@ -10,7 +10,7 @@ namespace toroid {
 void MatVec(CudaStream s, const MatMulArgs<float>& args);
 
 // x [m, n] += bias [n], f32 or f64.
-void AddBias(CudaStream s, float* x, int64_t stride, int64_t m, int64_t n, DType bias_type,
-             const void* bias);
+void AddBias(CudaStream s, DType type, void* x, int64_t stride, int64_t m, int64_t n,
+             DType bias_type, const void* bias);
 
 }  // namespace toroid

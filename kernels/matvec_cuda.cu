@@ -36,7 +36,7 @@ __global__ void MatVecKernel(MatMulArgs<float> a, int64_t w_bytes) {
   for (int r = 0; r < M; ++r) x[r] = a.x + (r < a.m ? r : a.m - 1) * a.x_stride;
   float sum[M] = {};
   const int64_t units = CeilDiv(a.k, kUnit);
-#pragma unroll 2
+#pragma unroll(M == 1 ? 4 : 2)
   for (int64_t u = threadIdx.x; u < units; u += kWarp) {
     float weight[kUnit];
     LoadUnit<kType, kVector>(w, u, a.k, weight);
@@ -80,13 +80,15 @@ bool IsAligned(const void* data, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
+template <typename E>
 struct AddBiasElement {
-  float* x;
+  E* x;
   int64_t stride;
   DType bias_type;
   const void* bias;
   __device__ void operator()(int64_t row, int64_t col) const {
-    x[row * stride + col] += BiasAt(bias_type, bias, col);
+    E& value = x[row * stride + col];
+    value = Convert<E>(Widen(value) + BiasAt(bias_type, bias, col));
   }
 };
 
@@ -102,9 +104,11 @@ void MatVec(CudaStream s, const MatMulArgs<float>& args) {
   });
 }
 
-void AddBias(CudaStream s, float* x, int64_t stride, int64_t m, int64_t n, DType bias_type,
-             const void* bias) {
-  ForEach(s, m, n, AddBiasElement{x, stride, bias_type, bias});
+void AddBias(CudaStream s, DType type, void* x, int64_t stride, int64_t m, int64_t n,
+             DType bias_type, const void* bias) {
+  WithActivation(type, [&]<typename E>(E) {
+    ForEach(s, m, n, AddBiasElement<E>{static_cast<E*>(x), stride, bias_type, bias});
+  });
 }
 
 }  // namespace toroid

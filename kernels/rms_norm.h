@@ -17,9 +17,10 @@ void RmsNorm(ThreadPool& pool, const T* x, int64_t x_stride, int64_t outer, int6
              int64_t dim, DType gain_type, const void* gain, double epsilon, T* out,
              int64_t out_stride);
 
-void RmsNorm(CudaStream s, const float* x, int64_t x_stride, int64_t outer, int64_t inner,
-             int64_t dim, DType gain_type, const void* gain, double epsilon, float* out,
-             int64_t out_stride);
+// On a CUDA device: x and out are each f32 or bf16.
+void RmsNorm(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t outer,
+             int64_t inner, int64_t dim, DType gain_type, const void* gain, double epsilon,
+             DType out_type, void* out, int64_t out_stride);
 
 // Backward. With r = 1 / sqrt(mean(x^2) + epsilon):
 //   dx = r (gain dout) - x r^3 mean(gain dout x)   written; dx may be dout
@@ -31,8 +32,9 @@ void RmsNormBackward(ThreadPool& pool, const T* x, int64_t x_stride, int64_t out
                      int64_t dout_stride, T* dx, int64_t dx_stride, T* dgain);
 
 // workspace: any size above 4 dim bytes, that no other work uses meanwhile.
-void RmsNormBackward(CudaStream s, const float* x, int64_t x_stride, int64_t outer, int64_t inner,
-                     int64_t dim, DType gain_type, const void* gain, double epsilon,
+// On a CUDA device: x is f32 or bf16.
+void RmsNormBackward(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t outer,
+                     int64_t inner, int64_t dim, DType gain_type, const void* gain, double epsilon,
                      const float* dout, int64_t dout_stride, float* dx, int64_t dx_stride,
                      float* dgain, void* workspace, int64_t workspace_bytes);
 

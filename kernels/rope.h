@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_stream.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -16,8 +17,9 @@ template <typename T>
 void Rope(ThreadPool& pool, T* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
           const int32_t* positions, const double* inv_freq, double scale);
 
-void Rope(CudaStream s, float* x, int64_t stride, int64_t t, int64_t heads, int64_t head_dim,
-          const int32_t* positions, const double* inv_freq, double scale);
+// On a CUDA device: x is f32 or bf16.
+void Rope(CudaStream s, DType type, void* x, int64_t stride, int64_t t, int64_t heads,
+          int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
 
 // Backward, in place: the gradient turns back, by -a instead of a (cos and sin times `scale`
 // again).
@@ -25,7 +27,7 @@ template <typename T>
 void RopeBackward(ThreadPool& pool, T* dx, int64_t stride, int64_t t, int64_t heads,
                   int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
 
-void RopeBackward(CudaStream s, float* dx, int64_t stride, int64_t t, int64_t heads,
+void RopeBackward(CudaStream s, DType type, void* dx, int64_t stride, int64_t t, int64_t heads,
                   int64_t head_dim, const int32_t* positions, const double* inv_freq, double scale);
 
 }  // namespace toroid

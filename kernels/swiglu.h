@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_stream.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 
 namespace toroid {
@@ -14,8 +15,9 @@ void SwiGlu(ThreadPool& pool, const float* gate, int64_t gate_stride, const floa
 void SwiGlu(ThreadPool& pool, const double* gate, int64_t gate_stride, const double* up,
             int64_t up_stride, double* out, int64_t out_stride, int64_t rows, int64_t cols);
 
-void SwiGlu(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
-            int64_t up_stride, float* out, int64_t out_stride, int64_t rows, int64_t cols);
+// On a CUDA device: all of one type, f32 or bf16.
+void SwiGlu(CudaStream s, DType type, const void* gate, int64_t gate_stride, const void* up,
+            int64_t up_stride, void* out, int64_t out_stride, int64_t rows, int64_t cols);
 
 // Backward: with s = 1 / (1 + e^-gate),
 //   dup = dout gate s,   dgate = dout up s (1 + gate (1 - s)).
@@ -29,9 +31,9 @@ void SwiGluBackward(ThreadPool& pool, const double* gate, int64_t gate_stride, c
                     int64_t dgate_stride, double* dup, int64_t dup_stride, int64_t rows,
                     int64_t cols);
 
-void SwiGluBackward(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
-                    int64_t up_stride, const float* dout, int64_t dout_stride, float* dgate,
-                    int64_t dgate_stride, float* dup, int64_t dup_stride, int64_t rows,
+void SwiGluBackward(CudaStream s, DType type, const void* gate, int64_t gate_stride, const void* up,
+                    int64_t up_stride, const void* dout, int64_t dout_stride, void* dgate,
+                    int64_t dgate_stride, void* dup, int64_t dup_stride, int64_t rows,
                     int64_t cols);
 
 }  // namespace toroid

@@ -5,53 +5,85 @@ namespace toroid {
 
 namespace {
 
-struct SwiGluElement {
-  const float* gate;
+template <typename E>
+struct SwiGluElements {
+  const E* gate;
   int64_t gate_stride;
-  const float* up;
+  const E* up;
   int64_t up_stride;
-  float* out;
+  E* out;
   int64_t out_stride;
-  __device__ void operator()(int64_t row, int64_t col) const {
-    const float x = gate[row * gate_stride + col];
-    out[row * out_stride + col] = x / (1.0f + expf(-x)) * up[row * up_stride + col];
+  template <int kWidth>
+  __device__ void At(int64_t row, int64_t col) const {
+    float x[kWidth], y[kWidth];
+    LoadWide(gate + row * gate_stride + col, x);
+    LoadWide(up + row * up_stride + col, y);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x[i] = x[i] / (1.0f + expf(-x[i])) * y[i];
+    StoreWide(x, out + row * out_stride + col);
   }
 };
 
 // out = gate s up  ->  dgate = dout up (s + gate s (1 - s)),  dup = dout gate s
-struct SwiGluBackwardElement {
-  const float* gate;
+template <typename E>
+struct SwiGluBackwardElements {
+  const E* gate;
   int64_t gate_stride;
-  const float* up;
+  const E* up;
   int64_t up_stride;
-  const float* dout;
+  const E* dout;
   int64_t dout_stride;
-  float* dgate;
+  E* dgate;
   int64_t dgate_stride;
-  float* dup;
+  E* dup;
   int64_t dup_stride;
-  __device__ void operator()(int64_t row, int64_t col) const {
-    const float x = gate[row * gate_stride + col], y = up[row * up_stride + col];
-    const float d = dout[row * dout_stride + col], s = 1.0f / (1.0f + expf(-x));
-    dgate[row * dgate_stride + col] = d * y * s * (1.0f + x * (1.0f - s));
-    dup[row * dup_stride + col] = d * x * s;
+  template <int kWidth>
+  __device__ void At(int64_t row, int64_t col) const {
+    float x[kWidth], y[kWidth], d[kWidth];
+    LoadWide(gate + row * gate_stride + col, x);
+    LoadWide(up + row * up_stride + col, y);
+    LoadWide(dout + row * dout_stride + col, d);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float s = 1.0f / (1.0f + expf(-x[i]));
+      y[i] = d[i] * y[i] * s * (1.0f + x[i] * (1.0f - s));
+      d[i] = d[i] * x[i] * s;
+    }
+    StoreWide(y, dgate + row * dgate_stride + col);
+    StoreWide(d, dup + row * dup_stride + col);
   }
 };
 
 }  // namespace
 
-void SwiGlu(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
-            int64_t up_stride, float* out, int64_t out_stride, int64_t rows, int64_t cols) {
-  ForEach(s, rows, cols, SwiGluElement{gate, gate_stride, up, up_stride, out, out_stride});
+void SwiGlu(CudaStream s, DType type, const void* gate, int64_t gate_stride, const void* up,
+            int64_t up_stride, void* out, int64_t out_stride, int64_t rows, int64_t cols) {
+  WithActivation(type, [&]<typename E>(E) {
+    const SwiGluElements<E> body{static_cast<const E*>(gate), gate_stride,
+                                 static_cast<const E*>(up),   up_stride,
+                                 static_cast<E*>(out),        out_stride};
+    const bool eights = TakesEights(body.gate, gate_stride, cols) &&
+                        TakesEights(body.up, up_stride, cols) &&
+                        TakesEights(body.out, out_stride, cols);
+    ForEachWide(s, eights, rows, cols, body);
+  });
 }
 
-void SwiGluBackward(CudaStream s, const float* gate, int64_t gate_stride, const float* up,
-                    int64_t up_stride, const float* dout, int64_t dout_stride, float* dgate,
-                    int64_t dgate_stride, float* dup, int64_t dup_stride, int64_t rows,
+void SwiGluBackward(CudaStream s, DType type, const void* gate, int64_t gate_stride, const void* up,
+                    int64_t up_stride, const void* dout, int64_t dout_stride, void* dgate,
+                    int64_t dgate_stride, void* dup, int64_t dup_stride, int64_t rows,
                     int64_t cols) {
-  ForEach(s, rows, cols,
-          SwiGluBackwardElement{gate, gate_stride, up, up_stride, dout, dout_stride, dgate,
-                                dgate_stride, dup, dup_stride});
+  WithActivation(type, [&]<typename E>(E) {
+    const SwiGluBackwardElements<E> body{
+        static_cast<const E*>(gate), gate_stride, static_cast<const E*>(up), up_stride,
+        static_cast<const E*>(dout), dout_stride, static_cast<E*>(dgate),    dgate_stride,
+        static_cast<E*>(dup),        dup_stride};
+    const bool eights =
+        TakesEights(body.gate, gate_stride, cols) && TakesEights(body.up, up_stride, cols) &&
+        TakesEights(body.dout, dout_stride, cols) && TakesEights(body.dgate, dgate_stride, cols) &&
+        TakesEights(body.dup, dup_stride, cols);
+    ForEachWide(s, eights, rows, cols, body);
+  });
 }
 
 }  // namespace toroid

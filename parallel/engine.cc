@@ -23,6 +23,8 @@ namespace {
 constexpr int64_t kSmallScratch = 1 << 20;        // bytes: what a rank without a request may gather
 constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend's arena
 
+DType TypeOf(Compute compute) { return compute == Compute::kF64 ? DType::kF64 : DType::kF32; }
+
 // The most memory that the operating system has seen resident in this process, bytes.
 int64_t PeakResidentBytes() {
   std::ifstream status("/proc/self/status");
@@ -57,16 +59,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::CreatePart(
   engine->load_ = request;
   engine->source_ = std::move(source);
   engine->board_ = board;
-  TOROID_RETURN_IF_ERROR(engine->Setup(std::move(world), layers, /*counting=*/false, events));
+  TOROID_RETURN_IF_ERROR(engine->Setup(std::move(world), layers, /*counting=*/nullptr, events));
   engine->load_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return engine;
 }
 
-absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, bool counting,
-                           const EngineEvents& events) {
+absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers,
+                           std::unique_ptr<Backend> counting_ops, const EngineEvents& events) {
   const int rank = world->rank();
-  const DType type = load_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
+  const bool counting = counting_ops != nullptr;
+  const DType type = TypeOf(load_.compute);
   const ModelConfig& shape = source_->config;
   if (shape.positions == PositionKind::kLearned && load_.context > shape.context) {
     return absl::InvalidArgumentError(absl::StrCat("--context ", load_.context, ": ", load_.model,
@@ -74,7 +77,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
                                                    " tokens: use --context up to ", shape.context));
   }
   if (counting) {
-    ops_ = NewCountingBackend(type);
+    ops_ = std::move(counting_ops);
   } else {
     TOROID_ASSIGN_OR_RETURN(
         RankDevice device,
@@ -124,7 +127,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers, 
   shadow_.reset(new Engine());
   shadow_->load_ = load_;
   shadow_->source_ = source_;
-  return shadow_->Setup(NewCountingTwin(mesh_->world(), s_), layers, /*counting=*/true, {});
+  return shadow_->Setup(NewCountingTwin(mesh_->world(), s_), layers, NewCountingBackend(*ops_), {});
 }
 
 int64_t Engine::reach() const {
@@ -261,7 +264,8 @@ absl::StatusOr<RankMemory> Engine::Foresee(int rank, std::shared_ptr<const Model
   engine->load_ = request;
   engine->source_ = std::move(source);
   TOROID_RETURN_IF_ERROR(engine->Setup(NewCountingWorld(rank, int(request.mesh.size())),
-                                       /*layers=*/0, /*counting=*/true, {}));
+                                       /*layers=*/0, NewCountingBackend(TypeOf(request.compute)),
+                                       {}));
   GenerateRequest generate;
   generate.max_tokens = max_tokens;
   TOROID_ASSIGN_OR_RETURN(

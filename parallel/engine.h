@@ -107,8 +107,9 @@ class Engine {
   Engine() = default;
 
   // engine.cc: set-up, checks, memory
-  absl::Status Setup(std::unique_ptr<Communicator> world, int64_t layers, bool counting,
-                     const EngineEvents& events);
+  // counting: null, or what to run on in place of a device.
+  absl::Status Setup(std::unique_ptr<Communicator> world, int64_t layers,
+                     std::unique_ptr<Backend> counting, const EngineEvents& events);
   absl::Status CheckContext() const;
   absl::Status CheckRequest(const std::vector<int32_t>& ids, int64_t max_tokens) const;
   // Cancelled if rank 0 was asked to stop; an error if any rank lost its peers.

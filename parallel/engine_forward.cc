@@ -1,11 +1,24 @@
 // The engine's passes: prefill of a prompt as a ring, decode of one token, rows of the result.
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <numeric>
 
 #include "core/status_macros.h"
+#include "kernels/matmul.h"
 #include "parallel/engine_sequence.h"
 
 namespace toroid {
+namespace {
+
+// The cache's keys rounded up, by an eighth at most: so many sizes of a decode step there are.
+int64_t RoundedKeys(const KvCache& cache) {
+  const int64_t keys = cache.length();
+  const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(keys))) / 8);
+  return std::min((keys + step - 1) / step * step, cache.capacity());
+}
+
+}  // namespace
 
 absl::Status Engine::Begin(Sequence& sequence) {
   sequence.rope = Rope(config(), sequence.limit);
@@ -48,7 +61,10 @@ Pass Engine::NewPass(const Sequence& sequence, int64_t tokens, Tensor positions_
             positions_t,
             sequence.inv_freq};
   pass.rope_scale = sequence.rope.attention_scale;
+  // Few rows are multiplied as they are (kernels/matmul.h).
+  if (tokens > kMatVecRows) pass.activation = ops_->activation();
   pass.kv_dtype = cache_->shape().dtype;
+  pass.token_block = ops_->token_block();
   pass.observer = sequence.observer;
   return pass;
 }
@@ -106,27 +122,47 @@ Tensor Engine::Decode(Sequence& sequence, int32_t id) {
   const int64_t slot = owner ? cache_->Append(s_, {position})[0] : -1;
   At("decode", -1, position);
 
-  Tensor ids_t = scratch_->New("ids", DType::kI32, {t}, Arena::Length::kTokens);
-  Tensor positions_t = scratch_->New("positions", DType::kI32, {t}, Arena::Length::kTokens);
-  Tensor slots_t = scratch_->New("slots", DType::kI64, {t}, Arena::Length::kTokens);
-  ops_->Upload(s_, &id, ids_t);
-  ops_->Upload(s_, &position, positions_t);
-  ops_->Upload(s_, &slot, slots_t);
+  // What differs from token to token, in one upload.
+  const std::array<int64_t, 4> words = {id, position, slot, cache_->length()};
+  Tensor words_4 = scratch_->New("decode step", DType::kI64, {4});
+  ops_->Upload(s_, words.data(), words_4);
+  const auto word = [&](int i, DType type, int64_t rows) {  // its low half, of an i32
+    static_assert(std::endian::native == std::endian::little);
+    return Tensor(type, {rows}, words_4.Rows(i, 1).data);
+  };
+  const Tensor ids_t = word(0, DType::kI32, t), positions_t = word(1, DType::kI32, t);
+  const Tensor slots_t = word(2, DType::kI64, t), length_1 = word(3, DType::kI32, 1);
+  // A device that keeps work sees no more keys than there are in a view of a rounded size.
+  const bool repeats = ops_->repeats() && mesh_->world().size() == 1 && !sequence.observer;
+  const int64_t keys = repeats ? RoundedKeys(*cache_) : cache_->length();
   Pass pass = NewPass(sequence, t, positions_t);
   pass.attend = [&](int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
                     Tensor o_thK, Tensor lse_th) {
     ops_->KvWrite(s_, kv_2tgK.Rows(0, t), slots_t, cache_->keys(layer));
     ops_->KvWrite(s_, kv_2tgK.Rows(t, t), slots_t, cache_->values(layer));
-    DecodeAttention(*ops_, s_, *scratch_, mesh_->ring(), spec, q_thK, positions_t,
-                    cache_->View(layer), model_->kv_index(), o_thK, lse_th);
+    KvView cached = cache_->View(layer, keys);
+    if (repeats) cached.length = length_1;
+    DecodeAttention(*ops_, s_, *scratch_, mesh_->ring(), spec, q_thK, positions_t, cached,
+                    model_->kv_index(), o_thK, lse_th);
   };
   Tensor x_uD = scratch_->New("x", ops_->dtype(), {pass.residual.share(), config().dim},
                               Arena::Length::kTokens);
-  model_->ends().Embed(pass, ids_t, x_uD);
-  for (int64_t layer = 0; layer < model_->layers(); ++layer)
-    model_->ForwardLayer(pass, layer, x_uD);
-  // One token is whole on each tensor rank, or (tensor = 1) the share is all of it.
-  model_->ends().FinalNorm(pass, x_uD, x_uD);
+  const auto forward = [&] {
+    model_->ends().Embed(pass, ids_t, x_uD);
+    for (int64_t layer = 0; layer < model_->layers(); ++layer) {
+      model_->ForwardLayer(pass, layer, x_uD);
+    }
+    // One token is whole on each tensor rank, or (tensor = 1) the share is all of it.
+    model_->ends().FinalNorm(pass, x_uD, x_uD);
+  };
+  if (repeats) {
+    ops_->Repeat(s_,
+                 {keys, scratch_->used(), reinterpret_cast<intptr_t>(sequence.inv_freq.data),
+                  std::bit_cast<int64_t>(pass.rope_scale)},
+                 forward);
+  } else {
+    forward();
+  }
   return x_uD;
 }
 

@@ -24,6 +24,10 @@ std::vector<double> OnHost(Backend& ops, Stream s, Tensor x) {
   std::vector<double> values(x.size());
   if (x.dtype == DType::kF64) {
     ops.Download(s, x, values.data());
+  } else if (x.dtype == DType::kBF16) {
+    std::vector<uint16_t> narrow(x.size());
+    ops.Download(s, x, narrow.data());
+    std::transform(narrow.begin(), narrow.end(), values.begin(), FromBf16);
   } else {
     std::vector<float> narrow(x.size());
     ops.Download(s, x, narrow.data());

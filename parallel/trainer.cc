@@ -80,7 +80,9 @@ Trainer::MicroBatchOf::MicroBatchOf(Trainer& trainer, int64_t step, const Tokens
   pass.rope_scale = rope.attention_scale;
   pass.kv_dtype = trainer.options_.compute == Compute::kBF16 ? DType::kBF16 : type;
   pass.kv_capacity = tokens.layout.max_count(trainer.mesh_->data_rank());
-  pass.token_block = trainer.options_.token_block;
+  pass.activation = trainer.ops_->activation();
+  pass.token_block =
+      trainer.options_.token_block > 0 ? trainer.options_.token_block : trainer.ops_->token_block();
   pass.attend = [this](int64_t layer, const AttentionSpec& spec, Tensor q, Tensor kv, Tensor o,
                        Tensor lse) {
     ring.Attend(layer, spec, q, positions_t, kv, kv_index, o, lse);
@@ -117,8 +119,8 @@ absl::Status Validate(const TrainOptions& options, const ModelConfig& model, int
   }
   TOROID_RETURN_IF_ERROR(ParseMesh(ToString(options.mesh), ranks, "data").status());
   TOROID_RETURN_IF_ERROR(CheckTensorAxis(model, options.mesh.tensor, "data"));
-  TOROID_RETURN_IF_ERROR(
-      rule(options.token_block >= 1, "token block", double(options.token_block), "at least 1"));
+  TOROID_RETURN_IF_ERROR(rule(options.token_block >= 0, "token block", double(options.token_block),
+                              "at least 1; 0: as fits the device"));
   TOROID_RETURN_IF_ERROR(rule(options.packs_per_rank >= 1, "sequences of a micro-batch",
                               double(options.packs_per_rank), "at least 1"));
   TOROID_RETURN_IF_ERROR(rule(options.threads >= 1, "threads", options.threads, "at least 1"));
@@ -144,17 +146,17 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(std::unique_ptr<Communi
   trainer->rounds_ = std::move(rounds);
   trainer->source_ = std::move(source);
   trainer->board_ = board;
-  TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/false, pods));
+  TOROID_RETURN_IF_ERROR(trainer->Setup(std::move(world), /*counting=*/nullptr, pods));
   return trainer;
 }
 
-absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting,
-                            const PodAccess& pods) {
+absl::Status Trainer::Setup(std::unique_ptr<Communicator> world,
+                            std::unique_ptr<Backend> counting_ops, const PodAccess& pods) {
+  const bool counting = counting_ops != nullptr;
   const ModelConfig& model = config();
   TOROID_RETURN_IF_ERROR(Validate(options_, model, world->size()));
-  const DType type = options_.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   if (counting) {
-    ops_ = NewCountingBackend(type);
+    ops_ = std::move(counting_ops);
   } else {
     TOROID_ASSIGN_OR_RETURN(
         RankDevice device,
@@ -200,7 +202,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world, bool counting,
   shadow_->rounds_ = rounds_;
   shadow_->source_ = source_;
   TOROID_RETURN_IF_ERROR(
-      shadow_->Setup(NewCountingTwin(mesh_->world(), s_), /*counting=*/true, {}));
+      shadow_->Setup(NewCountingTwin(mesh_->world(), s_), NewCountingBackend(*ops_), {}));
   return options_.pods.count > 1 ? MeetPods(pods) : absl::OkStatus();
 }
 
@@ -264,8 +266,9 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   trainer->rounds_ = Rounds;
   trainer->source_ = std::move(source);
   Trainer& t = *trainer;
+  const DType type = options.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
   TOROID_RETURN_IF_ERROR(
-      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), /*counting=*/true, {}));
+      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), NewCountingBackend(type), {}));
   constexpr int64_t kStep = 1;  // one that does not measure the noise scale
   const int64_t pods = options.pods.count;
   const int64_t own = (int64_t(packs.size()) + pods - 1) / pods;  // of the pod that has most

@@ -57,7 +57,7 @@ struct TrainOptions {
   bool share_gpus = false;  // ranks may share a GPU
   int threads = 1;          // per rank, on CPUs
   Remat remat = Remat::kAttentionOutput;
-  int64_t token_block = 512;   // rows of a feed-forward block
+  int64_t token_block = 0;     // rows of a feed-forward block; 0: the backend's own
   int64_t packs_per_rank = 1;  // of a micro-batch, on each data rank
   bool prefetch = true;        // weights travel one group ahead
   double zeta = 0;             // z-loss
@@ -146,7 +146,9 @@ class Trainer {
   struct Tokens;        // this rank's part of a micro-batch, on the host
   struct MicroBatchOf;  // and on the device
   Trainer() = default;
-  absl::Status Setup(std::unique_ptr<Communicator> world, bool counting, const PodAccess& pods);
+  // counting: null, or what to run on in place of a device.
+  absl::Status Setup(std::unique_ptr<Communicator> world, std::unique_ptr<Backend> counting,
+                     const PodAccess& pods);
   absl::Status MeetPods(const PodAccess& access);
   std::vector<Range> MicroBatchesOf(int64_t step, int64_t packs) const;
   absl::StatusOr<std::vector<Tokens>> ReadBatch(int64_t step, const TrainBatch& batch,

@@ -259,7 +259,7 @@ absl::Status ReadOptions(const v1::TrainTask& in, TrainOptions& options) {
   if (in.packs_per_rank() != 0) options.packs_per_rank = in.packs_per_rank();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.packs_per_rank", options.packs_per_rank, 1));
   if (in.token_block() != 0) options.token_block = in.token_block();
-  TOROID_RETURN_IF_ERROR(CheckNumber("train.token_block", options.token_block, 1));
+  TOROID_RETURN_IF_ERROR(CheckNumber("train.token_block", options.token_block, 0));
   options.noise_scale_every = in.noise_scale_every();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.noise_scale_every", options.noise_scale_every, 0));
   if (in.has_prefetch()) options.prefetch = in.prefetch();

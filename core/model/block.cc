@@ -50,7 +50,7 @@ Tensor Attention::NewKv(const Pass& pass, const char* name, DType type) const {
 Tensor Attention::Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q_thK) const {
   const int64_t t = pass.residual.tokens(), h = query_heads, g = kv_heads, K = head_dim;
   Backend& ops = pass.ops;
-  Tensor kv_2tgK = NewKv(pass, "KV", ops.dtype());
+  Tensor kv_2tgK = NewKv(pass, "KV", pass.activation);
   Tensor k_tgK = kv_2tgK.Rows(0, t), v_tgK = kv_2tgK.Rows(t, t);
   q.Forward(ops, pass.s, a_tD, q_thK.Reshape({t, h * K}));
   k.Forward(ops, pass.s, a_tD, k_tgK.Reshape({t, g * K}));
@@ -67,7 +67,7 @@ Tensor Attention::Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q
   pass.Announce(layer, Tap::kQuery, q_thK);
   pass.Announce(layer, Tap::kKey, k_tgK);
   pass.Announce(layer, Tap::kValue, v_tgK);
-  if (pass.kv_dtype == ops.dtype()) return kv_2tgK;
+  if (pass.kv_dtype == kv_2tgK.dtype) return kv_2tgK;
   // bf16 on a CPU is storage: K and V are narrowed once, here
   Tensor stored = NewKv(pass, "KV stored", pass.kv_dtype);
   ops.Copy(pass.s, kv_2tgK, stored);
@@ -77,7 +77,7 @@ Tensor Attention::Project(const Pass& pass, int64_t layer, Tensor a_tD, Tensor q
 Attention::Kept Attention::Attend(const Pass& pass, int64_t layer, Tensor a_tD, Kept kept) const {
   const int64_t t = pass.residual.tokens(), h = query_heads, K = head_dim;
   Backend& ops = pass.ops;
-  if (!kept.q_thK.given()) kept.q_thK = pass.Long("Q", ops.dtype(), {t, h, K});
+  if (!kept.q_thK.given()) kept.q_thK = pass.Long("Q", pass.activation, {t, h, K});
   const Tensor kv_2tgK = Project(pass, layer, a_tD, kept.q_thK);
   if (kept.kv_2tgK.given()) ops.Copy(pass.s, kv_2tgK, kept.kv_2tgK);  // ours will travel
   if (!kept.o_thK.given()) kept.o_thK = pass.Long("O", ops.dtype(), {t, h, K});
@@ -103,7 +103,7 @@ Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kep
                      bool add_y) const {
   const int64_t t = pass.residual.tokens(), f = up.weight.rows();
   Backend& ops = pass.ops;
-  const DType type = ops.dtype();
+  const DType type = pass.activation;
   for (int64_t begin = 0; begin < t; begin += pass.token_block) {
     const int64_t b = std::min(pass.token_block, t - begin);
     const Tensor a_bD = a_tD.Rows(begin, b), y_bD = y_tD.Rows(begin, b);
@@ -121,7 +121,7 @@ Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kep
       up.Forward(ops, pass.s, a_bD, up_bf);
       ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
     }
-    const Tensor product_bD = add_y ? pass.scratch.New("mlp", type, {b, y_tD.cols()}) : y_bD;
+    const Tensor product_bD = add_y ? pass.scratch.New("mlp", y_tD.dtype, {b, y_tD.cols()}) : y_bD;
     down.ForwardPartial(ops, pass.s, hidden_bf, product_bD);  // contracts over f
     if (add_y) ops.Add(pass.s, y_bD, product_bD);
   }
@@ -129,7 +129,7 @@ Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kep
 }
 
 Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const {
-  const DType type = pass.ops.dtype();
+  const DType type = pass.ops.dtype(), activation = pass.activation;
   const int64_t t = pass.residual.tokens(), u = pass.residual.share();
   const int64_t D = attention_norm.gain_D.size(), f = mlp.up.weight.rows();
   const int64_t h = attention.query_heads, g = attention.kv_heads, K = attention.head_dim;
@@ -143,12 +143,12 @@ Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const 
   s.attention.o_thK = keep("O", type, {t, h, K});
   s.attention.lse_th = keep("LSE", type, {t, h});
   if (remat == Remat::kAttentionOutput) return s;
-  s.attention.q_thK = keep("Q", type, {t, h, K});
+  s.attention.q_thK = keep("Q", activation, {t, h, K});
   s.attention.kv_2tgK = keep("KV", pass.kv_dtype, {2 * t, g, K});
-  s.attention_in_tD = keep("a", type, {pass.residual.padded(), D});
-  s.mlp_in_tD = parallel ? s.attention_in_tD : keep("a", type, {pass.residual.padded(), D});
-  if (mlp.activation == Activation::kSwiGlu) s.mlp.gate_tf = keep("gate", type, {t, f});
-  s.mlp.up_tf = keep("up", type, {t, f});
+  s.attention_in_tD = keep("a", activation, {pass.residual.padded(), D});
+  s.mlp_in_tD = parallel ? s.attention_in_tD : keep("a", activation, {pass.residual.padded(), D});
+  if (mlp.activation == Activation::kSwiGlu) s.mlp.gate_tf = keep("gate", activation, {t, f});
+  s.mlp.up_tf = keep("up", activation, {t, f});
   return s;
 }
 
@@ -210,7 +210,7 @@ void Block::Forward(const Pass& pass, int64_t layer, Tensor x_uD, const Saved* s
   const int64_t D = x_uD.cols(), padded = pass.residual.padded();
   Arena::Mark mark(pass.scratch);
   const bool keeps_a = keep.attention_in_tD.given();
-  const Tensor a_tD = keeps_a ? keep.attention_in_tD : pass.Long("a", type, {padded, D});
+  const Tensor a_tD = keeps_a ? keep.attention_in_tD : pass.Long("a", pass.activation, {padded, D});
   Tensor y_tD = pass.Long("y", type, {padded, D});
 
   if (keep.x_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x_uD);

@@ -25,7 +25,8 @@
 namespace toroid {
 
 // Which tensors of a layer are saved for Backward; the others are computed again, by Forward's own
-// functions. Elements, in the backend's type (K and V: pass.kv_dtype), padded = tensor u:
+// functions. Elements, padded = tensor u; x, O and LSE in the backend's type, K and V in
+// pass.kv_dtype, the others in pass.activation:
 //
 //                                                    kBlock  kAttentionOutput  kNone
 //   x, before the layer            u D               x       x                 x

@@ -12,7 +12,7 @@ Partial Attention::Backward(const Pass& pass, int64_t layer, Tensor a_tD, const 
   Backend& ops = pass.ops;
   const DType type = ops.dtype();
   Arena::Mark mark(pass.scratch);
-  Tensor do_thK = pass.Long("dO", type, {t, h, K});
+  Tensor do_thK = pass.Long("dO", pass.activation, {t, h, K});
   Tensor dq_thK = pass.Long("dQ", type, {t, h, K});
   Tensor dkv_2tgK = NewKv(pass, "dKV", type);
   Tensor dk_tgK = dkv_2tgK.Rows(0, t), dv_tgK = dkv_2tgK.Rows(t, t);
@@ -37,7 +37,7 @@ Partial Attention::Backward(const Pass& pass, int64_t layer, Tensor a_tD, const 
   // q = RmsNorm(Wq a), k = RmsNorm(Wk a), by head; its input is made again in the place of dO
   const auto norm = [&](const Linear& product, int64_t heads, Tensor gain_K, Tensor dx,
                         Tensor dgain_K) {
-    Tensor input = Tensor(type, {t, heads * K}, do_thK.data);
+    Tensor input = Tensor(do_thK.dtype, {t, heads * K}, do_thK.data);
     product.Forward(ops, pass.s, a_tD, input);
     const Tensor rows = dx.Reshape({t * heads, K});
     ops.RmsNormBackward(pass.s, input.Reshape({t * heads, K}), gain_K, norm_epsilon, rows, rows,
@@ -49,7 +49,12 @@ Partial Attention::Backward(const Pass& pass, int64_t layer, Tensor a_tD, const 
   }
   // q = a Wq^T, k = a Wk^T, v = a Wv^T: da contracts over h and g
   const Tensor da = da_tD.Rows(0, t);
-  q.Backward(ops, pass.s, a_tD, dq_thK.Reshape({t, h * K}), /*add_dx=*/false, da, d.q);
+  Tensor dproduct_thK = dq_thK;
+  if (do_thK.dtype != type) {  // rounded once for both products, in the place of dO
+    dproduct_thK = do_thK;
+    ops.Copy(pass.s, dq_thK, dproduct_thK);
+  }
+  q.Backward(ops, pass.s, a_tD, dproduct_thK.Reshape({t, h * K}), /*add_dx=*/false, da, d.q);
   k.Backward(ops, pass.s, a_tD, dk_tgK.Reshape({t, g * K}), /*add_dx=*/true, da, d.k);
   v.Backward(ops, pass.s, a_tD, dv_tgK.Reshape({t, g * K}), /*add_dx=*/true, da, d.v);
   return pass.Owed(da_tD);
@@ -64,15 +69,16 @@ Partial Mlp::Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy
     const int64_t b = std::min(pass.token_block, t - begin);
     const Tensor a_bD = a_tD.Rows(begin, b), da_bD = da_tD.Rows(begin, b);
     Arena::Mark mark(pass.scratch);
-    Tensor hidden_bf = pass.scratch.New("hidden", ops.dtype(), {b, f});
-    Tensor dhidden_bf = pass.scratch.New("dhidden", ops.dtype(), {b, f});
+    const DType type = pass.activation;
+    Tensor hidden_bf = pass.scratch.New("hidden", type, {b, f});
+    Tensor dhidden_bf = pass.scratch.New("dhidden", type, {b, f});
     Tensor gate_bf, up_bf;
     if (kept.up_tf.given()) {
       if (gated) gate_bf = kept.gate_tf.Rows(begin, b);
       up_bf = kept.up_tf.Rows(begin, b);
     } else {
-      if (gated) gate_bf = pass.scratch.New("gate", ops.dtype(), {b, f});
-      up_bf = pass.scratch.New("up", ops.dtype(), {b, f});
+      if (gated) gate_bf = pass.scratch.New("gate", type, {b, f});
+      up_bf = pass.scratch.New("up", type, {b, f});
       if (gated) gate.Forward(ops, pass.s, a_bD, gate_bf);
       up.Forward(ops, pass.s, a_bD, up_bf);
     }
@@ -115,7 +121,7 @@ void Block::BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tens
   Arena::Mark mark(pass.scratch);
   Tensor a_tD = full.mlp_in_tD;
   if (!a_tD.given()) {
-    a_tD = pass.Long("a", pass.ops.dtype(), {residual.padded(), dx_uD.cols()});
+    a_tD = pass.Long("a", pass.activation, {residual.padded(), dx_uD.cols()});
     GatherNormed(pass, full.x2_uD, mlp_norm, a_tD);
     pass.Announce(layer, Tap::kMlpIn, a_tD.Rows(0, t));
   }
@@ -177,11 +183,12 @@ void Block::RestoreAttention(const Pass& pass, int64_t layer, const Saved& saved
   const DType type = pass.ops.dtype();
   const int64_t t = pass.residual.tokens(), h = attention.query_heads, K = attention.head_dim;
   if (!full.attention_in_tD.given()) {
-    full.attention_in_tD = pass.Long("a", type, {pass.residual.padded(), saved.x_uD.cols()});
+    full.attention_in_tD =
+        pass.Long("a", pass.activation, {pass.residual.padded(), saved.x_uD.cols()});
     GatherNormed(pass, saved.x_uD, attention_norm, full.attention_in_tD);
     const Tensor a_tD = full.attention_in_tD.Rows(0, t);
     pass.Announce(layer, Tap::kAttentionIn, a_tD);
-    full.attention.q_thK = pass.Long("Q", type, {t, h, K});
+    full.attention.q_thK = pass.Long("Q", pass.activation, {t, h, K});
     if (full.attention.o_thK.given()) {
       full.attention.kv_2tgK = attention.Project(pass, layer, a_tD, full.attention.q_thK);
     } else {
@@ -203,7 +210,7 @@ void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor
   const DType type = pass.ops.dtype();
   const int64_t t = pass.residual.tokens(), padded = pass.residual.padded(), D = dx_uD.cols();
   Arena::Mark mark(pass.scratch);
-  Tensor dy_tD = pass.Long("dy", type, {padded, D});
+  Tensor dy_tD = pass.Long("dy", pass.activation, {padded, D});
   Tensor da_tD = pass.Long("da", type, {padded, D});
   Saved full = saved;  // what was not saved is filled in below, in scratch
   pass.Announce(layer, Tap::kDResidual, dx_uD);
@@ -214,14 +221,16 @@ void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor
     return;
   }
   if (!saved.x2_uD.given()) {  // the first half again, keeping all of it
-    full.attention_in_tD = pass.Long("a", type, {padded, D});
+    full.attention_in_tD = pass.Long("a", pass.activation, {padded, D});
     full.x2_uD = pass.Long("x2", type, {pass.residual.share(), D});
-    full.attention.q_thK = pass.Long("Q", type, {t, attention.query_heads, attention.head_dim});
+    full.attention.q_thK =
+        pass.Long("Q", pass.activation, {t, attention.query_heads, attention.head_dim});
     full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
     full.attention.o_thK = pass.Long("O", type, {t, attention.query_heads, attention.head_dim});
     full.attention.lse_th = pass.Long("LSE", type, {t, attention.query_heads});
     pass.ops.Copy(pass.s, saved.x_uD, full.x2_uD);
-    ForwardAttention(pass, layer, full.x2_uD, full.attention_in_tD, dy_tD, full.attention);
+    // y goes where da will be
+    ForwardAttention(pass, layer, full.x2_uD, full.attention_in_tD, da_tD, full.attention);
   }
   BackwardMlp(pass, layer, full, dx_uD, dy_tD, da_tD, d);
   RestoreAttention(pass, layer, saved, full);

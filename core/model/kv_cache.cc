@@ -84,12 +84,12 @@ Tensor KvCache::values(int64_t layer) const {
   return k;
 }
 
-KvView KvCache::View(int64_t layer) const {
+KvView KvCache::View(int64_t layer, int64_t tokens) const {
   KvView view;
   view.k = keys(layer);
   view.v = values(layer);
   char* tables = data_ + pages_ * page_bytes();
-  view.positions = Tensor(DType::kI32, {length_}, tables);
+  view.positions = Tensor(DType::kI32, {tokens}, tables);
   view.page_table =
       Tensor(DType::kI32, {int64_t(page_table_.size())}, tables + pages_ * shape_.page_tokens * 4);
   view.page_tokens = shape_.page_tokens;

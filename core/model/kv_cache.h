@@ -45,7 +45,11 @@ class KvCache {
   void End();
 
   // Every local token so far, as attention reads it.
-  KvView View(int64_t layer) const;
+  KvView View(int64_t layer) const { return View(layer, length_); }
+  // The same with room for `tokens`, up to the sequence's: only the first length() are there.
+  KvView View(int64_t layer, int64_t tokens) const;
+  // Tokens that the sequence's pages hold.
+  int64_t capacity() const { return int64_t(page_table_.size()) * shape_.page_tokens; }
   // Where KvWrite writes: [rows, g, K].
   Tensor keys(int64_t layer) const;
   Tensor values(int64_t layer) const;

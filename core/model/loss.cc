@@ -5,12 +5,13 @@
 namespace toroid {
 namespace {
 
-constexpr int64_t kLogits = 1 << 24;  // numbers in a block of logits
+constexpr int64_t kLogits = 1 << 15;  // numbers in a block of logits, for each row of token_block()
 
 }  // namespace
 
 int64_t LossBlock(const Pass& pass, const ModelEnds& ends) {
-  const int64_t rows = kLogits / std::max<int64_t>(ends.vocab_padded, 1);
+  const int64_t logits = kLogits * pass.ops.token_block();
+  const int64_t rows = logits / std::max<int64_t>(ends.vocab_padded, 1);
   return std::clamp<int64_t>(rows, 1, pass.token_block);
 }
 
@@ -21,7 +22,7 @@ void CrossEntropy(const Pass& pass, const ModelEnds& ends, const LossTargets& ta
   const int64_t t = residual.tokens(), v = ends.vocab.size(), block = LossBlock(pass, ends);
   Backend& ops = pass.ops;
   Arena::Mark mark(pass.scratch);
-  Tensor h_tD = pass.Long("a", ops.dtype(), {residual.padded(), x_uD.cols()});
+  Tensor h_tD = pass.Long("a", pass.activation, {residual.padded(), x_uD.cols()});
   Tensor dh_tD = pass.Long("da", ops.dtype(), {residual.padded(), x_uD.cols()});
   ends.FinalNorm(pass, x_uD, residual.Share(h_tD));
   residual.Gather(pass.tensor, pass.s, h_tD);
@@ -42,10 +43,13 @@ void CrossEntropy(const Pass& pass, const ModelEnds& ends, const LossTargets& ta
     ops.LossBackward(pass.s, labels_b, targets.weights_t.Rows(begin, b), targets.zeta, log_z_b,
                      d_log_p_b, d_log_z_b);
     // log p, log Z = merged statistics of logits
+    const Tensor dlogits_bv = pass.activation == ops.dtype()
+                                  ? logits_bv
+                                  : pass.scratch.New("dlogits", pass.activation, {b, v});
     ops.VocabBackward(pass.s, logits_bv, ends.vocab.begin, labels_b, log_z_b, d_log_p_b, d_log_z_b,
-                      logits_bv);
+                      dlogits_bv);
     // logits = h head^T: dh contracts over v
-    ends.TileLogitsBackward(pass, h_bD, 0, logits_bv, /*add_dh=*/false, dh_tD.Rows(begin, b), d);
+    ends.TileLogitsBackward(pass, h_bD, 0, dlogits_bv, /*add_dh=*/false, dh_tD.Rows(begin, b), d);
   }
   // h_tD = AllGather(h_uD)
   const Tensor dh_uD =

@@ -5,7 +5,8 @@
 // Cross-entropy with the z-loss of PaLM (Chowdhery et al. 2022, section 5: zeta = 1e-4). Weights
 // are known before the pass, so each block of tokens makes its logits [block, v] once: statistics,
 // one small AllGather over `tensor`, gradient in their place, dh and dE. The logits of all tokens
-// never exist; a block is as many rows as fit kLogits numbers.
+// never exist; a block is as many rows as the backend's token_block() has room for: each block
+// reads all of the head and of its gradient.
 #pragma once
 
 #include "core/model/ends.h"

@@ -102,7 +102,8 @@ struct Pass {
         tensor(tensor_axis),
         residual(layout),
         positions_t(positions),
-        inv_freq(frequencies) {}
+        inv_freq(frequencies),
+        activation(backend.dtype()) {}
 
   Backend& ops;
   Stream s;
@@ -112,6 +113,8 @@ struct Pass {
   Tensor positions_t;  // i32, global position of each token
   Tensor inv_freq;     // f64 [K/2]
   double rope_scale = 1.0;
+  // Of what goes into products and comes out of them, but sums: ops.dtype() or ops.activation().
+  DType activation;
   DType kv_dtype = DType::kF32;  // in which K and V travel and are cached
   int64_t kv_capacity = 0;       // tokens that the KV buffer has room for, if more than t
   int64_t token_block = 512;     // rows of a feed-forward block

@@ -60,6 +60,38 @@ TEST_F(CudaBackend, UploadsAreReadAtTheCallAndReachStridedViews) {
   for (int32_t i = 0; i < 200; ++i) EXPECT_EQ(gpu.Get<int32_t>(many[i])[0], i);
 }
 
+// What lies in device arrays may differ each time; what the host knew stays as it was.
+TEST_F(CudaBackend, KeepsWorkUntilMemoryIsFreed) {
+  BackendSide gpu(Gpu());
+  Backend& ops = gpu.ops();
+  ASSERT_TRUE(ops.repeats());
+  const Tensor x = gpu.Poisoned(DType::kF32, {1000}), sum = gpu.Poisoned(DType::kF32, {1000});
+  ops.Fill(gpu.s, sum, 0);
+  int calls = 0;
+  double factor = 2;
+  const auto again = [&](int64_t key) {
+    ops.Repeat(gpu.s, {key, 0, 0, 0}, [&] {
+      ++calls;
+      ops.Scale(gpu.s, x, factor);
+      ops.Add(gpu.s, sum.Reshape({1, 1000}), x.Reshape({1, 1000}));
+    });
+  };
+  for (int i = 1; i <= 3; ++i) {
+    gpu.ops().Upload(gpu.s, std::vector<float>(1000, float(i)).data(), x);
+    again(1);
+    factor = 100;
+  }
+  EXPECT_EQ(gpu.Floats(sum), std::vector<float>(1000, 12));  // 2 (1 + 2 + 3)
+  EXPECT_EQ(calls, 1);
+  again(2);  // another key: made anew
+  EXPECT_EQ(gpu.Floats(sum), std::vector<float>(1000, 612));
+  EXPECT_EQ(calls, 2);
+  ops.Free(*ops.Allocate(1), 1);
+  again(1);
+  EXPECT_EQ(gpu.Floats(sum), std::vector<float>(1000, 60612));
+  EXPECT_EQ(calls, 3);
+}
+
 // The one stream keeps filling; the other copies what it waited for.
 TEST_F(CudaBackend, ForkAndJoinOrderTwoStreams) {
   BackendSide gpu(Gpu());

@@ -121,6 +121,7 @@ struct Case {
   int64_t before = 0;              // rows of q and o aside from alignment
   int32_t length = -1;             // keys that are there
   bool q_bf16 = false;             // q holds numbers that bf16 can hold
+  bool activation = false;         // and is of the backend's type of activations
 };
 
 std::string Text(const Case& c) {
@@ -165,11 +166,15 @@ Results Attend(BackendSide& side, const Case& c) {
   AttentionSpec spec;
   spec.causal = c.causal, spec.window = c.window, spec.scale = 1.5 / std::sqrt(double(dim));
 
-  const Tensor q =
-      side.Put(DType::kF32, {c.t, c.heads, dim}, Random(c.t * c.heads * dim, 3), c.before);
+  Tensor q = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(c.t * c.heads * dim, 3), c.before);
   if (c.q_bf16) {
     const Tensor narrow = side.Poisoned(DType::kBF16, {c.t, c.heads, dim});
     ops.Copy(side.s, q, narrow), ops.Copy(side.s, narrow, q);
+  }
+  if (c.activation) {
+    const Tensor kept = side.Poisoned(ops.activation(), {c.t, c.heads, dim}, c.before);
+    ops.Copy(side.s, q, kept);
+    q = kept;
   }
   const Tensor o = side.Poisoned(DType::kF32, {c.t, c.heads, dim}, c.before);
   const Tensor lse = side.Poisoned(DType::kF32, {c.t, c.heads}, c.before);
@@ -250,6 +255,9 @@ TEST_F(CudaProducts, AttendsInBf16InEveryWay) {
   for (const Case& c : cases) {
     SCOPED_TRACE(Text(c));
     ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
+    Case kept = c;
+    kept.activation = true, kept.before = 2 * c.before;  // rows at the same multiples of bytes
+    ExpectSame([&](BackendSide& side) { return Attend(side, kept); }, 4e-3, DType::kBF16);
   }
 }
 
@@ -257,6 +265,10 @@ TEST_F(CudaProducts, AttendsInBf16InEveryWay) {
 TEST_F(CudaProducts, AttendsToManyQueriesInBf16) {
   Case c{2200, 100, 64, 1, 256};
   c.kv_type = DType::kBF16, c.q_bf16 = true, c.first = 0;
+  ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
+  c.activation = true;
+  ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
+  c.window = 90;  // widened into the workspace, in parts
   ExpectSame([&](BackendSide& side) { return Attend(side, c); }, 4e-3, DType::kBF16);
 }
 
@@ -272,7 +284,10 @@ TEST_F(CudaProducts, AttentionInBf16IsToldFromFloat32) {
   const Results rounded = Attend(f32, c);
   EXPECT_TRUE(AllClose(Attend(bf16, c)[0], rounded[0], 4e-3));
   EXPECT_EQ(Attend(bf16, c), Attend(bf16, c));  // the same bits each time
-  c.window = 299;                               // plain cores: no rounding but q's
+  const Results cast = Attend(bf16, c);
+  c.activation = true;  // where q is bf16 already nothing else changes
+  EXPECT_EQ(Attend(bf16, c), cast);
+  c.window = 299;  // plain cores: no rounding but q's
   EXPECT_EQ(Attend(bf16, c), Attend(f32, c));
   EXPECT_FALSE(AllClose(Attend(bf16, c)[0], rounded[0], 4e-3));
 }

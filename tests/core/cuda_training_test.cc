@@ -336,6 +336,7 @@ struct Case {
   int64_t before = 0;              // rows of q, do, dq aside from alignment
   int64_t kv_before = 1;           // rows of dk, dv
   bool q_bf16 = false;             // q and do hold numbers that bf16 can hold
+  bool activation = false;         // and are of the backend's type of activations
 };
 
 std::string Text(const Case& c) {
@@ -363,11 +364,18 @@ Results AttendBackward(BackendSide& side, const Case& c) {
   view.positions = side.Put(DType::kI32, {c.n}, k_positions);
   AttentionSpec spec;
   spec.causal = c.causal, spec.window = c.window, spec.scale = 1.5 / std::sqrt(double(dim));
-  const Tensor q = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 3), c.before);
-  const Tensor d_o = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 4), c.before);
+  Tensor q = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 3), c.before);
+  Tensor d_o = side.Put(DType::kF32, {c.t, c.heads, dim}, Random(q_size, 4), c.before);
   if (c.q_bf16) {
     const Tensor narrow = side.Poisoned(DType::kBF16, {c.t, c.heads, dim});
     for (const Tensor& x : {q, d_o}) ops.Copy(side.s, x, narrow), ops.Copy(side.s, narrow, x);
+  }
+  if (c.activation) {
+    for (Tensor* x : {&q, &d_o}) {
+      const Tensor kept = side.Poisoned(ops.activation(), {c.t, c.heads, dim}, c.before);
+      ops.Copy(side.s, *x, kept);
+      *x = kept;
+    }
   }
   const Tensor o = side.Poisoned(DType::kF32, {c.t, c.heads, dim});
   const Tensor lse = side.Poisoned(DType::kF32, {c.t, c.heads}, 1);
