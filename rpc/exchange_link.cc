@@ -802,11 +802,13 @@ void Link::Do(Work work) {
   for (auto& [flow, frame] : work.write) {
     ToProto(frame, flow->out);
     bytes += static_cast<int64_t>(flow->out.ByteSizeLong());
-    flow->StartWrite(&flow->out);
   }
+  {
+    const std::lock_guard lock(mutex_);
+    counters_.wire_sent += bytes;  // before another rank can have them
+  }
+  for (auto& [flow, frame] : work.write) flow->StartWrite(&flow->out);
   for (const auto& flow : work.cancel) flow->context.TryCancel();
-  const std::lock_guard lock(mutex_);
-  counters_.wire_sent += bytes;
 }
 
 void Link::Pump() {
