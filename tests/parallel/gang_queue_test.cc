@@ -100,6 +100,13 @@ TEST(GangQueueTest, CloseEndsAWait) {
 
 // --- two clients on four ranks
 constexpr int kRanks = 4, kClients = 2, kCount = 16;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)  // where each turn takes longer
+constexpr int kRounds = 100;
+constexpr milliseconds kPatience(4000);  // of the watchdog
+#else
+constexpr int kRounds = 1000;
+constexpr milliseconds kPatience(400);
+#endif
 
 struct GangRun {
   int rounds = 0;       // that all ranks ran of both clients
@@ -115,7 +122,7 @@ class GangWorld {
     worlds_ = NewThreadWorld(kRanks, &monitor_);
     for (int r = 0; r < kRanks; ++r) {
       queues_.push_back(std::make_unique<GangQueue>(1, order));
-      watches_.push_back(std::make_unique<StallWatch>(&boards_[r], Channel(r), milliseconds(400)));
+      watches_.push_back(std::make_unique<StallWatch>(&boards_[r], Channel(r), kPatience));
     }
   }
 
@@ -221,8 +228,8 @@ class GangWorld {
 };
 
 TEST(GangTest, TwoClientsShareRanksForAThousandRoundsInOneOrder) {
-  const GangRun run = GangWorld(GangQueue::Order::kStamped).Run(1000);
-  EXPECT_EQ(run.rounds, 1000);
+  const GangRun run = GangWorld(GangQueue::Order::kStamped).Run(kRounds);
+  EXPECT_EQ(run.rounds, kRounds);
   EXPECT_FALSE(run.wrong);
   EXPECT_EQ(run.stalled, "");
 }
