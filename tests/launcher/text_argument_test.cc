@@ -14,7 +14,9 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 std::string WriteTemporary(const std::string& text) {
-  const std::string path = testing::TempDir() + "/text_argument_test.txt";
+  const std::string path =
+      absl::StrCat(testing::TempDir(), "/text_argument_test_",
+                   testing::UnitTest::GetInstance()->current_test_info()->name(), ".txt");
   std::ofstream(path, std::ios::binary) << text;
   return path;
 }

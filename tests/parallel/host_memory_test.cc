@@ -11,7 +11,12 @@ namespace {
 
 class HostMemory : public testing::Test {
  protected:
-  HostMemory() : root_(testing::TempDir() + "/host_memory") { std::filesystem::remove_all(root_); }
+  HostMemory()
+      : root_(testing::TempDir() + "/host_memory_" +
+              testing::UnitTest::GetInstance()->current_test_info()->name()) {
+    std::filesystem::remove_all(root_);
+  }
+  ~HostMemory() override { std::filesystem::remove_all(root_); }
   void Write(const std::string& path, const std::string& text) const {
     std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
     std::ofstream(root_ + path) << text;
