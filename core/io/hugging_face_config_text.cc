@@ -105,9 +105,9 @@ void AddWindows(const ModelConfig& config, ordered_json& object) {
 absl::Status CheckText(const std::string& text, ModelConfig config, const std::string& path) {
   absl::StatusOr<ModelConfig> again = HuggingFaceConfig(text, "config.json");
   if (!again.ok()) {
-    return absl::UnimplementedError(absl::StrCat(path, ": ", ClassOf(config.architecture),
-                                                 " of transformers has no such shape: ",
-                                                 again.status().message()));
+    return absl::UnimplementedError(
+        absl::StrCat(path, ": ", ClassOf(config.architecture),
+                     " of transformers has no such shape: ", again.status().message()));
   }
   ModelConfig& read = *again;
   if (config.rope.kind == Kind::kNone || config.rope.kind == Kind::kLinear) {
