@@ -236,9 +236,7 @@ const OptionTable kTrainOptions = {
          "instead of the job's; bf16: products; weights and sums stay f32"},
         {"--device", ValueKind::kChoice, "auto|cpu|cuda", "", "instead of the job's"},
         {"--peak-flops", ValueKind::kReal, "X", "",
-         "instead of the job's: of one rank, FLOP/s, that mfu and hfu are shares of; 0: measured "
-         "at "
-         "the start, of a GPU its data sheet's"},
+         "instead of the job's: of one rank, FLOP/s, for mfu; 0: measured, or a GPU's data sheet"},
         {"--memory", ValueKind::kBytes, "BYTES", "",
          "instead of the job's: what a rank may take; 0: its share of what its host has free"},
         {"--controller", ValueKind::kText, "HOST:PORT", "",
