@@ -48,6 +48,19 @@ struct FakeClient {
   std::vector<absl::StatusOr<RequestResult>> done;
 };
 
+JobSpec Training(JobSpec spec) {
+  TrainTask task;
+  task.plan.steps = 7;
+  task.plan.data.paths = {"text"};
+  task.plan.data.sequence_length = 8;
+  task.plan.data.batch_tokens.stages = {{0, 16}};
+  task.plan.options.optimizer.rate.peak = 1;
+  spec.task = task;
+  spec.output_dir = "runs/{name}";
+  spec.max_restarts = 5;
+  return spec;
+}
+
 class ControllerTest : public ::testing::Test {
  protected:
   ControllerTest() {
@@ -151,18 +164,10 @@ class ControllerTest : public ::testing::Test {
     return spec;
   }
   JobSpec OnTwoPods() {
-    JobSpec spec = Job("wide");
-    spec.output_dir = "runs/{name}";
+    JobSpec spec = Training(Job("wide"));
     spec.placement.mesh.data = MeshWish::kRest;
     spec.max_restarts = 3;
-    TrainTask task;
-    task.plan.steps = 7;
-    task.plan.data.paths = {"text"};
-    task.plan.data.sequence_length = 8;
-    task.plan.data.batch_tokens.stages = {{0, 16}};
-    task.plan.options.optimizer.rate.peak = 1;
-    task.plan.options.pods.count = 2;
-    spec.task = task;
+    std::get<TrainTask>(spec.task).plan.options.pods.count = 2;
     return spec;
   }
   JobStatus Submit(const JobSpec& spec, const std::string& request_id = "") {
@@ -525,16 +530,8 @@ TEST_F(ControllerTest, RestartsBackOffAndBumpTheEpoch) {
 
 TEST_F(ControllerTest, ATrainingJobLoadsForItselfAndGoesOnAfterAFailure) {
   auto agent = Connect("a");
-  JobSpec spec = Job("book");
-  TrainTask task;
-  task.plan.steps = 7;
-  task.plan.data.paths = {"text"};
-  task.plan.data.sequence_length = 8;
-  task.plan.data.batch_tokens.stages = {{0, 16}};
-  task.plan.options.optimizer.rate.peak = 1;
-  spec.task = task;
+  JobSpec spec = Training(Job("book"));
   spec.placement.mesh.data = MeshWish::kRest;
-  spec.output_dir = "runs/{name}";
   spec.max_restarts = 1;
   const JobStatus job = Submit(spec);
   auto world = Attach(*agent);
@@ -819,19 +816,6 @@ TEST_F(ControllerTest, ControllerRestartReconcilesBeforeItActs) {
   EndWorld(*agent, old);
   ASSERT_EQ(agent->launches.size(), 1u);
   EXPECT_GT(agent->last().world.epoch, old.epoch);
-}
-
-JobSpec Training(JobSpec spec) {
-  TrainTask task;
-  task.plan.steps = 7;
-  task.plan.data.paths = {"text"};
-  task.plan.data.sequence_length = 8;
-  task.plan.data.batch_tokens.stages = {{0, 16}};
-  task.plan.options.optimizer.rate.peak = 1;
-  spec.task = task;
-  spec.output_dir = "runs/{name}";
-  spec.max_restarts = 5;
-  return spec;
 }
 
 TEST_F(ControllerTest, AControllerThatWasRestartedKeepsAWorldThatTrains) {
