@@ -2,6 +2,7 @@
 #include "absl/status/status.h"
 #include "core/backend.h"
 #include "core/check.h"
+#include "core/cuda_devices.h"
 #include "core/cuda_peak.h"
 
 namespace toroid {
@@ -11,6 +12,14 @@ int CudaDevices() { return 0; }
 std::array<char, 16> CudaDeviceUuid(int) { return {}; }
 
 double CudaPeakFlops(int, DType) { return 0; }
+
+CudaInstallation DescribeCuda() { return {}; }
+
+absl::StatusOr<std::string> CudaIpcHandle(int) {
+  return absl::FailedPreconditionError("this toroid was built without CUDA");
+}
+
+absl::Status OpenCudaIpcHandle(int, absl::string_view) { return CudaIpcHandle(0).status(); }
 
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions&) {
   return absl::FailedPreconditionError(

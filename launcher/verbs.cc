@@ -29,8 +29,7 @@ const std::map<std::string, std::vector<std::string>>& Aliases() {
 
 // Planned, and promised to be refused in one clear line until they are built.
 bool IsPlanned(const std::string& verb) {
-  for (const char* planned :
-       {"serve", "doctor", "manifest", "completion", "job suspend", "job resume"}) {
+  for (const char* planned : {"serve", "manifest", "completion", "job suspend", "job resume"}) {
     if (verb == planned) return true;
   }
   return false;
@@ -77,7 +76,8 @@ const std::vector<const Verb*>& Verbs() {
       &kJobListVerb,    &kJobGetVerb,       &kJobWatchVerb,   &kJobLogsVerb,  &kJobCancelVerb,
       &kJobDeleteVerb,  &kPodListVerb,      &kPodGetVerb,     &kPodDrainVerb, &kModelsVerb,
       &kConfigShowVerb, &kConfigSchemaVerb, &kTokenizeVerb,   &kConvertVerb,  &kInspectVerb,
-      &kPlanVerb,       &kPkiInitVerb,      &kPkiIssueVerb,   &kVersionVerb,  &kWorkerVerb,
+      &kPlanVerb,       &kDoctorVerb,       &kPkiInitVerb,    &kPkiIssueVerb, &kVersionVerb,
+      &kWorkerVerb,
   };
   return verbs;
 }

@@ -11,10 +11,10 @@ namespace toroid {
 
 // One per file of the same name.
 extern const Verb kAgentVerb, kBenchVerb, kConfigSchemaVerb, kConfigShowVerb, kControllerVerb,
-    kConvertVerb, kGenerateVerb, kInspectVerb, kJobCancelVerb, kJobDeleteVerb, kJobGetVerb,
-    kJobListVerb, kJobLogsVerb, kJobSubmitVerb, kJobWatchVerb, kLaunchVerb, kModelsVerb,
-    kPkiInitVerb, kPkiIssueVerb, kPodDrainVerb, kPodGetVerb, kPodListVerb, kPlanVerb, kScoreVerb,
-    kTokenizeVerb, kTrainVerb, kUpVerb, kVerifyVerb, kVersionVerb, kWorkerVerb;
+    kConvertVerb, kDoctorVerb, kGenerateVerb, kInspectVerb, kJobCancelVerb, kJobDeleteVerb,
+    kJobGetVerb, kJobListVerb, kJobLogsVerb, kJobSubmitVerb, kJobWatchVerb, kLaunchVerb,
+    kModelsVerb, kPkiInitVerb, kPkiIssueVerb, kPodDrainVerb, kPodGetVerb, kPodListVerb, kPlanVerb,
+    kScoreVerb, kTokenizeVerb, kTrainVerb, kUpVerb, kVerifyVerb, kVersionVerb, kWorkerVerb;
 
 // In the order of `toroid --help`.
 const std::vector<const Verb*>& Verbs();

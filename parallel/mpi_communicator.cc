@@ -310,4 +310,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> NewWorld(int* argc, char*** argv) 
   return NewMpiWorld(argc, argv);
 }
 
+std::string MpiLibraryVersion() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;  // one of the few calls that MPI allows before it is started
+  return MPI_Get_library_version(text, &length) == MPI_SUCCESS ? std::string(text, size_t(length))
+                                                               : std::string();
+}
+
 }  // namespace toroid

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "core/communicator.h"
@@ -28,5 +29,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> NewMpiWorld(int* argc, char*** arg
 // The world where this process was started: MPI's where a launcher started it (mpirun, srun), else
 // a SelfCommunicator, without starting MPI.
 absl::StatusOr<std::unique_ptr<Communicator>> NewWorld(int* argc, char*** argv);
+
+// The MPI library that is loaded, in its own words, without starting it: "Open MPI v4.1.4, ..".
+std::string MpiLibraryVersion();
 
 }  // namespace toroid

@@ -265,4 +265,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> NewNcclCommunicator(Communicator& 
       std::move(shared), comm, host.rank(), host.size(), /*world=*/true));
 }
 
+std::string NcclVersion() {
+  int version = 0;
+  if (ncclGetVersion(&version) != ncclSuccess) return "";
+  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
 }  // namespace toroid

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "core/communicator.h"
@@ -18,5 +19,8 @@ namespace toroid {
 // afterwards. `device`: of those that this process sees, another one on each rank.
 // FailedPrecondition in a build without NCCL; Unavailable: NCCL's words.
 absl::StatusOr<std::unique_ptr<Communicator>> NewNcclCommunicator(Communicator& host, int device);
+
+// Of the library that is loaded, "2.28.9"; empty in a build without NCCL.
+std::string NcclVersion();
 
 }  // namespace toroid

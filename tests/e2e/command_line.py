@@ -26,7 +26,7 @@ def test_mistakes_are_usage_errors():
 def test_planned_verbs_are_refused_and_not_shown():
     shown = run("--help")
     check(shown.code == 0 and "generate" in shown.out, shown.out)
-    for verb in ["serve", "doctor", "manifest", "completion"]:
+    for verb in ["serve", "manifest", "completion"]:
         refused(run(verb, "x"), 2, "not in this version", verb)
         check(f"\n  {verb} " not in shown.out, verb, "is shown")
     check("worker" not in shown.out, "worker is shown")
@@ -45,6 +45,28 @@ def test_version():
     facts = run("version", "-o", "json").json()
     check(facts["schema"] == 1 and facts["isa"] in ("scalar", "avx2", "avx512"), facts)
     check(run("--version").out.startswith("toroid "), "--version")
+
+
+def test_doctor():
+    facts = run("doctor", "--device", "cpu", "-o", "json").json()
+    check(facts["schema"] == 1 and facts["pass"] and facts["chosen"]["device"] == "cpu", facts)
+    names = [line["check"] for line in facts["checks"]]
+    check({"toroid", "processor", "cores", "memory", "MPI", "models"} <= set(names), names)
+    check(not any(name.startswith("GPU") for name in names), names)
+    with tempfile.TemporaryDirectory() as empty:
+        shown = run("doctor", "--device", "cpu", env={"TOROID_MODELS": empty})
+        line = next(x for x in shown.out.split("\n") if empty in x)
+        check(shown.code == 0 and line.startswith("warning") and "get_model.sh" in line, shown.out)
+    shown = run("doctor", "--device", "cpu", env={"PATH": "/nowhere"})
+    line = next(x for x in shown.out.split("\n") if "Open MPI" in x)
+    check(shown.code == 0 and line.startswith("warning") and "no mpirun" in line, shown.out)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # also where there are GPUs
+    shown = run("doctor", env=hidden)
+    check(shown.code == 0 and "chosen" in shown.out, shown.out, shown.err)
+    shown = run("doctor", "--device", "cuda", env=hidden)
+    check(shown.code == 1 and "--device cuda" in shown.said()[0], shown.code, shown.err)
+    check("warning  CUDA" in shown.out, shown.out)
+    refused(run("doctor", "--device", "tpu"), 2, "--device", "cuda")
 
 
 def test_tokenize():
