@@ -33,18 +33,6 @@ std::string StateLine(const JobStatus& job) {
   return line;
 }
 
-// "ID  train 120/1000  loss 2.3146  5120.0 tokens/s"
-std::string ProgressLine(const JobStatus& job) {
-  const TaskProgress& progress = *job.progress;
-  std::string line =
-      absl::StrCat(job.id, "  ", progress.phase, " ", progress.done, "/", progress.total);
-  if (progress.loss.has_value()) absl::StrAppendFormat(&line, "  loss %.4f", *progress.loss);
-  if (progress.tokens_per_s > 0) {
-    absl::StrAppendFormat(&line, "  %.1f tokens/s", progress.tokens_per_s);
-  }
-  return line;
-}
-
 constexpr int64_t kMostJobs = 1000;  // of one ListJobs
 
 std::string Since(absl::Time time) {
@@ -108,7 +96,7 @@ class EventLines {
   std::string Next(const JobEvent& event) {
     const bool same = event.sequence == last_ && event.status.progress.has_value();
     last_ = event.sequence;
-    return same ? ProgressLine(event.status) : StateLine(event.status);
+    return same ? JobProgressLine(event.status) : StateLine(event.status);
   }
 
  private:

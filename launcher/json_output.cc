@@ -119,6 +119,49 @@ Json Verify(const VerifyResult& result) {
   return json;
 }
 
+Json CheckpointJson(const JobCheckpoint& checkpoint) {
+  return {{"step", checkpoint.step},
+          {"epoch", checkpoint.epoch},
+          {"path", checkpoint.path},
+          {"hash", absl::StrFormat("%016x", checkpoint.hash)}};
+}
+
+Json ProgressJson(const TaskProgress& progress) {
+  Json json = {{"phase", progress.phase}, {"done", progress.done}, {"total", progress.total}};
+  if (progress.loss.has_value()) json["loss"] = *progress.loss;
+  if (progress.tokens_per_s > 0) json["tokens_per_s"] = progress.tokens_per_s;
+  if (!progress.exchange.has_value()) return json;
+  const ExchangeProgress& exchange = *progress.exchange;
+  json["exchange"] = {{"taking_part", exchange.taking_part},
+                      {"staleness", exchange.staleness},
+                      {"bytes_sent", exchange.bytes_sent},
+                      {"wait_share", exchange.wait_share}};
+  if (exchange.hash_step > 0) {
+    json["exchange"]["hash_step"] = exchange.hash_step;
+    json["exchange"]["hash"] = absl::StrFormat("%016x", exchange.hash);
+  }
+  return json;
+}
+
+// The pods of a job that trains on several, in the job's order, and what all of them have alike.
+void AddPods(const JobStatus& status, Json* json) {
+  if (status.pods.empty()) return;
+  (*json)["pods"] = Json::array();
+  for (const JobPod& pod : status.pods) {
+    Json shown = {{"pod", pod.pod}, {"mesh", MeshJson(pod.mesh)}, {"epoch", pod.epoch}};
+    if (pod.progress.has_value()) shown["progress"] = ProgressJson(*pod.progress);
+    if (pod.checkpoint.has_value()) shown["checkpoint"] = CheckpointJson(*pod.checkpoint);
+    (*json)["pods"].push_back(std::move(shown));
+  }
+  const PodsAgreement& agreement = status.agreement;
+  Json& shown = (*json)["agreement"] = Json::object();
+  if (agreement.checkpoint_step > 0) shown["checkpoint_step"] = agreement.checkpoint_step;
+  if (agreement.hash_step == 0) return;
+  shown["hash_step"] = agreement.hash_step;
+  shown["hash"] = absl::StrFormat("%016x", agreement.hash);
+  shown["hashes_differ"] = agreement.hashes_differ;
+}
+
 Json Job(const JobStatus& status) {
   Json json = Object();
   json["id"] = status.id;
@@ -131,12 +174,7 @@ Json Job(const JobStatus& status) {
   json["epoch"] = status.epoch;
   json["restarts"] = status.restarts;
   json["restarts_since_checkpoint"] = status.restarts_since_checkpoint;
-  if (status.checkpoint) {
-    json["checkpoint"] = {{"step", status.checkpoint->step},
-                          {"epoch", status.checkpoint->epoch},
-                          {"path", status.checkpoint->path},
-                          {"hash", absl::StrFormat("%016x", status.checkpoint->hash)}};
-  }
+  if (status.checkpoint) json["checkpoint"] = CheckpointJson(*status.checkpoint);
   json["priority"] = status.priority;
   json["created"] = TimeJson(status.created);
   json["started"] = TimeJson(status.started);
@@ -167,13 +205,8 @@ Json Job(const JobStatus& status) {
   } else if (const auto* verify = std::get_if<VerifyResult>(&status.result)) {
     json["result"] = Verify(*verify);
   }
-  if (status.progress.has_value()) {
-    const TaskProgress& progress = *status.progress;
-    Json shown = {{"phase", progress.phase}, {"done", progress.done}, {"total", progress.total}};
-    if (progress.loss.has_value()) shown["loss"] = *progress.loss;
-    if (progress.tokens_per_s > 0) shown["tokens_per_s"] = progress.tokens_per_s;
-    json["progress"] = std::move(shown);
-  }
+  if (status.progress.has_value()) json["progress"] = ProgressJson(*status.progress);
+  AddPods(status, &json);
   return json;
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "launcher/exit_code.h"
 #include "launcher/quantity.h"
 
@@ -52,6 +53,38 @@ std::string Sent(const RunReport& report, Bytes bytes) {
 }
 
 }  // namespace
+
+std::string JobProgressLine(const JobStatus& job) {
+  const TaskProgress& progress = *job.progress;
+  std::string line =
+      absl::StrCat(job.id, "  ", progress.phase, " ", progress.done, "/", progress.total);
+  std::vector<std::string> losses;
+  double rate = 0;
+  ExchangeProgress exchange;
+  for (const JobPod& pod : job.pods) {
+    if (!pod.progress.has_value()) continue;
+    if (pod.progress->loss.has_value()) {
+      losses.push_back(absl::StrFormat("%s %.4f", pod.pod, *pod.progress->loss));
+    }
+    rate += pod.progress->tokens_per_s;
+    const ExchangeProgress told = pod.progress->exchange.value_or(ExchangeProgress());
+    exchange.bytes_sent += told.bytes_sent;
+    exchange.wait_share = std::max(exchange.wait_share, told.wait_share);
+    exchange.staleness = std::max(exchange.staleness, told.staleness);
+  }
+  if (!losses.empty()) {
+    absl::StrAppend(&line, "  loss ", absl::StrJoin(losses, ", "));
+  } else if (progress.loss.has_value()) {
+    absl::StrAppendFormat(&line, "  loss %.4f", *progress.loss);
+  }
+  if (job.pods.empty()) rate = progress.tokens_per_s;
+  if (rate > 0) absl::StrAppendFormat(&line, "  %.1f tokens/s", rate);
+  if (!progress.exchange.has_value() || job.pods.empty()) return line;
+  absl::StrAppendFormat(&line, "  sent %.3g MB  waited %.0f%%", double(exchange.bytes_sent) / 1e6,
+                        100 * exchange.wait_share);
+  if (exchange.staleness > 0) absl::StrAppend(&line, "  staleness ", exchange.staleness);
+  return line;
+}
 
 std::string PerRank(const std::vector<int64_t>& bytes) {
   if (bytes.empty()) return "unknown";

@@ -153,7 +153,11 @@ absl::Status OnRanks(const Arguments& arguments) {
   Screen screen(arguments);
   std::unique_ptr<TrainingJob> job;
   run.program = [&](int64_t world_size) -> absl::StatusOr<Program> {
-    TOROID_ASSIGN_OR_RETURN(spec->placement.load.mesh, MeshHere(spec->placement.mesh, world_size));
+    MeshWish wish = spec->placement.mesh;
+    if (peers && arguments.OriginOf("--mesh") != Origin::kFlag) {  // it beats the job
+      TOROID_ASSIGN_OR_RETURN(wish, MeshOfPod(spec->placement, peers->pod, PodsOf(*spec)));
+    }
+    TOROID_ASSIGN_OR_RETURN(spec->placement.load.mesh, MeshHere(wish, world_size));
     const MeshShape& mesh = spec->placement.load.mesh;
     spec->placement.mesh = {mesh.data, mesh.ring, mesh.tensor};  // as it runs
     const std::string directory =

@@ -3,6 +3,7 @@
 #include <utility>
 #include <variant>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
@@ -43,6 +44,17 @@ absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::stri
   if (Given(arguments, "--device")) spec.device = DeviceNamed(arguments.Text("--device"));
   load.device = spec.device;
   return spec;
+}
+
+absl::StatusOr<MeshWish> MeshOfPod(const Placement& placement, int64_t pod, int64_t pods) {
+  for (const auto& [name, wish] : placement.pod_meshes) {
+    int64_t number = -1;
+    if (absl::SimpleAtoi(name, &number) && number >= 0 && number < pods) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("pod_mesh: no such pod: ", name, ": pods that are started by hand are 0 to ",
+                     pods - 1, ": name it by its number, or give --mesh"));
+  }
+  return MeshOn(absl::StrCat(pod), placement.mesh, placement.pod_meshes);
 }
 
 absl::StatusOr<MeshShape> MeshHere(const MeshWish& wish, int64_t world_size) {

@@ -17,4 +17,8 @@ absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::stri
 // The wish as ParseMesh reads it, whose errors propose a mesh that fits.
 absl::StatusOr<MeshShape> MeshHere(const MeshWish& wish, int64_t world_size);
 
+// What the job asks of its pod number `pod` of so many, which was started by hand: by that number
+// pod_mesh names it. InvalidArgument if pod_mesh has a name that is no pod's number.
+absl::StatusOr<MeshWish> MeshOfPod(const Placement& placement, int64_t pod, int64_t pods);
+
 }  // namespace toroid

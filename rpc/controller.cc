@@ -119,7 +119,7 @@ void Controller::ScheduleWork() {
     ExplainWaiting(*job);
     const Placement& placement = job->spec.placement;
     waiting.push_back({2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority,
-                       job->order, job->pods()});
+                       job->order, job->pods(), placement.pod_meshes});
     job_keys.push_back(job.get());
   }
   if (waiting.empty()) return;
@@ -165,16 +165,32 @@ uint64_t Controller::view() const {
 
 // Why no live pod can ever serve it; OK if one can.
 absl::Status Controller::CannotServe(const Placement& placement, int64_t pods) const {
+  for (const auto& [name, wish] : placement.pod_meshes) {
+    const auto named = pods_.find(name);
+    if (named == pods_.end() || named->second->session == 0) {
+      return MakeError(absl::StatusCode::kFailedPrecondition,
+                       absl::StrCat("pod_mesh: no such pod: ", name, ": see toroid pod list"),
+                       {"NO_POD", {{"pod", name}}, {}});
+    }
+    const absl::Status fits = ResolveMesh(wish, named->second->registration.slots).status();
+    if (!fits.ok()) {
+      return MakeError(fits.code(), absl::StrCat("pod_mesh of ", name, ": ", fits.message()),
+                       GetErrorInfo(fits));
+    }
+  }
   const Pod* largest = nullptr;
   int64_t able = 0;
   for (const auto& [name, pod] : pods_) {
     if (pod->session == 0 || (!placement.pod.empty() && placement.pod != name)) continue;
-    able += ResolveMesh(placement.mesh, pod->registration.slots).ok();
+    const MeshWish& wish = MeshOn(name, placement.mesh, placement.pod_meshes);
+    able += ResolveMesh(wish, pod->registration.slots).ok();
+    if (placement.pod_meshes.count(name) > 0) continue;
     if (largest == nullptr || pod->registration.slots > largest->registration.slots) {
       largest = pod.get();
     }
   }
-  if (largest == nullptr) {
+  if (able >= pods) return absl::OkStatus();
+  if (largest == nullptr && able == 0) {
     return placement.pod.empty()
                ? MakeError(absl::StatusCode::kFailedPrecondition,
                            "no pod is registered: start an agent: toroid agent --pod a",
@@ -183,8 +199,9 @@ absl::Status Controller::CannotServe(const Placement& placement, int64_t pods) c
                            absl::StrCat("no such pod: ", placement.pod, ": see toroid pod list"),
                            {"NO_POD", {{"pod", placement.pod}}, {}});
   }
-  TOROID_RETURN_IF_ERROR(ResolveMesh(placement.mesh, largest->registration.slots).status());
-  if (able >= pods) return absl::OkStatus();
+  if (largest != nullptr) {
+    TOROID_RETURN_IF_ERROR(ResolveMesh(placement.mesh, largest->registration.slots).status());
+  }
   return MakeError(absl::StatusCode::kFailedPrecondition,
                    absl::StrCat("the job needs ", pods, " pods, of those that are registered ",
                                 able, " can take it: start another agent: toroid agent --pod NAME"),

@@ -156,7 +156,7 @@ class Controller {
   absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
   Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);
-  void JobProgressed(Job& job, const TaskProgress& progress);
+  void JobProgressed(Job& job, const World& world, const TaskProgress& progress);
   void JobCommits(const World& world, JobCheckpoint checkpoint);
   void JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result);
   bool EndOthers(Job& job, const absl::Status& failure, const WorldExit& exit, absl::Time earliest);
@@ -164,6 +164,11 @@ class Controller {
                      absl::Time earliest);
   void CheckJob(Job& job);
   void Publish(const Job& job, const JobEvent& event);
+
+  // controller_job_pods.cc
+  void PodProgressed(Job& job, const World& world, const TaskProgress& progress);
+  void PodCommits(Job& job, const World& world, const JobCheckpoint& checkpoint);
+  void Agree(Job& job);
 
   JobStore* const store_;
   LogStore* const logs_;

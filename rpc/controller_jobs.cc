@@ -267,6 +267,13 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
     names.push_back(pod->registration.pod);
   }
   job.status.progress.reset();
+  job.status.pods.clear();
+  job.status.agreement = {};
+  job.told_by_pods.clear();
+  for (size_t i = 0; job.pods() > 1 && i < pods.size(); ++i) {
+    const World& world = *worlds[i];
+    job.status.pods.push_back({names[i], world.placement.load.mesh, world.id.epoch, {}, {}});
+  }
   job.status.pod = absl::StrJoin(names, ",");
   job.status.mesh = worlds[0]->placement.load.mesh;
   job.status.epoch = worlds[0]->id.epoch;
@@ -281,7 +288,9 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
 }
 
 // Soft: an event that is not kept, with the sequence of the last one that is.
-void Controller::JobProgressed(Job& job, const TaskProgress& progress) {
+void Controller::JobProgressed(Job& job, const World& world, const TaskProgress& progress) {
+  PodProgressed(job, world, progress);
+  if (world.pod != 0) return;
   job.status.progress = progress;
   const absl::Time now = Now();
   if (now < job.told + times_.progress && progress.done < progress.total) return;
@@ -298,6 +307,7 @@ void Controller::JobCommits(const World& world, JobCheckpoint checkpoint) {
   }
   Job& job = *found->second;
   checkpoint.epoch = world.id.epoch;
+  PodCommits(job, world, checkpoint);  // epochs of pods are not each other's: the store keeps one
   JobStatus status = job.status;
   const bool later = !status.checkpoint || checkpoint.step > status.checkpoint->step;
   if (later) status.restarts_since_checkpoint = 0;

@@ -2,9 +2,12 @@
 // only.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "rpc/controller.h"
 
@@ -86,6 +89,12 @@ struct Controller::Job {
   };
   std::optional<Failure> failed;
   int64_t answered = 0;  // of its pods
+  // What each of its pods has told in this launch, the newest.
+  struct Told {
+    std::map<int64_t, uint64_t> hashes;  // by steps done
+    std::set<int64_t> checkpoints;       // steps
+  };
+  std::vector<Told> told_by_pods;
 
   bool trains() const { return std::holds_alternative<TrainTask>(spec.task) && !spec.verify; }
   int64_t pods() const {

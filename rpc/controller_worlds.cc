@@ -56,8 +56,9 @@ absl::StatusOr<std::unique_ptr<Controller::World>> Controller::NewWorld(const Po
   const std::string& name = pod.registration.pod;
   auto world = std::make_unique<World>();
   world->placement = placement;
-  TOROID_ASSIGN_OR_RETURN(world->placement.load.mesh,
-                          ResolveMesh(placement.mesh, pod.registration.slots));
+  TOROID_ASSIGN_OR_RETURN(
+      world->placement.load.mesh,
+      ResolveMesh(MeshOn(name, placement.mesh, placement.pod_meshes), pod.registration.slots));
   world->id.job = job.empty() ? absl::StrCat("kept.", name) : job;
   TOROID_ASSIGN_OR_RETURN(world->id.epoch, store_->BumpEpoch(world->id.job, name));
   world->id.view = view_;
@@ -196,7 +197,7 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
     const auto job = jobs_.find(world.job);
-    if (job != jobs_.end() && world.pod == 0) JobProgressed(*job->second, *progress);
+    if (job != jobs_.end()) JobProgressed(*job->second, world, *progress);
   } else if (const auto* listens = std::get_if<ListensAnswer>(&answer.body)) {
     world.listens = listens->addresses;
     TellPods(world.job);

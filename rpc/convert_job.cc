@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "rpc/convert.h"
@@ -39,6 +41,33 @@ absl::Status ReadPods(const v1::JobSpec& in, JobSpec& out) {
   return absl::OkStatus();
 }
 
+// "data: -1" and its like of a pod are what they are of a mesh.
+absl::Status ReadPodMeshes(const v1::JobSpec& in, JobSpec& out) {
+  if (in.pod_mesh_size() > 0 && in.mesh().pods() < 2) {
+    return BadField("pod_mesh", "of several pods: give mesh { pods: 2 }");
+  }
+  for (const v1::PodMesh& pod : in.pod_mesh()) {
+    if (pod.pod().empty()) return BadField("pod_mesh.pod", "missing: name a pod");
+    MeshWish wish{pod.data(), pod.ring(), pod.tensor()};
+    for (const auto& [name, size] :
+         {std::pair("pod_mesh.data", wish.data), std::pair("pod_mesh.ring", wish.ring),
+          std::pair("pod_mesh.tensor", wish.tensor)}) {
+      if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
+    }
+    if (wish == MeshWish()) wish.data = MeshWish::kRest;
+    if (!out.placement.pod_meshes.emplace(pod.pod(), wish).second) {
+      return BadField("pod_mesh.pod", absl::StrCat(pod.pod(), " is named twice"));
+    }
+  }
+  const int64_t named = static_cast<int64_t>(out.placement.pod_meshes.size());
+  if (named > std::max(in.mesh().pods(), 1)) {
+    return BadField("pod_mesh",
+                    absl::StrCat(named, " pods are named, the job has ", in.mesh().pods(),
+                                 ": give mesh { pods: ", named, " }"));
+  }
+  return absl::OkStatus();
+}
+
 // What training takes where the spec says nothing, and inference something else.
 absl::Status PlaceTraining(const v1::JobSpec& in, JobSpec& out) {
   if (out.output_dir.empty()) {
@@ -69,6 +98,13 @@ v1::JobSpec ToProto(const JobSpec& spec) {
     *out.mutable_train() = ToProto(*train);
     const int64_t pods = train->plan.options.pods.count;
     if (pods > 1) out.mutable_mesh()->set_pods(int32_t(pods));
+    for (const auto& [pod, wish] : spec.placement.pod_meshes) {
+      v1::PodMesh& mesh = *out.add_pod_mesh();
+      mesh.set_pod(pod);
+      mesh.set_data(int32_t(wish.data));
+      mesh.set_ring(int32_t(wish.ring));
+      mesh.set_tensor(int32_t(wish.tensor));
+    }
   } else {
     *out.mutable_score() = ToProto(std::get<ScoreTask>(spec.task));
   }
@@ -122,11 +158,15 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
       if (task.plan.seed == 0) task.plan.seed = task.plan.options.dropout_seed = in.seed();
       out.task = std::move(task);
       TOROID_RETURN_IF_ERROR(ReadPods(in, out));
+      TOROID_RETURN_IF_ERROR(ReadPodMeshes(in, out));
       TOROID_RETURN_IF_ERROR(PlaceTraining(in, out));
       break;
     }
     case v1::JobSpec::TASK_NOT_SET:
       return BadField("task", "missing: give generate, score or train");
+  }
+  if (in.pod_mesh_size() > 0 && !in.has_train()) {
+    return BadField("pod_mesh", "only training runs on several pods: leave it out");
   }
   out.max_restarts = in.max_restarts();
   TOROID_ASSIGN_OR_RETURN(out.active_deadline, ReadDuration(in.active_deadline(), "active_deadline",
@@ -199,6 +239,23 @@ JobCheckpoint FromProto(const v1::Checkpoint& in) {
   return {in.epoch(), in.step(), in.path(), in.hash()};
 }
 
+v1::JobPod ToProto(const JobPod& pod) {
+  v1::JobPod out;
+  out.set_pod(pod.pod);
+  *out.mutable_mesh() = ToProto(pod.mesh);
+  out.set_epoch(pod.epoch);
+  if (pod.progress.has_value()) *out.mutable_progress() = ToProto(*pod.progress);
+  if (pod.checkpoint.has_value()) *out.mutable_checkpoint() = ToProto(*pod.checkpoint);
+  return out;
+}
+
+JobPod FromProto(const v1::JobPod& in) {
+  JobPod out{in.pod(), MeshFromProto(in.mesh()), in.epoch(), {}, {}};
+  if (in.has_progress()) out.progress = FromProto(in.progress());
+  if (in.has_checkpoint()) out.checkpoint = FromProto(in.checkpoint());
+  return out;
+}
+
 v1::Job ToProto(const JobStatus& status) {
   v1::Job out;
   out.set_id(status.id);
@@ -230,6 +287,14 @@ v1::Job ToProto(const JobStatus& status) {
   if (status.progress.has_value()) *out.mutable_progress() = ToProto(*status.progress);
   if (status.checkpoint.has_value()) *out.mutable_checkpoint() = ToProto(*status.checkpoint);
   out.set_restarts_since_checkpoint(status.restarts_since_checkpoint);
+  for (const JobPod& pod : status.pods) *out.add_pods() = ToProto(pod);
+  if (!status.pods.empty()) {
+    v1::PodsAgreement& agreement = *out.mutable_agreement();
+    agreement.set_checkpoint_step(status.agreement.checkpoint_step);
+    agreement.set_hash_step(status.agreement.hash_step);
+    agreement.set_hash(status.agreement.hash);
+    agreement.set_hashes_differ(status.agreement.hashes_differ);
+  }
   return out;
 }
 
@@ -256,6 +321,10 @@ absl::StatusOr<JobStatus> FromProto(const v1::Job& in) {
   if (in.has_progress()) out.progress = FromProto(in.progress());
   if (in.has_checkpoint()) out.checkpoint = FromProto(in.checkpoint());
   out.restarts_since_checkpoint = in.restarts_since_checkpoint();
+  for (const v1::JobPod& pod : in.pods()) out.pods.push_back(FromProto(pod));
+  const v1::PodsAgreement& agreement = in.agreement();
+  out.agreement = {agreement.checkpoint_step(), agreement.hash_step(), agreement.hash(),
+                   agreement.hashes_differ()};
   return out;
 }
 

@@ -123,6 +123,16 @@ v1::Progress ToProto(const TaskProgress& progress) {
   out.set_total(progress.total);
   if (progress.loss.has_value()) out.set_loss(*progress.loss);
   out.set_tokens_per_s(progress.tokens_per_s);
+  if (progress.exchange.has_value()) {
+    const ExchangeProgress& exchange = *progress.exchange;
+    v1::ExchangeProgress& told = *out.mutable_exchange();
+    told.set_taking_part(exchange.taking_part);
+    told.set_staleness(exchange.staleness);
+    told.set_bytes_sent(exchange.bytes_sent);
+    told.set_wait_share(exchange.wait_share);
+    told.set_hash_step(exchange.hash_step);
+    told.set_hash(exchange.hash);
+  }
   return out;
 }
 
@@ -133,6 +143,11 @@ TaskProgress FromProto(const v1::Progress& in) {
   out.total = in.total();
   if (in.has_loss()) out.loss = in.loss();
   out.tokens_per_s = in.tokens_per_s();
+  if (in.has_exchange()) {
+    const v1::ExchangeProgress& told = in.exchange();
+    out.exchange = ExchangeProgress{told.taking_part(), told.staleness(), told.bytes_sent(),
+                                    told.wait_share(),  told.hash_step(), told.hash()};
+  }
   return out;
 }
 

@@ -35,6 +35,11 @@ absl::StatusOr<MeshWish> ParseMeshWish(absl::string_view text) {
   return wish;
 }
 
+const MeshWish& MeshOn(const std::string& pod, const MeshWish& mesh, const PodMeshes& pod_meshes) {
+  const auto own = pod_meshes.find(pod);
+  return own == pod_meshes.end() ? mesh : own->second;
+}
+
 absl::StatusOr<MeshShape> ResolveMesh(const MeshWish& wish, int64_t slots) {
   if (wish == MeshWish()) return MeshShape{1, slots, 1};
   MeshShape mesh{wish.data, wish.ring, wish.tensor};

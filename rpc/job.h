@@ -28,6 +28,9 @@ struct MeshWish {
   int64_t data = 0, ring = 0, tensor = 0;
   bool operator==(const MeshWish&) const = default;
 };
+using PodMeshes = std::map<std::string, MeshWish>;  // by the pod's name
+// What is asked for of the pod of this name: its own, or else `mesh`.
+const MeshWish& MeshOn(const std::string& pod, const MeshWish& mesh, const PodMeshes& pod_meshes);
 // "ring=2,tensor=*", "" or "data=1,ring=2". InvalidArgument says what could not be read.
 absl::StatusOr<MeshWish> ParseMeshWish(absl::string_view text);
 // The mesh on a pod of `slots`. InvalidArgument or ResourceExhausted names both numbers.
@@ -83,12 +86,23 @@ using Task = std::variant<GenerateTask, ScoreTask, TrainTask>;
 using TaskResult =
     std::variant<std::monostate, GenerateResult, ScoreResult, TrainResult, VerifyResult>;
 
+// What a pod has to do with the other pods of its job, in its last launch.
+struct ExchangeProgress {
+  int64_t taking_part = 0;  // pods
+  int64_t staleness = 0;    // steps from what is sent to its being applied
+  int64_t bytes_sent = 0;   // of payloads, by rank 0
+  double wait_share = 0;    // of the time in steps, in which rank 0 waited for other pods
+  int64_t hash_step = 0;    // steps that were done when `hash` was taken; 0: none was
+  uint64_t hash = 0;        // of what all pods have alike: the weights, or the outer weights
+};
+
 // How far a task is.
 struct TaskProgress {
   std::string phase;  // as parallel/request.h has them; "tokenise" in bytes, "train" in steps
   int64_t done = 0, total = 0;
   std::optional<double> loss{};  // of the last step, if it has one
   double tokens_per_s = 0;       // of the last step
+  std::optional<ExchangeProgress> exchange{};
 };
 
 // Where and how a model runs.
@@ -96,6 +110,8 @@ struct Placement {
   LoadRequest load;  // load.mesh is resolved from `mesh`
   MeshWish mesh;
   std::string pod;  // empty: any
+  // Of a job on several pods: those that take part in any case, with another mesh.
+  PodMeshes pod_meshes = {};
 };
 
 struct JobSpec {
@@ -136,6 +152,23 @@ struct JobCheckpoint {
   uint64_t hash = 0;  // of its manifest
 };
 
+// One pod of a job that trains on several, in its last launch.
+struct JobPod {
+  std::string pod;
+  MeshShape mesh;
+  uint64_t epoch = 0;
+  std::optional<TaskProgress> progress;
+  std::optional<JobCheckpoint> checkpoint;  // the last one of this pod
+};
+
+// What all pods of a job have told alike.
+struct PodsAgreement {
+  int64_t checkpoint_step = 0;  // of the newest checkpoint that all have; 0: none
+  int64_t hash_step = 0;        // the newest steps after which all have told a hash; 0: none
+  uint64_t hash = 0;            // then, of the first pod
+  bool hashes_differ = false;   // then another pod's is another one
+};
+
 // The present state of a job.
 struct JobStatus {
   std::string id;
@@ -154,6 +187,8 @@ struct JobStatus {
   TaskResult result;                        // once SUCCEEDED
   std::optional<JobCheckpoint> checkpoint;  // the last one that was committed
   std::optional<TaskProgress> progress;     // of the last launch; not kept in the store
+  std::vector<JobPod> pods;                 // of a job that trains on several
+  PodsAgreement agreement;                  // the same
 };
 
 struct JobEvent {

@@ -6,13 +6,13 @@
 namespace toroid {
 namespace {
 
-// Smaller is better: free, ending, idle for longest; then the tightest fit, then the name.
-auto Cost(const PodView& pod) {
+// Smaller is better: named; free, ending, idle for longest; then the tightest fit, then the name.
+auto Cost(const PodView& pod, const Waiting& item) {
   const int kind = pod.state == PodView::State::kFree     ? 0
                    : pod.state == PodView::State::kEnding ? 1
                                                           : 2;
   const absl::Time idle = kind == 2 ? pod.idle_since : absl::InfinitePast();
-  return std::make_tuple(kind, idle, pod.slots, pod.name);
+  return std::make_tuple(item.pod_meshes.count(pod.name) == 0, kind, idle, pod.slots, pod.name);
 }
 
 }  // namespace
@@ -26,20 +26,25 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
   for (const Waiting& item : waiting) {
     const size_t wanted = static_cast<size_t>(item.pods);
     std::vector<size_t> fit;
-    size_t able = 0;  // those that are busy or taken included
+    size_t able = 0, named = 0;  // those that are busy or taken included
     for (size_t i = 0; i < pods.size(); ++i) {
       const PodView& pod = pods[i];
       if (pod.state == PodView::State::kClosed || (!item.pod.empty() && item.pod != pod.name) ||
-          !ResolveMesh(item.mesh, pod.slots).ok()) {
+          !ResolveMesh(MeshOn(pod.name, item.mesh, item.pod_meshes), pod.slots).ok()) {
         continue;
       }
       ++able;
+      named += item.pod_meshes.count(pod.name);
       if (!taken[i] && pod.state != PodView::State::kBusy) fit.push_back(i);
     }
-    if (able < wanted) continue;
+    if (able < wanted || named < item.pod_meshes.size()) continue;
     std::sort(fit.begin(), fit.end(),
-              [&pods](size_t a, size_t b) { return Cost(pods[a]) < Cost(pods[b]); });
-    fit.resize(std::min(fit.size(), wanted));
+              [&](size_t a, size_t b) { return Cost(pods[a], item) < Cost(pods[b], item); });
+    // Those that are not named leave room for the named ones that are not free yet.
+    const auto others = std::find_if(
+        fit.begin(), fit.end(), [&](size_t i) { return item.pod_meshes.count(pods[i].name) == 0; });
+    const size_t room = size_t(others - fit.begin()) + wanted - item.pod_meshes.size();
+    fit.resize(std::min(fit.size(), room));
     using State = PodView::State;
     const bool starts = fit.size() == wanted && std::all_of(fit.begin(), fit.end(), [&](size_t i) {
                           return pods[i].state == State::kFree;

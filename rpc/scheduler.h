@@ -29,8 +29,9 @@ struct Waiting {
   MeshWish mesh;
   std::string pod;  // empty: any
   int64_t priority = 0;
-  uint64_t order = 0;  // of arrival
-  int64_t pods = 1;    // so many, or none
+  uint64_t order = 0;         // of arrival
+  int64_t pods = 1;           // so many, or none
+  PodMeshes pod_meshes = {};  // these pods take part in any case, each with a mesh of its own
 };
 
 struct Assignment {

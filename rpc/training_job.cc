@@ -259,11 +259,28 @@ void TrainingJob::Step(const StepReport& report) {
   const absl::Status written = write();
   begun_ = begun_ && written.ok();  // else the file may end in half a line
   Alarm(written);
+  Count(report);
+}
+
+void TrainingJob::Count(const StepReport& report) {
   seconds_ += report.seconds;
   flops_.model += report.flops.model;
   flops_.hardware += report.flops.hardware;
   peak_flops_ = report.peak_flops;
   peak_bytes_ = report.peak_bytes;
+  if (!report.pods) return;
+  if (!exchange_) exchange_.emplace();
+  exchange_->taking_part = report.pods->taking_part;
+  exchange_->staleness = report.pods->staleness;
+  exchange_->bytes_sent += report.pods->bytes_sent;
+  waited_ += report.pods->seconds_waited;
+  exchange_->wait_share = seconds_ > 0 ? waited_ / seconds_ : 0;
+  // Where pods train by themselves their own weights are not alike.
+  const bool own = std::get<TrainTask>(spec_.task).plan.options.pods.exchange.gradients();
+  if (const auto hash = own ? report.param_hash : report.pods->outer_hash) {
+    exchange_->hash_step = report.result.step + 1;
+    exchange_->hash = *hash;
+  }
 }
 
 void TrainingJob::Log(const char* event, const std::string& text) {

@@ -59,6 +59,8 @@ class TrainingJob {
   FlopsUse Use(const StepReport& report) const {
     return Use(report.flops, report.seconds, report.peak_flops);
   }
+  // With other pods: what they and this one had to do with each other so far.
+  const std::optional<ExchangeProgress>& exchange() const { return exchange_; }
   const std::string& directory() const { return directory_; }
   const JobSpec& spec() const { return spec_; }
   int64_t steps() const { return task_.plan.steps; }
@@ -77,6 +79,7 @@ class TrainingJob {
   absl::Status OpenMetrics(int64_t step);
   absl::Status WriteMetrics(const StepReport& report);
   void Step(const StepReport& report);
+  void Count(const StepReport& report);
   void Log(const char* event, const std::string& text);
   void Alarm(const absl::Status& status);
 
@@ -95,6 +98,8 @@ class TrainingJob {
   double peak_flops_ = 0;  // of the last report
   double seconds_ = 0;
   TrainingFlops flops_;  // of all steps
+  std::optional<ExchangeProgress> exchange_;
+  double waited_ = 0;  // of seconds_, for other pods
 };
 
 // The first step of a job that trains and has spec.verify, for all ranks; its number is the

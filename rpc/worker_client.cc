@@ -292,6 +292,7 @@ class Connection final : public WorkerConnection {
       ProgressAnswer progress{"train", done, steps};
       if (report.result.labels > 0) progress.loss = report.result.loss;
       progress.tokens_per_s = report.tokens_per_s;
+      progress.exchange = job_->exchange();
       Tell(number, std::move(progress));
       const absl::Time now = absl::Now();
       if (now < next_line_ && done < steps && report.result.skipped.empty()) return;

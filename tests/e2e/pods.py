@@ -136,6 +136,8 @@ def test_what_is_said_of_pods():
         refused(run(*words(top, 4), "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2"), 3, "mesh.pods: 1", "2")
         refused(run(*job, "--pod", 0, "--pod-peers", "127.0.0.1,127.0.0.1:2"), 3, "127.0.0.1", "host")
         refused(run(*job, "--pod", 0, "--pod-peers", "a:1,b:2", "--controller", "127.0.0.1:1"), 2, "--controller")
+        refused(run(*job, "--set", "pod_mesh.pod=b", "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2"), 3,
+                "pod_mesh", "b", "0 to 1")
         refused(run(*job, "--pod", 0, "--pod-peers", "10.0.0.1:1,127.0.0.1:2"), 3, "10.0.0.1", "--tls-dir")
         check(not os.path.exists(os.path.join(top, "metrics.jsonl")), "a run that was refused")
 
@@ -211,6 +213,40 @@ def test_a_controller_starts_a_job_on_two_pods():
         for world in worlds:
             good(finish(world, 60))
         check(lines(of_pod(alone, 0))[-1]["param_hash"] == one[-1]["param_hash"], "another run's weights")
+    no_orphans()
+
+
+def test_a_controller_gives_pods_unlike_meshes_and_tells_of_each():
+    with tempfile.TemporaryDirectory() as runs:
+        spec = os.path.join(runs, "unlike.textproto")
+        with open(JOB) as job, open(spec, "w") as file:
+            file.write(job.read() + '\npod_mesh { pod: "b" tensor: 2 }\n')
+        sets = [word for setting in (*EXACT, "mesh.data=1", "mesh.ring=2", "train.steps=12", "train.checkpoint.every=4")
+                for word in ("--set", setting)]
+        with Up(2, 2, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+            refused(up.run("job", "submit", JOB, "--set", "mesh.ring=2", "--set", "pod_mesh.pod=b"), 3, "pod_mesh")
+            id = good(up.run("job", "submit", spec, *sets)).out.strip()
+            watched = good(up.run("job", "watch", id, timeout=60))
+            check("loss b " in watched.out and ", a " in watched.out and " waited " in watched.out, watched.out)
+            status = good(up.run("job", "get", id, "-o", "json")).json()
+            check(status["state"] == "SUCCEEDED", status)
+            a, b = sorted(status["pods"], key=lambda pod: pod["pod"])
+            check(a["mesh"]["ring"] == 2 and a["mesh"]["tensor"] == 1, a)
+            check(b["mesh"]["ring"] == 1 and b["mesh"]["tensor"] == 2, b)
+            for pod in (a, b):
+                progress, exchange = pod["progress"], pod["progress"]["exchange"]
+                check(progress["done"] == 12 and progress["loss"] > 0, pod)
+                check(exchange["bytes_sent"] > 0 and 0 <= exchange["wait_share"] <= 1, pod)
+                check(exchange["taking_part"] == 2 and exchange["staleness"] == 0 and exchange["hash_step"] == 12, pod)
+                check(pod["checkpoint"]["step"] == 12 and "runs/" in pod["checkpoint"]["path"], pod)
+            check(a["progress"]["exchange"]["hash"] == b["progress"]["exchange"]["hash"], a, b)
+            agreement = status["agreement"]
+            check(agreement == {"checkpoint_step": 12, "hash_step": 12, "hashes_differ": False,
+                                "hash": a["progress"]["exchange"]["hash"]}, agreement)
+        job = os.path.join(runs, "licence")
+        one, two = (lines(of_pod(job, pod)) for pod in range(2))
+        check([line["param_hash"] for line in one] == [line["param_hash"] for line in two], one, two)
+        check(one[-1]["param_hash"] == agreement["hash"], one[-1], agreement)
     no_orphans()
 
 

@@ -29,6 +29,25 @@ TEST(Summary, WorldDetailsNameEveryRanksPlace) {
   EXPECT_EQ(unknown.at(2), "rank 1: data 0, ring 1, tensor 0");
 }
 
+TEST(Summary, TheProgressOfAJobOnSeveralPodsShowsEachPodsLoss) {
+  JobStatus job;
+  job.id = "j";
+  job.progress = TaskProgress{"train", 3, 7, 2.5, 100};
+  EXPECT_EQ(JobProgressLine(job), "j  train 3/7  loss 2.5000  100.0 tokens/s");
+  job.pods.resize(3);
+  job.pods[0].pod = "a";
+  job.pods[0].progress = job.progress;
+  job.pods[0].progress->exchange = ExchangeProgress{2, 5, 1000000, 0.25};
+  job.pods[1].pod = "b";
+  job.pods[1].progress = TaskProgress{"train", 2, 7, 2.25, 50};
+  job.pods[1].progress->exchange = ExchangeProgress{2, 5, 500000, 0.5};
+  job.pods[2].pod = "c";  // not heard of yet
+  job.progress = job.pods[0].progress;
+  EXPECT_EQ(JobProgressLine(job),
+            "j  train 3/7  loss a 2.5000, b 2.2500  150.0 tokens/s  sent 1.5 MB  waited 50%  "
+            "staleness 5");
+}
+
 TEST(Summary, AVerificationThatIsOutEndsWithOne) {
   VerifyResult result;
   result.worst = {"gradient of q", 3, 2e-3, 1e-5};

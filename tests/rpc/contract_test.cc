@@ -288,5 +288,29 @@ TEST(Scheduler, AJobOnSeveralPodsTakesAllOrWaits) {
   EXPECT_NE(out[0].pod, out[1].pod);
 }
 
+TEST(Scheduler, APodThatHasAMeshOfItsOwnTakesPart) {
+  using State = PodView::State;
+  using Action = Assignment::Action;
+  const absl::Time t = absl::FromUnixSeconds(1000);
+  std::vector<PodView> pods = {
+      {"a", 1, State::kFree, t}, {"b", 2, State::kFree, t}, {"z", 4, State::kFree, t}};
+  Waiting item{1, {1, 1, 1}, "", 0, 1, 2};
+  auto out = Schedule(pods, {item});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].pod + out[1].pod, "ab");  // control: the tightest fit
+  item.pod_meshes = {{"z", {1, 1, 4}}};
+  out = Schedule(pods, {item});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].pod + out[1].pod, "za");
+  EXPECT_EQ(out[1].action, Action::kStart);
+  pods[2].state = State::kBusy;  // it is waited for, by one that is kept
+  out = Schedule(pods, {item});
+  ASSERT_EQ(out.size(), 1u);
+  EXPECT_EQ(out[0].pod, "a");
+  EXPECT_EQ(out[0].action, Action::kWait);
+  pods[2].slots = 3;  // its mesh is too large for it
+  EXPECT_TRUE(Schedule(pods, {item}).empty());
+}
+
 }  // namespace
 }  // namespace toroid

@@ -327,6 +327,85 @@ TEST_F(ControllerTest, AJobOnTwoPodsStartsOnBothAndTellsEachWhereTheOtherListens
   EXPECT_TRUE(second->Runs<ExitTask>());
 }
 
+TEST_F(ControllerTest, APodHasAMeshOfItsOwn) {
+  auto a = Connect("a"), b = Connect("b", 2);
+  JobSpec spec = OnTwoPods();
+  spec.placement.mesh = {1, 2, 1};
+  spec.placement.pod_meshes = {{"c", {1, 1, 2}}};
+  const std::string id = Submit(spec).id;
+  EXPECT_EQ(Get(id).reason, "NoPod");
+  EXPECT_THAT(Get(id).message, HasSubstr("pod_mesh: no such pod: c"));
+  EXPECT_TRUE(a->launches.empty());
+  auto c = Connect("c", 2);
+  ASSERT_EQ(c->launches.size(), 1u);
+  EXPECT_EQ(a->launches.size() + b->launches.size(), 1u);
+  const JobStatus status = Get(id);
+  EXPECT_EQ(status.pod, "c,a");
+  ASSERT_EQ(status.pods.size(), 2u);
+  EXPECT_EQ(status.pods[0].pod, "c");
+  EXPECT_EQ(status.pods[0].mesh, (MeshShape{1, 1, 2}));
+  EXPECT_EQ(status.pods[1].mesh, (MeshShape{1, 2, 1}));
+  EXPECT_EQ(status.pods[1].epoch, a->last().world.epoch);
+  auto first = Attach(*c), second = Attach(*a);
+  for (const auto& [world, mesh] :
+       {std::pair(first, MeshShape{1, 1, 2}), std::pair(second, MeshShape{1, 2, 1})}) {
+    ASSERT_TRUE(world->Runs<TrainOrder>());
+    const JobSpec& told = std::get<TrainOrder>(world->programs.back().task).spec;
+    EXPECT_EQ(told.placement.load.mesh, mesh);
+  }
+}
+
+// What each pod tells is kept apart, and what all of them have told alike is found.
+TEST_F(ControllerTest, AJobOnTwoPodsTellsOfEach) {
+  auto a = Connect("a"), b = Connect("b");
+  const std::string id = Submit(OnTwoPods()).id;
+  auto first = Attach(*a), second = Attach(*b);
+  std::vector<JobEvent> events;
+  JobSink sink;
+  sink.event = [&events](const JobEvent& event) { events.push_back(event); };
+  ASSERT_TRUE(controller_->WatchJob(id, 0, sink).ok());
+  const auto at = [](int64_t step, double loss, int64_t hashed, uint64_t hash) {
+    TaskProgress progress{"train", step, 7, loss, 100};
+    progress.exchange = ExchangeProgress{2, 1, 100 * step, 0.25, hashed, hash};
+    return progress;
+  };
+  Tell(*first, at(2, 5.5, 2, 7));
+  EXPECT_EQ(Get(id).agreement.hash_step, 0);  // of one pod alone
+  Tell(*second, at(2, 5.25, 2, 7));
+  EXPECT_EQ(Get(id).agreement.hash_step, 2);
+  Tell(*first, at(4, 4.5, 4, 8));
+  const JobStatus status = Get(id);
+  EXPECT_EQ(status.agreement.hash_step, 2);
+  EXPECT_EQ(status.agreement.hash, 7u);
+  EXPECT_FALSE(status.agreement.hashes_differ);
+  EXPECT_EQ(status.progress->loss, 4.5);
+  ASSERT_EQ(status.pods.size(), 2u);
+  EXPECT_EQ(status.pods[0].progress->loss, 4.5);
+  EXPECT_EQ(status.pods[1].progress->loss, 5.25);
+  EXPECT_EQ(status.pods[1].progress->exchange->bytes_sent, 200);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back().status.pods.size(), 2u);
+  Tell(*second, at(4, 4.25, 4, 9));
+  EXPECT_EQ(Get(id).agreement.hash_step, 4);
+  EXPECT_TRUE(Get(id).agreement.hashes_differ);
+
+  Tell(*first, JobCheckpoint{first->id.epoch, 2, "c/2", 1});
+  Tell(*first, JobCheckpoint{first->id.epoch, 4, "c/4", 1});
+  EXPECT_EQ(Get(id).agreement.checkpoint_step, 0);
+  Tell(*second, JobCheckpoint{second->id.epoch, 2, "c/2", 1});
+  EXPECT_NE(first->id.epoch, second->id.epoch);
+  EXPECT_EQ(Get(id).agreement.checkpoint_step, 2);
+  EXPECT_EQ(Get(id).pods[0].checkpoint->step, 4);
+  EXPECT_EQ(Get(id).pods[1].checkpoint->step, 2);
+  // What an ended job's pods have told last is kept.
+  Tell(*first, TrainResult());
+  Tell(*second, TrainResult());
+  ASSERT_EQ(Get(id).state, JobState::kSucceeded);
+  ASSERT_EQ(Get(id).pods.size(), 2u);
+  EXPECT_EQ(Get(id).pods[1].progress->loss, 4.25);
+  EXPECT_EQ(Get(id).agreement.checkpoint_step, 2);
+}
+
 TEST_F(ControllerTest, PodsOfAJobStartAgainTogether) {
   auto a = Connect("a"), b = Connect("b");
   const std::string id = Submit(OnTwoPods()).id;
