@@ -1,8 +1,10 @@
 // toroid plan: bytes per rank of a job before there is any rank, and the smallest change that fits.
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -16,6 +18,7 @@
 #include "launcher/job_spec.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
+#include "launcher/plan_exchange.h"
 #include "launcher/quantity.h"
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
@@ -32,15 +35,47 @@ struct Answer {
   std::vector<std::string> advice;  // empty if it fits
   int64_t limit = 0;                // bytes of a rank, 0: none
   ordered_json seconds = ordered_json::object();
+  std::optional<ExchangeAnswer> exchange;
   bool fits() const { return limit == 0 || plan.most() <= limit; }
 };
 
+int64_t LayersOf(const ModelConfig& config, const TrainOptions& options) {
+  return options.layers > 0 ? options.layers : config.layers;
+}
+
+// Of one pod's part of a step.
+TrainingFlops StepFlops(const ModelConfig& config, const PlannedTraining& job) {
+  const int64_t packs = job.batch_tokens / job.sequence_length, pods = job.options.pods.count;
+  const std::vector<std::vector<int64_t>> own(size_t((packs + pods - 1) / pods),
+                                              {job.sequence_length});
+  return FlopsOf(config, config.layers, job.options.remat, own);
+}
+
 // At `rate` operations a second on each rank, nothing waited for; core/train/flops.h counts them.
 ordered_json SecondsOf(const ModelConfig& config, const PlannedTraining& job, double rate) {
-  const std::vector<std::vector<int64_t>> packs(size_t(job.batch_tokens / job.sequence_length),
-                                                {job.sequence_length});
-  const TrainingFlops flops = FlopsOf(config, config.layers, job.options.remat, packs);
-  return {{"step", flops.hardware / (rate * double(job.options.mesh.size()))}};
+  return {{"step", StepFlops(config, job).hardware / (rate * double(job.options.mesh.size()))}};
+}
+
+// Gradients become whole in the backward of the last micro-batch.
+ExchangeAnswer ExchangeOf(const ModelConfig& config, const PlannedTraining& job,
+                          const std::vector<MeshShape>& meshes, const LinkQuestion& question,
+                          double rate) {
+  PlannedExchange exchange;
+  exchange.meshes = meshes;
+  exchange.layers = LayersOf(config, job.options);
+  exchange.adafactor = job.options.optimizer.kind == OptimizerSpec::Kind::kAdafactor;
+  exchange.spec = job.options.pods.exchange;
+  const TrainingFlops flops = StepFlops(config, job);
+  StepSeconds seconds;
+  seconds.step = question.step_s;
+  if (seconds.step <= 0 && rate > 0) seconds.step = SecondsOf(config, job, rate)["step"];
+  const double packs =
+      std::ceil(double(job.batch_tokens / job.sequence_length) / double(job.options.pods.count));
+  const double micro =
+      double(job.options.mesh.data * std::max<int64_t>(1, job.options.packs_per_rank));
+  seconds.backward =
+      seconds.step * (1 - flops.model / 3 / flops.hardware) * std::min(1.0, micro / packs);
+  return AnswerExchange(config, exchange, job.options.pods.count > 1, question, seconds);
 }
 
 // A forward is a third of a step without anything computed again.
@@ -106,14 +141,22 @@ ordered_json Json(const Answer& answer, const std::string& model, const char* ta
                              {"limit", answer.limit > 0 ? ordered_json(answer.limit) : nullptr}};
     }
   }
-  return {{"schema", kJsonSchema},
-          {"model", model},
-          {"task", task},
-          {"mesh", {{"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}}},
-          {"fits", answer.fits()},
-          {"ranks", std::move(ranks)},
-          {"seconds", answer.seconds},
-          {"advice", answer.advice}};
+  ordered_json json = {
+      {"schema", kJsonSchema},
+      {"model", model},
+      {"task", task},
+      {"mesh", {{"data", mesh.data}, {"ring", mesh.ring}, {"tensor", mesh.tensor}}},
+      {"fits", answer.fits()},
+      {"ranks", std::move(ranks)},
+      {"seconds", answer.seconds},
+      {"advice", answer.advice}};
+  if (!answer.exchange) return json;
+  const ExchangeCost& own = answer.exchange->own;
+  json["seconds"]["exchange"] = own.turn_s;
+  if (answer.exchange->seconds.step > 0) json["seconds"]["exchange_exposed"] = own.exposed_s;
+  if (!answer.exchange->advice.empty()) json["advice"].push_back(answer.exchange->advice);
+  json["exchange"] = ExchangeJson(*answer.exchange);
+  return json;
 }
 
 // "0, 2, 4 .. 62 (32)"
@@ -140,10 +183,13 @@ std::string Text(const Answer& answer) {
   for (const auto& [what, seconds] : answer.seconds.items()) {
     absl::StrAppend(&text, "\n", what, ": ", FormatSeconds(seconds.get<double>()), " at least\n");
   }
-  if (answer.limit == 0) return text;
-  absl::StrAppend(&text, "\n", answer.fits() ? "fits into " : "does not fit into ",
-                  bytes(answer.limit), " a rank\n");
-  for (const std::string& line : answer.advice) absl::StrAppend(&text, "  fits with ", line, "\n");
+  if (answer.limit > 0) {
+    absl::StrAppend(&text, "\n", answer.fits() ? "fits into " : "does not fit into ",
+                    bytes(answer.limit), " a rank\n");
+    for (const std::string& line : answer.advice)
+      absl::StrAppend(&text, "  fits with ", line, "\n");
+  }
+  if (answer.exchange) absl::StrAppend(&text, ExchangeText(*answer.exchange));
   return text;
 }
 
@@ -173,6 +219,7 @@ struct Question {
   int64_t limit = 0;  // bytes of a rank that the job's file gives it
   std::shared_ptr<const ModelSource> source;
   std::variant<PlannedTraining, PlannedInference> job;
+  std::vector<MeshShape> pod_meshes;  // of a job that trains, by pod; one: planned as two
 };
 
 bool IsJobFile(const std::string& path) {
@@ -262,6 +309,11 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
     plan.directory = spec.output_dir;
     TOROID_RETURN_IF_ERROR(Validate(plan, question.source->config, question.mesh.size()));
     question.job = job;
+    for (const auto& [name, wish] : spec.placement.pod_meshes) {
+      TOROID_ASSIGN_OR_RETURN(const MeshShape other, MeshOf(wish, path));
+      TOROID_RETURN_IF_ERROR(CheckTensorAxis(question.source->config, other.tensor, "data"));
+      question.pod_meshes.push_back(other);
+    }
   } else if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
     PlannedInference job{load, generate->request.max_tokens};
     job.load.mesh = question.mesh;
@@ -281,13 +333,23 @@ absl::Status RunPlan(const Arguments& arguments) {
                                                        : QuestionOfFlags(arguments, mesh));
   const int64_t limit = arguments.Has("--memory") ? arguments.Count("--memory") : question.limit;
   const double rate = arguments.Real("--flops");
-  const bool train = std::holds_alternative<PlannedTraining>(question.job);
+  const auto* train = std::get_if<PlannedTraining>(&question.job);
+  TOROID_ASSIGN_OR_RETURN(const LinkQuestion link, LinkOptions(arguments));
+  if (link.asked && train == nullptr) {
+    return UsageError(
+        "--link-rate: only training has an exchange between pods: give a job that trains");
+  }
   TOROID_ASSIGN_OR_RETURN(
-      const Answer answer,
+      Answer answer,
       std::visit([&](const auto& job) { return AnswerFor(question.source, job, limit, rate); },
                  question.job));
+  if (link.asked) {
+    std::vector<MeshShape> meshes = question.pod_meshes;  // the others have the job's
+    meshes.resize(size_t(std::max<int64_t>(2, train->options.pods.count)), question.mesh);
+    answer.exchange = ExchangeOf(question.source->config, *train, meshes, link, rate);
+  }
   if (JsonOption(arguments)) {
-    const ordered_json json = Json(answer, question.model, train ? "train" : "generate");
+    const ordered_json json = Json(answer, question.model, train != nullptr ? "train" : "generate");
     WriteStdout(
         absl::StrCat(json.dump(-1, ' ', false, ordered_json::error_handler_t::replace), "\n"));
   } else {
@@ -335,19 +397,25 @@ const Verb kPlanVerb = {
     .summary = "bytes of each rank before launch, and the smallest change that fits",
     .positionals = {{"MODEL", true,
                      "a model directory, a GGUF file, a checkpoint, random:NAME, or a job's file"}},
-    .tables = {&kPlanOptions, &kModelAloneOptions, &kMeshOptions, &kModelOptions, &kOutputOptions},
+    .tables = {&kPlanOptions, &kPlanLinkOptions, &kModelAloneOptions, &kMeshOptions, &kModelOptions,
+               &kOutputOptions},
     .examples =
         "toroid plan /models/llama --mesh ring=4,tensor=2 --context 128k --memory 16GiB\n"
         "toroid plan deploy/jobs/train.textproto --mesh data=4 --memory 2GiB\n"
         "toroid plan random:palm-540b --mesh data=64,ring=8,tensor=12 --sequence-length 2048 "
         "--batch-tokens 1M\n"
+        "toroid plan deploy/jobs/train.textproto --mesh data=2 --link-rate 1MB --link-latency 20ms "
+        "--step-seconds 2\n"
         "toroid plan random:llama3-8b --mesh ring=8 --sequence-length 128k --remat block -o json",
     .run = RunPlan,
     .details =
         "The job's own code runs on memory that only counts, so weights are not read and the ranks "
         "need not exist.\nOf a job's file all is as the file says, whatever defaults are shown "
         "below: --mesh and --memory take\nthe place of its own, --set of any field, and the other "
-        "flags that say a job are refused.\nExit code 1: some rank needs more than --memory.",
+        "flags that say a job are refused.\n--link-rate tells of each mode and codec what "
+        "the exchange between pods sends, what of it computation does not hide,\nthe speed-up that "
+        "follows, the change of the job that hides it.\nExit code 1: some rank needs more than "
+        "--memory.",
 };
 
 }  // namespace toroid

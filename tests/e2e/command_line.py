@@ -205,6 +205,18 @@ def test_plan():
     refused(run("plan", job, "--mesh", "data=1", "--set", "train.spike.rewind_steps=100"), 3, "spike", "keep 6")
     refused(run("plan", job, "--mesh", "data=1", *whole, "--set", "train.noise_scale_every=2"), 3, "noise scale")
     check(run("plan", job, "--mesh", "data=1", *whole, "--set", "train.spike.rewind_steps=20").code == 0, "negative control")
+    link = ["plan", job, "--mesh", "data=1", "--link-rate", "1MB", "--link-latency", "20ms", "--step-seconds", "0.5"]
+    facts = run(*link, "-o", "json").json()
+    exchange = facts["exchange"]
+    check(exchange["pods"] == 2 and len(exchange["modes"]) == 16 and not exchange["hidden"], exchange)
+    check(facts["seconds"]["exchange"] == exchange["own"]["turn_s"] > 0, facts["seconds"])
+    settings = facts["advice"][0].split(": ")[0].split()  # the job with its advice hides it
+    check("mesh.pods=2" in settings and any("train.exchange." in word for word in settings), settings)
+    changed = run(*link, *settings, "-o", "json").json()
+    check(changed["exchange"]["hidden"] and changed["advice"] == [], changed["exchange"]["own"])
+    check("speed-up" in run(*link).out and "hidden with --set" in run(*link).out, "in words")
+    refused(run("plan", job, "--mesh", "data=1", "--step-seconds", 3), 2, "--link-rate")
+    refused(run("plan", MODEL, "--link-rate", "1MB"), 2, "training")
     refused(run("plan", MODEL, "--mesh", "ring=*"), 2, "ring", "*")
     refused(run("plan", MODEL, "--mesh", "tensor=10"), 3, "tensor", "10")
     refused(run("plan", MODEL, "--sequence-length", 64, "--batch-tokens", 63), 3, "63")
