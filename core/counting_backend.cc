@@ -17,11 +17,13 @@ class CountingBackend final : public Backend {
   explicit CountingBackend(const Backend& device)
       : type_(device.dtype()),
         activation_(device.activation()),
-        token_block_(device.token_block()) {}
+        token_block_(device.token_block()),
+        repeats_(device.repeats()) {}
 
   DType dtype() const override { return type_; }
   DType activation() const override { return activation_; }
   int64_t token_block() const override { return token_block_; }
+  bool repeats() const override { return repeats_; }
 
   // Addresses that nobody may touch: they only tell tensors apart.
   absl::StatusOr<void*> Allocate(int64_t bytes) override {
@@ -159,6 +161,7 @@ class CountingBackend final : public Backend {
 
   const DType type_, activation_;
   const int64_t token_block_ = Backend::token_block();
+  const bool repeats_ = false;
   uint64_t next_ = 64;
 };
 

@@ -8,8 +8,9 @@
 //   attention    causal f32: 9 heads of 64, 9 on 3 KV heads, 8 on 2 of 128, at 2,048 and 8,192;
 //                backward of the same at 2,048
 //                decode: one query on 4,096 keys, f32 and bf16, cold in memory
-//   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each
-//   train M      one step of AdamW on 1,024 tokens; with two ranks or more also one rank with all
+//   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each, of --batch
+//   answers train M      one step of AdamW on 1,024 tokens; with two ranks or more also one rank
+//   with all
 //                threads, on the same batch
 //   ring [M]     ring prefill of M at 4,000 tokens, or attention alone at 8,192: against one rank
 //                with all threads; per round compute and exposed exchange (2 ranks or more)
@@ -166,7 +167,9 @@ absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicato
                       : remat == "block" ? Remat::kBlock
                                          : Remat::kAttentionOutput);
   }
-  if (workload == "model") return BenchModel(run, std::move(world), load, lengths);
+  if (workload == "model") {
+    return BenchModel(run, std::move(world), load, lengths, arguments.Count("--batch"));
+  }
   if (load.mesh.ring != world->size()) {
     return UsageError(absl::StrCat("mesh without a ring of all: ", ToString(load.mesh),
                                    ": bench ring takes all ranks on the ring: drop --mesh"));
@@ -181,6 +184,9 @@ absl::Status RunBench(const Arguments& arguments) {
   const int64_t asked = arguments.Count("--threads"), samples = arguments.Count("--samples");
   if (asked > 4096) return UsageError("bad value of --threads: give 0 to 4096");
   if (samples > 1000) return UsageError("bad value of --samples: give 0 to 1000");
+  if (const int64_t batch = arguments.Count("--batch"); batch < 1 || batch > kMostAnswers) {
+    return UsageError(absl::StrCat("bad value of --batch: ", batch, ": give 1 to ", kMostAnswers));
+  }
   const bool cpu_time = arguments.Text("--clock") == "cpu";
   const std::string workload = arguments.Text("WORKLOAD");
   if (cpu_time && (asked != 1 || (workload != "ops" && workload != "attention"))) {
@@ -224,6 +230,7 @@ const OptionTable kBenchOptions = {
         {"--samples", ValueKind::kCount, "N", "0", "of each median; 0: 7, of a model 3"},
         {"--tokens", ValueKind::kText, "N", "",
          "model, train (repeat for more) and ring: length of the text", false, true},
+        {"--batch", ValueKind::kCount, "N", "1", "model: sequences that are decoded together"},
         {"--remat", ValueKind::kChoice, "none|attention_output|block", "none",
          "train: what is computed again in backward"},
     }};

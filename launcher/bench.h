@@ -65,9 +65,9 @@ absl::Status BenchCollectives(BenchRun& run, Communicator& world);
 // attention alone, of SmolLM2-135M's shape.
 absl::Status BenchRing(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
                        int64_t tokens);
-// Collective over `world`. lengths: of the prompts.
+// Collective over `world`. lengths: of the prompts; batch: answers to each, made together.
 absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
-                        const std::vector<int64_t>& lengths);
+                        const std::vector<int64_t>& lengths, int64_t batch);
 // Collective over `world`. lengths: of each data rank's text in a step. A preset or random model
 // with learned positions is given as many as the longest needs.
 absl::Status BenchTrain(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,

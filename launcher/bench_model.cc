@@ -41,7 +41,7 @@ double PrefillFlops(const ModelConfig& config, int64_t tokens) {
   return flops + 2.0 * double(config.vocab) * double(config.dim);  // the last position's logits
 }
 
-double DecodeBytes(const Engine& engine, int64_t keys) {
+double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch) {
   const ModelConfig& config = engine.config();
   double bytes = double(engine.model().weight_bytes());
   const auto leave_out = [&](const char* table, int64_t rows) {  // of which only one row is read
@@ -57,7 +57,7 @@ double DecodeBytes(const Engine& engine, int64_t keys) {
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const int64_t window = config.window(layer);
     const int64_t seen = window > 0 ? std::min(window, keys) : keys;
-    bytes += 2.0 * 4.0 * double(seen * config.kv_heads * config.head_dim);
+    bytes += 2.0 * 4.0 * double(batch * seen * config.kv_heads * config.head_dim);
   }
   return bytes;
 }
@@ -87,7 +87,7 @@ absl::Status VerifyDecode(Engine& engine, int64_t made) {
 }
 
 absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, const LoadRequest& load,
-                        const std::vector<int64_t>& lengths) {
+                        const std::vector<int64_t>& lengths, int64_t batch) {
   constexpr int64_t kDecodeTokens = 32;
   const bool speaks = world->rank() == 0;
   const double ranks = world->size();
@@ -102,21 +102,34 @@ absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, cons
     request.prompt_ids = RandomIds(tokens, engine->config().vocab);
     request.max_tokens = kDecodeTokens + 1;  // the first comes from prefill's logits
     request.ignore_eos = true;
+    request.n = request.batch = batch;
     std::vector<double> prefill, decode;
     for (int i = 0; i <= run.samples(); ++i) {
       run.Begin(absl::StrCat("prefill ", tokens, " and decode"));
       TOROID_ASSIGN_OR_RETURN(const GenerateResult result, engine->Generate(request, {}));
       if (i == 0) continue;  // a warm-up
       prefill.push_back(result.report.timing.prefill_s);
-      decode.push_back(result.report.timing.decode_s);
+      if (result.batch < batch) {
+        return absl::ResourceExhaustedError(absl::StrCat("no memory for a batch of ", batch,
+                                                         ": only ", result.batch,
+                                                         ": give a smaller --batch"));
+      }
+      double seconds = result.report.timing.decode_s;
+      for (const GenerateResult& answer : result.more) seconds += answer.report.timing.decode_s;
+      decode.push_back(seconds);
     }
     if (!speaks) continue;
     const double seconds = Median(prefill);
     run.Add(TokensRow(
         absl::StrCat("prefill ", tokens), double(tokens), seconds,
         ranks * run.fma_peak() * 1e9 * double(tokens) / PrefillFlops(engine->config(), tokens)));
-    run.Add(TokensRow(absl::StrCat("decode after ", tokens), kDecodeTokens, Median(decode),
-                      run.memory_read() * 1e9 / DecodeBytes(*engine, tokens + kDecodeTokens / 2)));
+    // Every weight is read once in a step, and multiplied once for each row.
+    const double reads = run.memory_read() * 1e9 * double(batch) /
+                         DecodeBytes(*engine, tokens + kDecodeTokens / 2, batch);
+    const double products = ranks * run.fma_peak() * 1e9 / PrefillFlops(engine->config(), 1);
+    run.Add(TokensRow(
+        absl::StrCat("decode after ", tokens, batch > 1 ? absl::StrCat(", batch ", batch) : ""),
+        double(batch * kDecodeTokens), Median(decode), std::min(reads, products)));
   }
   return absl::OkStatus();
 }

@@ -15,9 +15,9 @@ std::vector<int32_t> RandomIds(int64_t count, int64_t vocab);
 // Products of the layers, visible pairs of attention, logits of the last position.
 double PrefillFlops(const ModelConfig& config, int64_t tokens);
 
-// Read to make one token after `keys` others: weights as stored on this rank, K and V in f32. With
-// ranks on the ring K and V are spread over them, which this leaves out.
-double DecodeBytes(const Engine& engine, int64_t keys);
+// Read to make a token of each of `batch` sequences after `keys` others: weights as stored on this
+// rank, K and V in f32. With ranks on the ring K and V are spread over them, which this leaves out.
+double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch = 1);
 
 // Greedy tokens by decode against the same by a prefill of all before: cached = uncached.
 // Collective.

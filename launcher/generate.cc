@@ -1,4 +1,8 @@
 // toroid generate: a prompt in, tokens out, on the ranks here or through a controller.
+#include <map>
+#include <string>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "launcher/client.h"
@@ -19,9 +23,10 @@ constexpr char kLayout[] = "striped:16";  // whose owner depends on the position
 // Where the answer goes: tokens as they come, or one object at the end; talk on stderr.
 class Printer {
  public:
-  // several: the request is for more than one answer.
-  Printer(const Arguments& arguments, bool several)
-      : several_(several),
+  // n: answers to each prompt; several: the request is for more than one.
+  Printer(const Arguments& arguments, int64_t n, bool several)
+      : n_(n),
+        several_(several),
         model_(arguments.Text("MODEL")),
         json_(JsonOption(arguments)),
         stream_(!json_ && !arguments.Flag("--no-stream")),
@@ -35,12 +40,21 @@ class Printer {
     meter_.Update(progress);
   }
 
+  // Answers are made together and shown one after the other: the first that has not ended as it
+  // comes, the others when it is their turn.
   void OnToken(const TokenEvent& token) {
     if (!stream_) return;
     meter_.Clear();
-    Begin(token.prompt_index, token.index);
-    WriteStdout(token.text);
-    streamed_ += token.text;
+    Waiting& waiting = waiting_[{token.prompt_index, token.index}];
+    waiting.text += token.text;
+    waiting.ended = token.last;
+    for (auto next = waiting_.find(turn_); next != waiting_.end(); next = waiting_.find(turn_)) {
+      Show(next->second.text);
+      const bool ended = next->second.ended;
+      waiting_.erase(next);
+      if (!ended) break;
+      EndTurn();
+    }
   }
 
   void OnAccepted(const LoadRequest& load, const Accepted& accepted) {
@@ -63,46 +77,63 @@ class Printer {
       if (!streamed_.empty()) WriteStdout("\n");
       return Interrupt::ReasonOr(result.status());
     }
-    const GenerateResult& last = result->more.empty() ? *result : result->more.back();
-    if (stream_) {
-      Begin(last.prompt_index, last.index);  // if it was cancelled before its first token
-      // What the stream still owes: text that became complete only at the end.
-      if (last.text.size() > streamed_.size() &&
-          last.text.compare(0, streamed_.size(), streamed_) == 0) {
-        WriteStdout(last.text.substr(streamed_.size()));
-      }
-      WriteStdout("\n");
-    } else {
-      Print(*result);
-      for (const GenerateResult& answer : result->more) Print(answer);
+    Print(*result);
+    bool cancelled = result->finish == FinishReason::kCancelled;
+    for (const GenerateResult& answer : result->more) {
+      Print(answer);
+      cancelled = cancelled || answer.finish == FinishReason::kCancelled;
     }
     Detail(RunDetails(WholeReport(*result)));
     if (!quiet_) Talk(GenerateSummary(*result));
-    return last.finish == FinishReason::kCancelled ? Interrupt::Reason() : absl::OkStatus();
+    return cancelled ? Interrupt::Reason() : absl::OkStatus();
   }
 
  private:
-  // The stream goes on with this answer.
-  void Begin(int64_t prompt_index, int64_t index) {
-    const std::pair<int64_t, int64_t> answer(prompt_index, index);
-    if (streaming_ == answer) return;
-    if (streaming_.first >= 0) WriteStdout("\n");
-    streaming_ = answer;
+  using Which = std::pair<int64_t, int64_t>;  // prompt_index, index
+  struct Waiting {
+    std::string text;
+    bool ended = false;
+  };
+
+  // More of the answer whose turn it is.
+  void Show(const std::string& text) {
+    if (!begun_ && several_ && !quiet_) Talk(AnswerHeading(turn_.first, turn_.second));
+    begun_ = true;
+    WriteStdout(text);
+    streamed_ += text;
+  }
+  void EndTurn() {
+    WriteStdout("\n");
+    turn_ =
+        turn_.second + 1 < n_ ? Which(turn_.first, turn_.second + 1) : Which(turn_.first + 1, 0);
+    begun_ = false;
     streamed_.clear();
-    if (several_ && !quiet_) Talk(AnswerHeading(prompt_index, index));
   }
 
   void Print(const GenerateResult& answer) {
-    if (!json_ && several_ && !quiet_) Talk(AnswerHeading(answer.prompt_index, answer.index));
-    WriteStdout(absl::StrCat(json_ ? GenerateJson(model_, answer, several_) : answer.text, "\n"));
+    const Which which(answer.prompt_index, answer.index);
+    if (!stream_) {
+      if (!json_ && several_ && !quiet_) Talk(AnswerHeading(which.first, which.second));
+      WriteStdout(absl::StrCat(json_ ? GenerateJson(model_, answer, several_) : answer.text, "\n"));
+      return;
+    }
+    if (which < turn_) return;  // shown
+    turn_ = which;
+    // What the stream still owes: all of an answer whose turn had not come.
+    const bool more = answer.text.compare(0, streamed_.size(), streamed_) == 0;
+    Show(more ? answer.text.substr(streamed_.size()) : "");
+    EndTurn();
   }
 
+  const int64_t n_;  // answers to each prompt
   const bool several_;
   const std::string model_;
   const bool json_, stream_, quiet_, verbose_;
   ProgressMeter meter_;
-  std::pair<int64_t, int64_t> streaming_{-1, -1};  // prompt_index and index of the answer
-  std::string streamed_;                           // of its text
+  Which turn_{0, 0};                  // the answer that is shown as it comes
+  bool begun_ = false;                // to be shown
+  std::string streamed_;              // of its text
+  std::map<Which, Waiting> waiting_;  // what has come and is not shown
 };
 
 bool Several(const GenerateTask& task) { return task.request.n > 1 || !task.more_prompts.empty(); }
@@ -110,7 +141,7 @@ bool Several(const GenerateTask& task) { return task.request.n > 1 || !task.more
 absl::Status OnRanks(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(DirectRun run, DirectOptions(arguments, kLayout));
   TOROID_ASSIGN_OR_RETURN(GenerateTask task, GenerateTaskOfRankZero(arguments));
-  Printer printer(arguments, Several(task));
+  Printer printer(arguments, task.request.n, Several(task));
   run.request = [&, load = run.load](const LoadedModel& model) -> absl::StatusOr<Program> {
     printer.Detail(WorldDetails(load, model));
     Program program;
@@ -133,11 +164,10 @@ absl::Status OnRanks(const Arguments& arguments) {
 absl::Status ThroughController(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(InferenceRequest request, InferenceOptions(arguments, kLayout));
   TOROID_ASSIGN_OR_RETURN(GenerateTask task, GenerateTaskOptions(arguments, /*keep_files=*/true));
-  const bool several = Several(task);
+  Printer printer(arguments, task.request.n, Several(task));
   request.task = std::move(task);
 
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
-  Printer printer(arguments, several);
   GenerateObserver observer;
   observer.on_accepted = [&](const Accepted& accepted) {
     printer.OnAccepted(request.placement.load, accepted);
@@ -177,7 +207,7 @@ const Verb kGenerateVerb = {
         "With several prompts or -n above 1 each answer has a heading on stderr; -o json prints "
         "one "
         "object a line,\nwith prompt_index and index. A prompt is read once for all of its "
-        "answers.",
+        "answers;\n--batch of all answers are made together.",
 };
 
 }  // namespace toroid

@@ -56,6 +56,7 @@ Json Generate(absl::string_view model, const GenerateResult& result, bool severa
   if (!result.logprobs.empty()) json["logprobs"] = result.logprobs;
   if (!result.prompt_logprobs.empty()) json["prompt_logprobs"] = result.prompt_logprobs;
   json["min_margin"] = result.min_margin;
+  json["batch"] = result.batch;
   AddReport(result.report, &json);
   return json;
 }

@@ -45,8 +45,9 @@ const OptionTable kSamplingOptions = {
     "sampling",
     {
         {"--max-tokens", ValueKind::kCount, "N", "256", "tokens to make at most", true},
-        {"-n,--n", ValueKind::kCount, "N", "1",
-         "answers to each prompt, one after the other; sampled ones differ"},
+        {"-n,--n", ValueKind::kCount, "N", "1", "answers to each prompt; sampled ones differ"},
+        {"--batch", ValueKind::kCount, "N", "0",
+         "answers made together at most; 0: 64, fewer where memory does not last"},
         {"--temperature", ValueKind::kReal, "X", "0", "0: always the likeliest token", true},
         {"--top-p", ValueKind::kReal, "X", "1", "likeliest tokens that hold this probability",
          true},
@@ -243,6 +244,7 @@ absl::StatusOr<GenerateRequest> GenerateOptions(const Arguments& arguments) {
   const absl::Status answers =
       CheckAnswers(static_cast<int64_t>(GivenPrompts(arguments)), request.n);
   if (!answers.ok()) return UsageError(absl::StrCat("bad value of --n: ", answers.message()));
+  request.batch = arguments.Count("--batch");
   request.max_tokens = arguments.Count("--max-tokens");
   if (request.max_tokens < 1) {
     return UsageError("bad value of --max-tokens: 0: give at least 1");

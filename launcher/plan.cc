@@ -256,6 +256,7 @@ absl::StatusOr<Question> QuestionOfFlags(const Arguments& arguments, const std::
   TOROID_ASSIGN_OR_RETURN(job.load, LoadOptions(arguments, "striped:16"));
   job.load.mesh = question.mesh;
   job.max_tokens = arguments.Count("--max-tokens");
+  job.n = arguments.Count("--n");
   question.job = job;
   return question;
 }
@@ -277,9 +278,10 @@ absl::StatusOr<MeshShape> MeshOf(const MeshWish& wish, const std::string& path) 
 
 absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::string& path,
                                        const std::string& mesh) {
-  for (const char* name : {"--task", "--sequence-length", "--batch-tokens", "--packs-per-rank",
-                           "--remat", "--token-block", "--max-tokens", "--context", "--compute",
-                           "--layout", "--page-tokens", "--seed", "--threads", "--device"}) {
+  for (const char* name :
+       {"--task", "--sequence-length", "--batch-tokens", "--packs-per-rank", "--remat",
+        "--token-block", "--max-tokens", "--n", "--context", "--compute", "--layout",
+        "--page-tokens", "--seed", "--threads", "--device"}) {
     if (arguments.OriginOf(name) == Origin::kFlag) {
       return UsageError(absl::StrCat(name, " with a job's file: use --set"));
     }
@@ -315,7 +317,10 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
       question.pod_meshes.push_back(other);
     }
   } else if (const auto* generate = std::get_if<GenerateTask>(&spec.task)) {
-    PlannedInference job{load, generate->request.max_tokens};
+    const GenerateRequest& request = generate->request;
+    PlannedInference job{load, request.max_tokens,
+                         1 + static_cast<int64_t>(generate->more_prompts.size()), request.n,
+                         request.batch};
     job.load.mesh = question.mesh;
     question.job = job;
   } else {
@@ -380,6 +385,7 @@ const OptionTable kModelAloneOptions = {
         {"--task", ValueKind::kChoice, "auto|train|generate", "auto",
          "auto: train if a sequence length or a batch is given"},
         {"--max-tokens", ValueKind::kCount, "N", "256", "generate: of the context, made"},
+        {"--n", ValueKind::kCount, "N", "1", "generate: answers, up to 64 of them made together"},
         {"--sequence-length", ValueKind::kCount, "N", "", "train: default the model's context"},
         {"--batch-tokens", ValueKind::kCount, "N", "",
          "train: of all ranks, a step; default one micro-batch"},

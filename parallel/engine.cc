@@ -20,7 +20,6 @@
 namespace toroid {
 namespace {
 
-constexpr int64_t kSmallScratch = 1 << 20;        // bytes: what a rank without a request may gather
 constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend's arena
 
 DType TypeOf(Compute compute) { return compute == Compute::kF64 ? DType::kF64 : DType::kF32; }
@@ -209,20 +208,24 @@ std::vector<CommCounters> Engine::Counters() {
   return all;
 }
 
-void Engine::FillReport(const MemoryUse& foreseen, const std::vector<CommCounters>& before,
-                        const std::vector<CommCounters>& prefilled, RunReport& report) {
+Engine::Traffic Engine::TrafficOf(const std::vector<CommCounters>& before,
+                                  const std::vector<CommCounters>& prefilled,
+                                  const std::vector<CommCounters>& after) {
+  Traffic traffic;
+  for (size_t i = 0; i < traffic.axes.size(); ++i) {
+    traffic.axes[i] = {after[i].bytes_sent - before[i].bytes_sent,
+                       prefilled[i].bytes_sent - before[i].bytes_sent,
+                       after[i].calls - before[i].calls};
+  }
+  return traffic;
+}
+
+void Engine::FillReport(const MemoryUse& foreseen, const Traffic& traffic, RunReport& report) {
   struct Card {
     MemoryUse used, foreseen;
     int64_t kv_in_use, resident;
-    struct {
-      int64_t sent, prefill_sent, calls;
-    } axes[5];
-  } own = {Used(), foreseen, cache_->bytes_in_use(), PeakResidentBytes(), {}};
-  const std::vector<CommCounters> now = Counters();
-  for (int i = 0; i < 5; ++i) {
-    own.axes[i] = {now[i].bytes_sent - before[i].bytes_sent,
-                   prefilled[i].bytes_sent - before[i].bytes_sent, now[i].calls - before[i].calls};
-  }
+    Traffic traffic;
+  } const own = {Used(), foreseen, cache_->peak_bytes_in_use(), PeakResidentBytes(), traffic};
   const std::vector<Card> cards = GatherHost(mesh_->world(), own);
   report.mesh = load_.mesh;
   MemoryReport& memory = report.memory;
@@ -241,16 +244,16 @@ void Engine::FillReport(const MemoryUse& foreseen, const std::vector<CommCounter
     if (sizes[i] == 1) continue;
     AxisReport axis{kAxisNames[i], {}, {}, {}};
     for (const Card& card : cards) {
-      axis.bytes_sent.push_back(card.axes[i].sent);
-      axis.prefill_bytes_sent.push_back(card.axes[i].prefill_sent);
-      axis.calls.push_back(card.axes[i].calls);
+      axis.bytes_sent.push_back(card.traffic.axes[i].sent);
+      axis.prefill_bytes_sent.push_back(card.traffic.axes[i].prefill_sent);
+      axis.calls.push_back(card.traffic.axes[i].calls);
     }
     report.comm.push_back(std::move(axis));
   }
 }
 
 absl::StatusOr<MemoryUse> Engine::ForeseeGenerate(const GenerateRequest& request) {
-  return shadow_->DryGenerate(request, request.prompt_ids);
+  return shadow_->DryGenerate(request, MostRows(request));
 }
 
 absl::StatusOr<MemoryUse> Engine::ForeseeScore(const ScoreRequest& request) {
@@ -258,19 +261,14 @@ absl::StatusOr<MemoryUse> Engine::ForeseeScore(const ScoreRequest& request) {
 }
 
 absl::StatusOr<RankMemory> Engine::Foresee(int rank, std::shared_ptr<const ModelSource> source,
-                                           const LoadRequest& request, int64_t prompt_tokens,
-                                           int64_t max_tokens) {
+                                           const LoadRequest& load,
+                                           const GenerateRequest& request) {
   std::unique_ptr<Engine> engine(new Engine());
-  engine->load_ = request;
+  engine->load_ = load;
   engine->source_ = std::move(source);
-  TOROID_RETURN_IF_ERROR(engine->Setup(NewCountingWorld(rank, int(request.mesh.size())),
-                                       /*layers=*/0, NewCountingBackend(TypeOf(request.compute)),
-                                       {}));
-  GenerateRequest generate;
-  generate.max_tokens = max_tokens;
-  TOROID_ASSIGN_OR_RETURN(
-      const MemoryUse use,
-      engine->DryGenerate(generate, std::vector<int32_t>(size_t(prompt_tokens), 0)));
+  TOROID_RETURN_IF_ERROR(engine->Setup(NewCountingWorld(rank, int(load.mesh.size())),
+                                       /*layers=*/0, NewCountingBackend(TypeOf(load.compute)), {}));
+  TOROID_ASSIGN_OR_RETURN(const MemoryUse use, engine->DryGenerate(request, MostRows(request)));
   RankMemory memory;
   memory.weights = use.weights;
   memory.kv = use.kv;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,8 +58,10 @@ class Engine {
       const EngineEvents& events = {});
   ~Engine();
 
-  // Answers one after the other. Answer i to prompt p draws the random numbers of sequence p n + i,
-  // so it is the same on every mesh.
+  // Reads each prompt once and makes its answers, up to request.batch of all together: one pass
+  // over the weights makes a token of each. Fewer, where memory does not last. Answer i to prompt p
+  // draws the random numbers of sequence p n + i, so it is the same on every mesh and in any batch,
+  // but for choices nearer than rounding (min_margin): products of more rows add in another order.
   absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request,
                                           const EngineEvents& events);
   absl::StatusOr<ScoreResult> Score(const ScoreRequest& request, const EngineEvents& events);
@@ -70,15 +73,14 @@ class Engine {
       const std::function<void(int64_t position, const std::vector<double>&)>& logits,
       const EngineEvents& events = {});
 
-  // What a request will use on this rank, by the same code on the counting backend; generate: for
-  // its first prompt.
+  // What a request will use on this rank, by the same code on the counting backend; generate: in
+  // the largest batch that it may have.
   absl::StatusOr<MemoryUse> ForeseeGenerate(const GenerateRequest& request);
   absl::StatusOr<MemoryUse> ForeseeScore(const ScoreRequest& request);
-  // The same for rank `rank` of a world that need not exist: a prompt of so many tokens, and
-  // max_tokens more.
+  // The same for rank `rank` of a world that need not exist; only the lengths of prompts count.
   static absl::StatusOr<RankMemory> Foresee(int rank, std::shared_ptr<const ModelSource> source,
-                                            const LoadRequest& request, int64_t prompt_tokens,
-                                            int64_t max_tokens);
+                                            const LoadRequest& load,
+                                            const GenerateRequest& request);
 
   const LoadRequest& load_request() const { return load_; }
   const ModelConfig& config() const { return model_->config(); }
@@ -100,11 +102,22 @@ class Engine {
   // Zeroes keys and values of a physical page of this rank's cache after each prefill from now on
   // (negative control of tests): results must change. Negative: none.
   void LosePage(int64_t page) { lost_page_ = page; }
+  // Exchanges the tables of this rank's first two rows of a batch from now on (negative control of
+  // tests): results must change.
+  void SwapTables() { swap_tables_ = true; }
+  // Refuses caches of more bytes from now on, as a device without the memory would (tests).
+  void LimitCache(int64_t bytes) { cache_limit_ = bytes; }
 
  private:
-  // A request's text as this rank holds it, for as long as the request runs.
+  struct Rotation;  // engine_sequence.h has these
   struct Sequence;
+  struct Traffic;
+  struct StepRows;
+  struct Answer;
+  struct Batch;
   Engine() = default;
+  // bytes: what a rank without a request may gather
+  static constexpr int64_t kSmallScratch = 1 << 20;
 
   // engine.cc: set-up, checks, memory
   // counting: null, or what to run on in place of a device.
@@ -119,35 +132,44 @@ class Engine {
   // Where this rank is, for the stall watch.
   void At(const char* op, int64_t layer, int64_t round) const;
   std::vector<CommCounters> Counters();
-  void FillReport(const MemoryUse& foreseen, const std::vector<CommCounters>& before,
-                  const std::vector<CommCounters>& prefilled, RunReport& report);
+  // Between two calls of Counters; prefilled: the same when the prompt had been read.
+  static Traffic TrafficOf(const std::vector<CommCounters>& before,
+                           const std::vector<CommCounters>& prefilled,
+                           const std::vector<CommCounters>& after);
+  void FillReport(const MemoryUse& foreseen, const Traffic& traffic, RunReport& report);
 
   // engine_forward.cc: passes over tokens
-  absl::Status Begin(Sequence& sequence);
-  Pass NewPass(const Sequence& sequence, int64_t tokens, Tensor positions_t);
+  Rotation NewRotation(int64_t limit);
+  void Begin(Sequence& sequence);
+  Pass NewPass(const Rotation& rotation, int64_t tokens, Tensor positions_t);
   absl::StatusOr<Tensor> Prefill(Sequence& sequence);
-  Tensor Decode(Sequence& sequence, int32_t id);
+  Tensor Decode(const Rotation& rotation, const StepRows& step);
   Tensor GatherRows(const Sequence& sequence, Tensor x_uD, const std::vector<int64_t>& positions);
-  std::vector<double> LastLogits(const Sequence& sequence, Tensor h_1D);
+  Tensor NewLogits(Tensor h_nD);
+  std::vector<std::vector<double>> HostLogits(Tensor logits_snc);
+  std::vector<double> LastLogits(Tensor h_1D);
   int64_t OwnerOfNew(int64_t position) const;  // ring rank
   void Report(const Sequence& sequence, double layers) const;
 
-  // generate.cc, score.cc
-  absl::StatusOr<MemoryUse> DryGenerate(const GenerateRequest& request,
-                                        const std::vector<int32_t>& prompt_ids);
-  absl::StatusOr<MemoryUse> DryScore(const ScoreRequest& request);
-  absl::Status PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64_t count,
-                              GenerateResult& result);
+  // generate.cc: a request, its memory and its prompts
   absl::Status CheckGenerate(const GenerateRequest& request) const;
-  absl::Status AnswerPrompt(const GenerateRequest& request, int64_t prompt_index,
-                            const EngineEvents& events, std::vector<GenerateResult>& answers);
-  absl::StatusOr<std::vector<double>> ReadPrompt(Sequence& sequence, const GenerateRequest& request,
-                                                 GenerateResult& result,
-                                                 std::vector<CommCounters>& prefilled);
-  absl::Status Continue(Sequence& sequence, const GenerateRequest& request,
-                        std::vector<double> logits, GenerateResult& result);
-  absl::Status DecodeLoop(Sequence& sequence, const GenerateRequest& request,
-                          std::vector<double> logits, GenerateResult& result);
+  std::vector<int32_t> LocalPositions(const TokenLayout& layout, int64_t limit) const;
+  KvCacheRoom RoomFor(const GenerateRequest& request, int64_t rows) const;
+  absl::StatusOr<MemoryUse> DryGenerate(const GenerateRequest& request, int64_t rows);
+  absl::StatusOr<MemoryUse> ReserveBatch(const GenerateRequest& request, int64_t& rows);
+  absl::Status PromptLogProbs(const Sequence& sequence, Tensor x_uD, int64_t count,
+                              std::vector<std::pair<int64_t, double>>& log_probs);
+  absl::Status ReadPrompt(Batch& batch, int64_t prompt_index, Answer& first);
+
+  // decode_batch.cc: its answers
+  absl::Status MakeAnswers(Batch& batch);
+  absl::Status Admit(Batch& batch);
+  absl::Status Draw(Batch& batch);
+  void Leave(Batch& batch);
+  void Step(Batch& batch);
+
+  // score.cc
+  absl::StatusOr<MemoryUse> DryScore(const ScoreRequest& request);
   std::vector<double> OwnLogProbs(const Sequence& sequence, Tensor x_uD);
 
   LoadRequest load_;
@@ -164,6 +186,8 @@ class Engine {
   std::vector<int64_t> stop_ids_;   // the model's end-of-sequence ids
   uint64_t shuffle_seed_ = 0;
   int64_t lost_page_ = -1;
+  bool swap_tables_ = false;
+  int64_t cache_limit_ = std::numeric_limits<int64_t>::max();  // bytes
   double load_seconds_ = 0;
   int64_t ring_bytes_ = 0;  // the most of scratch that blocks of the ring have taken
 };

@@ -1,43 +1,44 @@
-// The engine's passes: prefill of a prompt as a ring, decode of one token, rows of the result.
+// The engine's passes: prefill of a prompt as a ring, decode of a token of each row of a batch,
+// rows of the result.
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <numeric>
+#include <cstring>
 
 #include "core/status_macros.h"
 #include "kernels/matmul.h"
 #include "parallel/engine_sequence.h"
+#include "parallel/host_exchange.h"
 
 namespace toroid {
 namespace {
 
-// The cache's keys rounded up, by an eighth at most: so many sizes of a decode step there are.
-int64_t RoundedKeys(const KvCache& cache) {
-  const int64_t keys = cache.length();
+// The keys of a batch's longest row rounded up, by an eighth at most: so many sizes of a decode
+// step there are.
+int64_t RoundedKeys(int64_t keys, int64_t most) {
   const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(keys))) / 8);
-  return std::min((keys + step - 1) / step * step, cache.capacity());
+  return std::min((keys + step - 1) / step * step, most);
 }
 
 }  // namespace
 
-absl::Status Engine::Begin(Sequence& sequence) {
-  sequence.rope = Rope(config(), sequence.limit);
-  sequence.inv_freq =
-      scratch_->New("inverse frequencies", DType::kF64, {int64_t(sequence.rope.inv_freq.size())});
-  ops_->Upload(s_, sequence.rope.inv_freq.data(), sequence.inv_freq);
+// Frequencies for texts that reach `limit`.
+Engine::Rotation Engine::NewRotation(int64_t limit) {
+  Rotation rotation;
+  rotation.rope = Rope(config(), limit);
+  rotation.inv_freq =
+      scratch_->New("inverse frequencies", DType::kF64, {int64_t(rotation.rope.inv_freq.size())});
+  ops_->Upload(s_, rotation.rope.inv_freq.data(), rotation.inv_freq);
+  return rotation;
+}
+
+void Engine::Begin(Sequence& sequence) {
+  if (!sequence.rotation.inv_freq.given()) sequence.rotation = NewRotation(sequence.limit);
   sequence.ring = std::make_unique<RingAttention>(
       *ops_, s_, comm_s_, *scratch_, *mesh_, sequence.layout,
       [this, &sequence](int64_t layer, int64_t round, int64_t rounds) {
         At("ring", layer, round);
         Report(sequence, double(layer) + double(round) / double(rounds));
       });
-  if (!sequence.cached) return absl::OkStatus();
-  // This rank's tokens: of the prompt by its layout, of what follows by stripes of one page.
-  int64_t local = sequence.layout.count(mesh_->data_rank(), mesh_->ring_rank());
-  for (int64_t p = int64_t(sequence.ids.size()); p < sequence.limit; ++p) {
-    local += mesh_->data_rank() == 0 && OwnerOfNew(p) == mesh_->ring_rank();
-  }
-  return cache_->Begin(s_, local, shuffle_seed_);
 }
 
 // Progress of prefill: layers done, of this model's, as a share of the prompt's tokens.
@@ -52,20 +53,19 @@ int64_t Engine::OwnerOfNew(int64_t position) const {
   return TokenLayout::StripedOwner(load_.page_tokens, load_.mesh.ring, position);
 }
 
-Pass Engine::NewPass(const Sequence& sequence, int64_t tokens, Tensor positions_t) {
+Pass Engine::NewPass(const Rotation& rotation, int64_t tokens, Tensor positions_t) {
   Pass pass{*ops_,
             s_,
             *scratch_,
             mesh_->tensor(),
             ResidualLayout(tokens, mesh_->tensor_rank(), load_.mesh.tensor),
             positions_t,
-            sequence.inv_freq};
-  pass.rope_scale = sequence.rope.attention_scale;
+            rotation.inv_freq};
+  pass.rope_scale = rotation.rope.attention_scale;
   // Few rows are multiplied as they are (kernels/matmul.h).
   if (tokens > kMatVecRows) pass.activation = ops_->activation();
   pass.kv_dtype = cache_->shape().dtype;
   pass.token_block = ops_->token_block();
-  pass.observer = sequence.observer;
   return pass;
 }
 
@@ -83,16 +83,16 @@ absl::StatusOr<Tensor> Engine::Prefill(Sequence& sequence) {
   };
   const Tensor ids_t = upload("ids", DType::kI32, ids.data());
   const Tensor positions_t = upload("positions", DType::kI32, positions.data());
+  const bool cached = sequence.cached >= 0;
   Tensor slots_t;
-  if (sequence.cached) {
-    slots_t = upload("slots", DType::kI64, cache_->Append(s_, positions).data());
-  }
+  if (cached) slots_t = upload("slots", DType::kI64, cache_->Append(sequence.cached, t).data());
 
-  Pass pass = NewPass(sequence, t, positions_t);
+  Pass pass = NewPass(sequence.rotation, t, positions_t);
   pass.kv_capacity = sequence.layout.max_count(data);
+  pass.observer = sequence.observer;
   pass.attend = [&](int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
                     Tensor o_thK, Tensor lse_th) {
-    if (sequence.cached) {
+    if (cached) {
       ops_->KvWrite(s_, kv_2tgK.Rows(0, t), slots_t, cache_->keys(layer));
       ops_->KvWrite(s_, kv_2tgK.Rows(t, t), slots_t, cache_->values(layer));
     }
@@ -109,61 +109,76 @@ absl::StatusOr<Tensor> Engine::Prefill(Sequence& sequence) {
     Report(sequence, double(layer + 1));
   }
   ring_bytes_ = std::max(ring_bytes_, sequence.ring->buffer_bytes());
-  sequence.length = int64_t(sequence.ids.size());
   return x_uD;
 }
 
-// Every ring rank has the whole token: it computes Q itself, attends to its own pages, and only the
-// owner of the position writes K and V. Returns h [1, D], normed; [0, D] on other data ranks.
-Tensor Engine::Decode(Sequence& sequence, int32_t id) {
-  const int32_t position = int32_t(sequence.length++);
-  const int64_t t = mesh_->data_rank() == 0 ? 1 : 0;
-  const bool owner = t == 1 && OwnerOfNew(position) == mesh_->ring_rank();
-  const int64_t slot = owner ? cache_->Append(s_, {position})[0] : -1;
-  At("decode", -1, position);
+// Every ring rank has the whole of each token: it computes Q itself, attends to its own pages of
+// the row's sequence, and only the owner of the position writes K and V. Returns h [rows, D],
+// normed; [0, D] on other data ranks.
+//
+// A device that keeps work gets batches and views of rounded sizes, so that few of them are kept.
+// What differs from step to step lies in arrays: a row sees no more keys than its length says, and
+// the rows that only round the batch have none and are written nowhere.
+Tensor Engine::Decode(const Rotation& rotation, const StepRows& step) {
+  const int64_t rows = int64_t(step.ids.size());
+  const bool repeats = ops_->repeats() && mesh_->world().size() == 1;
+  const int64_t padded = repeats ? int64_t(std::bit_ceil(uint64_t(rows))) : rows;
+  const int64_t t = mesh_->data_rank() == 0 ? padded : 0;
 
-  // What differs from token to token, in one upload.
-  const std::array<int64_t, 4> words = {id, position, slot, cache_->length()};
-  Tensor words_4 = scratch_->New("decode step", DType::kI64, {4});
-  ops_->Upload(s_, words.data(), words_4);
-  const auto word = [&](int i, DType type, int64_t rows) {  // its low half, of an i32
-    static_assert(std::endian::native == std::endian::little);
-    return Tensor(type, {rows}, words_4.Rows(i, 1).data);
-  };
-  const Tensor ids_t = word(0, DType::kI32, t), positions_t = word(1, DType::kI32, t);
-  const Tensor slots_t = word(2, DType::kI64, t), length_1 = word(3, DType::kI32, 1);
-  // A device that keeps work sees no more keys than there are in a view of a rounded size.
-  const bool repeats = ops_->repeats() && mesh_->world().size() == 1 && !sequence.observer;
-  const int64_t keys = repeats ? RoundedKeys(*cache_) : cache_->length();
-  Pass pass = NewPass(sequence, t, positions_t);
+  // In one upload: slots, ids, positions, lengths.
+  std::vector<int32_t> words(5 * padded, 0);
+  std::fill_n(words.begin(), 2 * padded, -1);  // two words of a slot
+  std::memcpy(words.data(), step.slots.data(), rows * sizeof(int64_t));
+  std::copy(step.ids.begin(), step.ids.end(), words.begin() + 2 * padded);
+  std::copy(step.positions.begin(), step.positions.end(), words.begin() + 3 * padded);
+  std::copy(step.lengths.begin(), step.lengths.end(), words.begin() + 4 * padded);
+  const Tensor words_w = scratch_->New("decode step", DType::kI32, {5 * padded});
+  ops_->Upload(s_, words.data(), words_w);
+  const Tensor slots_t = Tensor(DType::kI64, {t}, words_w.data);
+  const Tensor ids_t = words_w.Rows(2 * padded, t), positions_t = words_w.Rows(3 * padded, t);
+  const Tensor lengths_t = words_w.Rows(4 * padded, t);
+
+  const int64_t keys = RoundedKeys(*std::max_element(step.lengths.begin(), step.lengths.end()),
+                                   cache_->row_tokens());
+  Pass pass = NewPass(rotation, t, positions_t);
   pass.attend = [&](int64_t layer, const AttentionSpec& spec, Tensor q_thK, Tensor kv_2tgK,
                     Tensor o_thK, Tensor lse_th) {
     ops_->KvWrite(s_, kv_2tgK.Rows(0, t), slots_t, cache_->keys(layer));
     ops_->KvWrite(s_, kv_2tgK.Rows(t, t), slots_t, cache_->values(layer));
-    KvView cached = cache_->View(layer, keys);
-    if (repeats) cached.length = length_1;
+    const auto cached = [&](int64_t row) {
+      if (!repeats) return cache_->View(layer, row, step.lengths[row]);
+      KvView view = cache_->View(layer, row, keys);
+      view.length = lengths_t.Rows(row, 1);
+      return view;
+    };
     DecodeAttention(*ops_, s_, *scratch_, mesh_->ring(), spec, q_thK, positions_t, cached,
                     model_->kv_index(), o_thK, lse_th);
   };
   Tensor x_uD = scratch_->New("x", ops_->dtype(), {pass.residual.share(), config().dim},
                               Arena::Length::kTokens);
+  Tensor h_tD = x_uD;  // the share is all of it
+  if (pass.residual.share() < pass.residual.padded()) {
+    h_tD = scratch_->New("h", ops_->dtype(), {pass.residual.padded(), config().dim},
+                         Arena::Length::kTokens);
+  }
   const auto forward = [&] {
     model_->ends().Embed(pass, ids_t, x_uD);
     for (int64_t layer = 0; layer < model_->layers(); ++layer) {
       model_->ForwardLayer(pass, layer, x_uD);
     }
-    // One token is whole on each tensor rank, or (tensor = 1) the share is all of it.
-    model_->ends().FinalNorm(pass, x_uD, x_uD);
+    model_->ends().FinalNorm(pass, x_uD, pass.residual.Share(h_tD));
+    if (h_tD.data != x_uD.data) pass.residual.Gather(mesh_->tensor(), s_, h_tD);
   };
   if (repeats) {
-    ops_->Repeat(s_,
-                 {keys, scratch_->used(), reinterpret_cast<intptr_t>(sequence.inv_freq.data),
-                  std::bit_cast<int64_t>(pass.rope_scale)},
-                 forward);
+    ops_->Repeat(
+        s_,
+        {keys << 16 | padded, scratch_->used(), reinterpret_cast<intptr_t>(rotation.inv_freq.data),
+         std::bit_cast<int64_t>(pass.rope_scale)},
+        forward);
   } else {
     forward();
   }
-  return x_uD;
+  return h_tD.Rows(0, t == 0 ? 0 : rows);
 }
 
 // Rows of the residual at some positions of the prompt, normed, whole on every rank: [n, D]. Each
@@ -183,28 +198,43 @@ Tensor Engine::GatherRows(const Sequence& sequence, Tensor x_uD,
     if (local >= 0 && row >= 0 && mine) ops_->Copy(s_, x_uD.Rows(row, 1), rows_nD.Rows(i, 1));
   }
   rows_nD = mesh_->world().AllReduce(s_, Partial(rows_nD));
-  model_->ends().FinalNorm(NewPass(sequence, n, Tensor()), rows_nD, rows_nD);
+  model_->ends().FinalNorm(NewPass({}, n, Tensor()), rows_nD, rows_nD);
   return rows_nD;
 }
 
-// Logits [V] of one row, on rank 0; empty elsewhere. The vocabulary is split over `tensor`; the
-// other data and ring ranks hold the same row and have nothing to add.
-std::vector<double> Engine::LastLogits(const Sequence& sequence, Tensor h_1D) {
-  if (mesh_->data_rank() != 0 || mesh_->ring_rank() != 0) return {};
-  Arena::Mark mark(*scratch_);
-  const int64_t c = model_->layout().vocab_padded(), ranks = load_.mesh.tensor;
-  Tensor logits = scratch_->New("last logits", ops_->dtype(), {ranks, 1, c});
-  model_->ends().Logits(NewPass(sequence, 1, Tensor()), h_1D, logits);
+// Logits [tensor, n, c] of whole rows on every rank of the first data and ring rank; nothing
+// elsewhere. The vocabulary is split over `tensor`; the other data and ring ranks hold the same
+// rows and have nothing to add.
+Tensor Engine::NewLogits(Tensor h_nD) {
+  if (mesh_->data_rank() != 0 || mesh_->ring_rank() != 0) return Tensor();
+  const Tensor logits_snc =
+      scratch_->New("last logits", ops_->dtype(),
+                    {load_.mesh.tensor, h_nD.rows(), model_->layout().vocab_padded()});
+  model_->ends().Logits(NewPass({}, h_nD.rows(), Tensor()), h_nD, logits_snc);
+  return logits_snc;
+}
+
+// [n][V], on rank 0; empty elsewhere.
+std::vector<std::vector<double>> Engine::HostLogits(Tensor logits_snc) {
   if (mesh_->rank() != 0) return {};
-  Tensor wide = logits;
-  if (ops_->dtype() != DType::kF64) {
-    wide = scratch_->New("last logits, f64", DType::kF64, {ranks, 1, c});
-    ops_->Copy(s_, logits, wide);
+  const std::vector<double> values = OnHost(*ops_, s_, logits_snc);
+  const int64_t ranks = logits_snc.rows(), n = logits_snc.dims[1], c = logits_snc.dims[2];
+  std::vector<std::vector<double>> rows(n);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      const auto shard = values.begin() + (rank * n + i) * c;
+      rows[i].insert(rows[i].end(), shard, shard + c);
+    }
+    rows[i].resize(config().vocab);  // shards are consecutive; only the last ones are padded
   }
-  std::vector<double> values(ranks * c);
-  ops_->Download(s_, wide, values.data());
-  values.resize(config().vocab);  // shards are consecutive; only the last ones are padded
-  return values;
+  return rows;
+}
+
+// Logits [V] of one row, on rank 0; empty elsewhere.
+std::vector<double> Engine::LastLogits(Tensor h_1D) {
+  Arena::Mark mark(*scratch_);
+  std::vector<std::vector<double>> rows = HostLogits(NewLogits(h_1D));
+  return rows.empty() ? std::vector<double>() : std::move(rows[0]);
 }
 
 }  // namespace toroid

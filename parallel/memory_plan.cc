@@ -314,6 +314,13 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& giv
   }
   const int64_t prompt = job.load.context - job.max_tokens;
   const TokenLayout layout(job.load.layout, {prompt}, mesh.data, mesh.ring);
+  TOROID_RETURN_IF_ERROR(CheckAnswers(job.prompts, job.n));
+  GenerateRequest request;
+  request.prompt_ids.assign(size_t(prompt), 0);
+  request.more_prompt_ids.assign(size_t(job.prompts - 1), request.prompt_ids);
+  request.n = job.n;
+  request.batch = job.batch;
+  request.max_tokens = job.max_tokens;
   return Plan(
       source->config, mesh, std::vector<int64_t>(size_t(mesh.size())),
       [&](int64_t data, int64_t ring) {
@@ -325,7 +332,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& giv
         return Signature{data == 0 && ring == 0, data == 0, layout.count(data, ring),
                          layout.max_count(data), made};
       },
-      [&](int rank) { return Engine::Foresee(rank, source, job.load, prompt, job.max_tokens); });
+      [&](int rank) { return Engine::Foresee(rank, source, job.load, request); });
 }
 
 std::vector<std::string> Advise(Source source, const PlannedTraining& job, int64_t limit) {

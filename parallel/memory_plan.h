@@ -29,10 +29,13 @@ struct PlannedTraining {
   bool of_spec = false;
 };
 
-// A prompt and its output that fill the context.
+// Prompts and their output that fill the context.
 struct PlannedInference {
   LoadRequest load;          // context 0: the model's own
   int64_t max_tokens = 256;  // of the context, made
+  int64_t prompts = 1;
+  int64_t n = 1;      // answers to each
+  int64_t batch = 0;  // as GenerateRequest's
 };
 
 struct MemoryPlan {

@@ -116,6 +116,7 @@ void Fields(Stream&& field, P& p) {
   field(p.load.context), field(p.load.page_tokens), field(p.load.threads), field(p.load.seed);
   field(p.load.verify_weights);
   field(p.generate.prompt_ids), field(p.generate.more_prompt_ids), field(p.generate.n);
+  field(p.generate.batch);
   field(p.generate.max_tokens), field(p.generate.sampling);
   field(p.generate.stop), field(p.generate.stop_ids), field(p.generate.ignore_eos);
   field(p.generate.logprobs), field(p.generate.prompt_logprobs);

@@ -39,7 +39,8 @@ struct GenerateRequest {
   std::vector<int32_t> prompt_ids;  // at least one
   // Prompts that are answered after it, in order: prompt_index 1, 2, ..; each has at least one id.
   std::vector<std::vector<int32_t>> more_prompt_ids;
-  int64_t n = 1;  // answers to each prompt; CheckAnswers
+  int64_t n = 1;      // answers to each prompt; CheckAnswers
+  int64_t batch = 0;  // answers that are made together at most; 0: kUsualBatch
   int64_t max_tokens = 256;
   SamplingParams sampling;
   std::vector<std::string> stop;  // stop strings; the text ends before them
@@ -51,6 +52,13 @@ struct GenerateRequest {
 
 // Answers of one request at most: they are kept until its end and travel in one message.
 inline constexpr int64_t kMostAnswers = 1024;
+inline constexpr int64_t kUsualBatch = 64;
+// Answers of a request that are made together, where memory lasts.
+int64_t MostRows(const GenerateRequest& request);
+// Of prompt_index 0, 1, ..
+inline const std::vector<int32_t>& PromptAt(const GenerateRequest& request, int64_t prompt_index) {
+  return prompt_index == 0 ? request.prompt_ids : request.more_prompt_ids[prompt_index - 1];
+}
 // InvalidArgument, if `n` answers to each of `prompts` prompts are none, or more than that.
 absl::Status CheckAnswers(int64_t prompts, int64_t n);
 
@@ -73,6 +81,7 @@ struct TokenEvent {
   std::string text;
   double log_p = 0;
   int64_t prompt_index = 0, index = 0;  // of its answer (GenerateResult)
+  bool last = false;                    // of that answer
 };
 
 struct Progress {
@@ -118,13 +127,14 @@ struct GenerateResult {
   std::vector<double> logprobs;                             // if asked
   std::vector<std::pair<int64_t, double>> prompt_logprobs;  // (position, log p of the token there)
   double min_margin = 0;                                    // smallest gap over the tokens made
-  // Timing and traffic of this answer alone, so that those of a request add up; a prompt is
-  // prefilled once, for its first answer. Memory is that of the prompt's answers together.
+  // Timing and traffic are this answer's share of the steps that it was in, so that those of a
+  // request add up; a prompt is prefilled once, for its first answer. Memory is the request's.
   RunReport report;
   int64_t prompt_index = 0;  // 0 .. prompts - 1
   int64_t index = 0;         // 0 .. n - 1 among that prompt's answers
-  // The request's other answers by (prompt_index, index), theirs is empty. A cancelled request ends
-  // with the answer that it was in.
+  int64_t batch = 1;         // answers of the request that were made together, at most
+  // The request's other answers by (prompt_index, index), theirs is empty. Of a cancelled request
+  // those that had not begun are not there.
   std::vector<GenerateResult> more;
 };
 

@@ -68,7 +68,8 @@ void RingAttention::Attend(int64_t layer, const AttentionSpec& spec, Tensor q_th
 
 void DecodeAttention(Backend& ops, Stream s, Arena& scratch, Communicator& ring,
                      const AttentionSpec& spec, Tensor q_thK, Tensor positions_t,
-                     const KvView& cached, Tensor kv_index, Tensor o_thK, Tensor lse_th) {
+                     const std::function<KvView(int64_t row)>& cached, Tensor kv_index,
+                     Tensor o_thK, Tensor lse_th) {
   const int64_t t = q_thK.rows(), h = q_thK.dims[1], K = q_thK.dims[2], R = ring.size();
   Arena::Mark mark(scratch);
   Tensor parts_o = scratch.New("gathered O", o_thK.dtype, {R * t, h, K});
@@ -77,9 +78,12 @@ void DecodeAttention(Backend& ops, Stream s, Arena& scratch, Communicator& ring,
   const Tensor own_lse = parts_lse.Rows(ring.rank() * t, t);
   ops.Copy(s, o_thK, own_o);  // the fresh carry
   ops.Copy(s, lse_th, own_lse);
-  const Tile tile{0, t, 0, cached.positions.rows()};
-  if (tile.k_count > 0) {
-    ops.AttendTile(s, q_thK, positions_t, cached, kv_index, spec, tile, own_o, own_lse);
+  for (int64_t row = 0; row < t; ++row) {
+    const KvView view = cached(row);
+    const Tile tile{row, 1, 0, view.positions.rows()};
+    if (tile.k_count > 0) {
+      ops.AttendTile(s, q_thK, positions_t, view, kv_index, spec, tile, own_o, own_lse);
+    }
   }
   ring.AllGather(s, own_o, parts_o);
   ring.AllGather(s, own_lse, parts_lse);

@@ -71,9 +71,11 @@ class RingAttention {
   std::map<std::pair<bool, int64_t>, std::vector<Round>> schedules_;  // by (causal, window)
 };
 
-// Decode: q [t, h, K], whole on every ring rank, against the cached keys of all ring ranks.
+// Decode: q [t, h, K], a token of each of t sequences, whole on every ring rank, against the cached
+// keys of all ring ranks: `cached` gives those of a row's sequence on this one.
 void DecodeAttention(Backend& ops, Stream s, Arena& scratch, Communicator& ring,
                      const AttentionSpec& spec, Tensor q_thK, Tensor positions_t,
-                     const KvView& cached, Tensor kv_index, Tensor o_thK, Tensor lse_th);
+                     const std::function<KvView(int64_t row)>& cached, Tensor kv_index,
+                     Tensor o_thK, Tensor lse_th);
 
 }  // namespace toroid

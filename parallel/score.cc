@@ -49,7 +49,7 @@ std::vector<double> Engine::OwnLogProbs(const Sequence& sequence, Tensor x_uD) {
   for (int64_t i = 0; i < t; ++i) {
     labels[i] = positions[i] + 1 < total ? sequence.ids[positions[i] + 1] : -1;
   }
-  const Pass pass = NewPass(sequence, t, Tensor());
+  const Pass pass = NewPass(sequence.rotation, t, Tensor());
   Tensor a_tD = pass.Long("a", ops_->dtype(), {pass.residual.padded(), config().dim});
   model_->ends().FinalNorm(pass, x_uD, pass.residual.Share(a_tD));
   pass.residual.Gather(mesh_->tensor(), s_, a_tD);
@@ -81,16 +81,15 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreRequest& request, const Eng
   ScoreResult result;
   result.tokens = total - 1;
   {
-    Sequence sequence(request.ids, total, /*keep=*/false, load_, "score", events);
+    Sequence sequence(request.ids, total, load_, "score", events);
     Arena::Mark mark(*scratch_);
-    TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), Begin(sequence)));
+    Begin(sequence);
     TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
     const std::vector<CommCounters> prefilled = Counters();
     std::vector<double> log_p = OwnLogProbs(sequence, x_uD);
     SumHost(mesh_->world(), log_p);
     log_p.pop_back();  // nothing follows the last token
-    const std::vector<double> logits =
-        LastLogits(sequence, GatherRows(sequence, x_uD, {total - 1}));
+    const std::vector<double> logits = LastLogits(GatherRows(sequence, x_uD, {total - 1}));
     TOROID_RETURN_IF_ERROR(StepStatus(events));
     Timing& timing = result.report.timing;
     timing.prefill_s =
@@ -105,7 +104,7 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreRequest& request, const Eng
       result.last_top = Top(logits, request.top);
       if (request.logprobs) result.logprobs = std::move(log_p);
     }
-    FillReport(*foreseen, before, prefilled, result.report);
+    FillReport(*foreseen, TrafficOf(before, prefilled, Counters()), result.report);
   }
   scratch_->Trim();
   return result;
@@ -114,14 +113,14 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreRequest& request, const Eng
 absl::StatusOr<MemoryUse> Engine::DryScore(const ScoreRequest& request) {
   const EngineEvents silent;
   const int64_t total = int64_t(request.ids.size());
-  Sequence sequence(request.ids, total, /*keep=*/false, load_, "score", silent);
+  Sequence sequence(request.ids, total, load_, "score", silent);
   scratch_->ResetPeak();
   Arena::Mark mark(*scratch_);
-  TOROID_RETURN_IF_ERROR(Begin(sequence));
+  Begin(sequence);
   TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
   std::vector<double> log_p = OwnLogProbs(sequence, x_uD);
   SumHost(mesh_->world(), log_p);
-  LastLogits(sequence, GatherRows(sequence, x_uD, {total - 1}));
+  LastLogits(GatherRows(sequence, x_uD, {total - 1}));
   return Used();
 }
 
@@ -137,10 +136,10 @@ absl::Status Engine::Observe(
   if (foreseen.ok()) foreseen->scratch += kRowBlock * config().dim * 8 + 64;  // the rows below
   TOROID_RETURN_IF_ERROR(Reserve(foreseen));
   const int64_t total = int64_t(ids.size());
-  Sequence sequence(ids, total, /*keep=*/false, load_, "verify", events);
+  Sequence sequence(ids, total, load_, "verify", events);
   sequence.observer = &observer;
   Arena::Mark mark(*scratch_);
-  TOROID_RETURN_IF_ERROR(ShareStatus(mesh_->world(), Begin(sequence)));
+  Begin(sequence);
   TOROID_ASSIGN_OR_RETURN(Tensor x_uD, Prefill(sequence));
   for (int64_t begin = 0; logits != nullptr && begin < total; begin += kRowBlock) {
     Arena::Mark block_mark(*scratch_);
@@ -149,7 +148,7 @@ absl::Status Engine::Observe(
     const Tensor rows_nD = GatherRows(sequence, x_uD, positions);
     for (int64_t i = 0; i < rows_nD.rows(); ++i) {
       Arena::Mark row_mark(*scratch_);
-      const std::vector<double> row = LastLogits(sequence, rows_nD.Rows(i, 1));
+      const std::vector<double> row = LastLogits(rows_nD.Rows(i, 1));
       if (mesh_->rank() == 0) logits(begin + i, row);
     }
     TOROID_RETURN_IF_ERROR(StepStatus(events));

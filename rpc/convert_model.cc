@@ -228,6 +228,7 @@ v1::GenerateTask ToProto(const GenerateTask& task) {
   out.set_logprobs(request.logprobs);
   out.set_prompt_logprobs(request.prompt_logprobs);
   out.set_n(request.n);
+  out.set_batch(request.batch);
   return out;
 }
 
@@ -243,6 +244,8 @@ absl::StatusOr<GenerateTask> FromProto(const v1::GenerateTask& in) {
   if (in.has_n()) request.n = in.n();
   const absl::Status answers = CheckAnswers(1 + in.more_prompts_size(), request.n);
   if (!answers.ok()) return BadField("n", answers.message());
+  if (in.batch() < 0) return BadField("batch", absl::StrCat(in.batch(), " is below 0"));
+  request.batch = in.batch();
   if (in.has_max_tokens()) request.max_tokens = in.max_tokens();
   if (request.max_tokens < 1 || request.max_tokens > kMaxContext) {
     return BadField("max_tokens", absl::StrCat(request.max_tokens, " is not 1 or more"));

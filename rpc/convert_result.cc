@@ -158,11 +158,13 @@ v1::Token ToProto(const TokenEvent& token) {
   out.set_log_p(token.log_p);
   out.set_prompt_index(token.prompt_index);
   out.set_index(token.index);
+  out.set_last(token.last);
   return out;
 }
 
 TokenEvent FromProto(const v1::Token& token) {
-  return {token.id(), token.text(), token.log_p(), token.prompt_index(), token.index()};
+  return {token.id(),           token.text(),  token.log_p(),
+          token.prompt_index(), token.index(), token.last()};
 }
 
 v1::GenerateResult ToProto(const GenerateResult& result) {
@@ -183,6 +185,7 @@ v1::GenerateResult ToProto(const GenerateResult& result) {
   *out.mutable_report() = ToProto(result.report);
   out.set_prompt_index(result.prompt_index);
   out.set_index(result.index);
+  out.set_batch(result.batch);
   for (const GenerateResult& answer : result.more) *out.add_more() = ToProto(answer);
   return out;
 }
@@ -203,6 +206,7 @@ GenerateResult FromProto(const v1::GenerateResult& in) {
   out.report = FromProto(in.report());
   out.prompt_index = in.prompt_index();
   out.index = in.index();
+  out.batch = in.batch();
   for (const v1::GenerateResult& answer : in.more()) {
     out.more.push_back(FromProto(answer));
     out.more.back().more.clear();  // a message nests as deep as its sender likes

@@ -16,6 +16,7 @@ namespace toroid {
 struct RopeFrequencies {
   std::vector<double> inv_freq;  // size K/2, radians per position
   double attention_scale = 1.0;
+  bool operator==(const RopeFrequencies&) const = default;
 };
 
 // `length_bound` is the largest length that the request can reach (prompt + max tokens). Only

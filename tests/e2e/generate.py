@@ -66,6 +66,9 @@ def test_several_prompts_and_answers():
         quiet = run("generate", MODEL, *MANY, *words, "-q")
         check(quiet.out == texts and quiet.err == "", quiet.err)
     check("answer 0" not in run("generate", MODEL, *PROMPT).err, "one answer has no heading")
+    check([a["batch"] for a in one] == [4] * 4, one)
+    three = answers(run("generate", MODEL, *MANY, "--batch", 3, "-o", "json"))
+    check([(a["batch"], a["ids"]) for a in three] == [(3, a["ids"]) for a in one], three)
 
 
 def test_how_many_answers():

@@ -38,12 +38,16 @@ TEST(JsonOutput, Generate) {
   const std::string head =
       R"({"schema":1,"model":"random:tiny","mesh":{"pods":1,"data":1,"ring":2,"tensor":1},)"
       R"("prompt_tokens":4,"ids":[5,6],"text":"hi\n","finish_reason":"stop",)";
-  EXPECT_EQ(GenerateJson("random:tiny", result), head + R"("min_margin":0.125,)" + kReportTail);
-  result.logprobs = {-0.5, -1};
-  result.prompt_logprobs = {{3, -2.5}};
   EXPECT_EQ(GenerateJson("random:tiny", result),
-            head + R"("logprobs":[-0.5,-1.0],"prompt_logprobs":[[3,-2.5]],"min_margin":0.125,)" +
-                kReportTail);
+            head + R"("min_margin":0.125,"batch":1,)" + kReportTail);
+  result.logprobs = {-0.5, -1};
+  result.batch = 4;
+  result.prompt_logprobs = {{3, -2.5}};
+  EXPECT_EQ(
+      GenerateJson("random:tiny", result),
+      head +
+          R"("logprobs":[-0.5,-1.0],"prompt_logprobs":[[3,-2.5]],"min_margin":0.125,"batch":4,)" +
+          kReportTail);
 }
 
 TEST(JsonOutput, Train) {

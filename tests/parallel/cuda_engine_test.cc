@@ -84,6 +84,59 @@ TEST_F(CudaEngine, MakesTheCpusTokens) {
   }
 }
 
+// 14 answers of seven prompts that end at different steps: the batch is rounded to 16 rows, 8, 4,
+// ..
+GenerateRequest EndingAnswers(int64_t vocab) {
+  GenerateRequest request;
+  request.prompt_ids = MixedIds(250, vocab);  // past 256 keys while the others are far below
+  for (int64_t p = 1; p < 7; ++p) {
+    request.more_prompt_ids.push_back(MixedIds(3 + 16 * p, vocab));
+    request.more_prompt_ids.back()[0] = int32_t(p);
+  }
+  request.n = 2;
+  request.max_tokens = 48;
+  request.sampling.temperature = 1;
+  request.sampling.seed = 3;
+  for (int32_t id = 0; id < 12; ++id) request.stop_ids.push_back(id);
+  return request;
+}
+
+TEST_F(CudaEngine, ABatchMakesTheCpusTokens) {
+  for (const char* model : {"random:tiny-gqa", "random:palm-tiny", "random:tiny-mistral"}) {
+    const EngineCase cpu{.model = model, .compute = Compute::kF32};
+    EngineCase gpu = cpu;
+    gpu.device = Device::kCuda;
+    gpu.shuffle = 3;
+    GenerateRequest request = EndingAnswers(TestSource(model)->config.vocab);
+    request.batch = 1;
+    const GenerateResult alone = GenerateOn(cpu, request);
+    for (const int64_t batch : {3, 7, 14}) {
+      request.batch = batch;
+      const GenerateResult together = GenerateOn(gpu, request);
+      ASSERT_EQ(together.more.size(), 13u);
+      EXPECT_EQ(together.report.memory.peak, together.report.memory.predicted);
+      for (size_t i = 0; i < 13; ++i) {
+        if (alone.more[i].min_margin <= 1e-3) continue;
+        EXPECT_EQ(together.more[i].ids, alone.more[i].ids) << model << " " << batch << " " << i;
+      }
+    }
+  }
+}
+
+// Negative control: with the tables of two rows exchanged the tokens differ.
+TEST_F(CudaEngine, SwappedTablesOfABatchAreSeen) {
+  const EngineCase c{.compute = Compute::kF32, .device = Device::kCuda};
+  GenerateRequest request = EndingAnswers(TestSource(c.model)->config.vocab);
+  request.sampling.temperature = 0;
+  const GenerateResult whole = GenerateOn(c, request);
+  GenerateResult swapped;
+  OnEngines(c, [&](Engine& engine) {
+    engine.SwapTables();
+    swapped = *engine.Generate(request, {});
+  });
+  EXPECT_NE(swapped.ids, whole.ids);
+}
+
 TEST_F(CudaEngine, InBf16IsNearAndNotTheSame) {
   for (const char* model : {"random:tiny-gqa", "random:tiny-1m"}) {
     const ScoreResult truth = ScoreText({.model = model, .compute = Compute::kBF16}, 100);

@@ -120,30 +120,34 @@ TEST(MemoryPlan, ForeseesTrainingToTheByte) {
 TEST(MemoryPlan, ForeseesGenerateToTheByte) {
   for (const MeshShape mesh :
        {MeshShape{1, 1, 1}, MeshShape{1, 3, 1}, MeshShape{1, 2, 2}, MeshShape{2, 1, 1}}) {
-    SCOPED_TRACE(ToString(mesh));
-    PlannedInference job;
-    job.load.model = "random:tiny-gqa";
-    job.load.mesh = mesh;
-    job.load.context = 150;
-    job.max_tokens = 20;
-    const auto plan = PlanMemory(TestSource(job.load.model), job);
-    ASSERT_TRUE(plan.ok()) << plan.status();
-    EngineCase c;
-    c.mesh = mesh;
-    c.compute = Compute::kF32;
-    c.context = 150;
-    GenerateRequest request;
-    request.prompt_ids = MixedIds(130, 256);
-    request.max_tokens = 20;
-    request.ignore_eos = true;
-    const GenerateResult result = GenerateOn(c, request);
-    for (const MemoryPlan::Group& group : plan->groups) {
-      for (const int rank : group.ranks) {
-        EXPECT_NEAR(double(group.memory.total()), double(result.report.memory.predicted[rank]),
-                    0.001 * result.report.memory.predicted[rank]);
-        EXPECT_EQ(group.memory.activations + group.memory.ring_buffers,
-                  result.report.memory.scratch[rank]);
-        EXPECT_EQ(group.memory.weights, result.report.memory.weights[rank]);
+    for (const int64_t n : {1, 3}) {
+      SCOPED_TRACE(ToString(mesh) + " " + std::to_string(n));
+      PlannedInference job;
+      job.load.model = "random:tiny-gqa";
+      job.load.mesh = mesh;
+      job.load.context = 150;
+      job.max_tokens = 20;
+      job.n = n;
+      const auto plan = PlanMemory(TestSource(job.load.model), job);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      EngineCase c;
+      c.mesh = mesh;
+      c.compute = Compute::kF32;
+      c.context = 150;
+      GenerateRequest request;
+      request.prompt_ids = MixedIds(130, 256);
+      request.max_tokens = 20;
+      request.ignore_eos = true;
+      request.n = n;
+      const GenerateResult result = GenerateOn(c, request);
+      for (const MemoryPlan::Group& group : plan->groups) {
+        for (const int rank : group.ranks) {
+          EXPECT_NEAR(double(group.memory.total()), double(result.report.memory.predicted[rank]),
+                      0.001 * result.report.memory.predicted[rank]);
+          EXPECT_EQ(group.memory.activations + group.memory.ring_buffers,
+                    result.report.memory.scratch[rank]);
+          EXPECT_EQ(group.memory.weights, result.report.memory.weights[rank]);
+        }
       }
     }
   }

@@ -186,7 +186,7 @@ TEST(Convert, SpecsSurviveTheRoundTrip) {
   const auto spec = ParseJobSpec(
       R"(name: "n" compute: FP64 mesh { ring: -1 tensor: 2 } pod: "a" output { dir: "r/o" }
          model { path: "m" layout: "zigzag" context: 99 page_tokens: 64 threads: 3 seed: 4 }
-         generate { prompt { text: "p" chat: true system: "s" no_special: true } stop: "x" n: 3
+         generate { prompt { text: "p" chat: true system: "s" no_special: true } stop: "x" n: 3 batch: 7
          more_prompts { ids { ids: [4, 5] } } more_prompts { file: "f" }
          sampling { temperature: 0.5 top_k: 3 seed: 9 } logprobs: true prompt_logprobs: 2 }
          max_restarts: 1 active_deadline: "90s" priority: -2)",
@@ -199,6 +199,7 @@ TEST(Convert, SpecsSurviveTheRoundTrip) {
   EXPECT_EQ(again->placement.mesh.ring, MeshWish::kRest);
   const GenerateTask& task = std::get<GenerateTask>(again->task);
   EXPECT_EQ(task.request.n, 3);
+  EXPECT_EQ(task.request.batch, 7);
   ASSERT_EQ(task.more_prompts.size(), 2u);
   EXPECT_EQ(task.more_prompts[0].ids, (std::vector<int32_t>{4, 5}));
   EXPECT_EQ(task.more_prompts[1].file, "f");

@@ -61,7 +61,9 @@ GenerateResult RepeatOnce(uint64_t number, const std::vector<int32_t>& prompt, i
   for (int32_t id : prompt) {
     result.ids.push_back(id);
     result.text += static_cast<char>(id);
-    channel.on_token(number, {id, std::string(1, static_cast<char>(id)), -1, prompt_index, index});
+    const bool last = result.ids.size() == prompt.size();
+    channel.on_token(number,
+                     {id, std::string(1, static_cast<char>(id)), -1, prompt_index, index, last});
     std::unique_lock<std::mutex> lock(gate.mutex);
     while (!gate.open && !channel.cancelled(number)) {
       gate.changed.wait_for(lock, std::chrono::milliseconds(5));
@@ -343,11 +345,11 @@ TEST_F(ServicesTest, SeveralAnswersComeWithTheirIndices) {
   std::string seen;
   GenerateObserver observer;
   observer.on_token = [&](const TokenEvent& token) {
-    absl::StrAppend(&seen, token.text, token.prompt_index, token.index, " ");
+    absl::StrAppend(&seen, token.text, token.prompt_index, token.index, token.last ? ". " : " ");
   };
   const auto result = client_->Generate(request, observer);
   ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(seen, "a00 b00 a01 b01 c10 d10 e10 c11 d11 e11 ");
+  EXPECT_EQ(seen, "a00 b00. a01 b01. c10 d10 e10. c11 d11 e11. ");
   EXPECT_EQ(result->text, "ab");
   ASSERT_EQ(result->more.size(), 3u);
   EXPECT_EQ(result->more[2].text, "cde");
