@@ -317,6 +317,19 @@ std::string SelfTestJson(const SelfTestResult& result) {
   return Dump(json);
 }
 
+std::string ReplayJson(const ReplayResult& result) {
+  Json json = Object();
+  json["pass"] = result.differs.empty();
+  json["differs"] = result.differs.empty() ? Json(nullptr) : Json(result.differs);
+  json["pods"] = Json::array();
+  for (const auto& [directory, pod] : result.pods) {
+    Json one = {{"directory", directory}, {"merges", pod.merges}, {"replayed", pod.replayed}};
+    if (pod.outer && pod.same()) one["outer_hash"] = absl::StrFormat("%016x", pod.hash);
+    json["pods"].push_back(std::move(one));
+  }
+  return Dump(json);
+}
+
 std::string TokenizeJson(const TokenizeResult& result, bool pieces) {
   Json json = Object();
   json["count"] = result.ids.size();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "launcher/replay.h"
 #include "parallel/request.h"
 #include "parallel/verify_self_test.h"
 #include "rpc/job.h"
@@ -22,6 +23,7 @@ std::string ScoreJson(absl::string_view model, const ScoreResult& result);
 std::string TrainJson(absl::string_view model, const TrainResult& result);
 std::string VerifyJson(absl::string_view model, const VerifyResult& result);
 std::string SelfTestJson(const SelfTestResult& result);
+std::string ReplayJson(const ReplayResult& result);
 std::string TokenizeJson(const TokenizeResult& result, bool pieces);
 std::string JobJson(const JobStatus& status);
 std::string JobListJson(const JobPage& page);

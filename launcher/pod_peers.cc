@@ -62,7 +62,13 @@ absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& argument
   return std::make_optional(std::move(peers));
 }
 
-absl::Status CheckPods(int64_t pods, const std::optional<PodPeers>& peers) {
+absl::Status CheckPods(const PodsOptions& of_job, const std::optional<PodPeers>& peers) {
+  const int64_t pods = of_job.count;
+  if (pods > 1 && of_job.policy == PodsOptions::Policy::kContinue) {
+    return absl::InvalidArgumentError(
+        "train.exchange.policy: CONTINUE without a controller: nobody says which pods are lost: "
+        "take HALT, or toroid job submit");
+  }
   const int64_t given = peers ? int64_t(peers->addresses.size()) : 1;
   if (pods == given) return absl::OkStatus();
   if (!peers) {

@@ -28,9 +28,9 @@ struct PodPeers {
 // --link-.. without both, a pod that is not in the list.
 absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& arguments);
 
-// OK if a job of so many pods can run with these peers, or, on one pod, without. InvalidArgument
-// with the line that works.
-absl::Status CheckPods(int64_t pods, const std::optional<PodPeers>& peers);
+// OK if a job on these pods can run with these peers, or, on one pod, without. InvalidArgument with
+// the line that works.
+absl::Status CheckPods(const PodsOptions& pods, const std::optional<PodPeers>& peers);
 
 // For ProgramChannel::meet. The launch's epoch is when it was started: a later one fences off what
 // an earlier one of the same pod sent.

@@ -148,7 +148,7 @@ absl::Status OnRanks(const Arguments& arguments) {
   std::optional<JobSpec> spec;
   if (SpeaksForWorld()) {
     TOROID_ASSIGN_OR_RETURN(spec, JobOf(arguments));
-    TOROID_RETURN_IF_ERROR(CheckPods(PodsOf(*spec), peers));
+    TOROID_RETURN_IF_ERROR(CheckPods(std::get<TrainTask>(spec->task).plan.options.pods, peers));
   }
   Screen screen(arguments);
   std::unique_ptr<TrainingJob> job;

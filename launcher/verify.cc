@@ -11,6 +11,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
+#include "launcher/replay.h"
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
 #include "launcher/training_spec.h"
@@ -248,6 +249,11 @@ absl::Status SelfTest(const Arguments& arguments) {
 
 absl::Status RunVerify(const Arguments& arguments) {
   if (arguments.Flag("--self-test")) return SelfTest(arguments);
+  if (arguments.Has("--replay")) {
+    if (arguments.Text("MODEL").empty()) return ReplayRun(arguments);
+    return UsageError(
+        "--replay RUN with a MODEL: the run says what it trained: drop one of the two");
+  }
   if (arguments.Text("MODEL").empty()) {
     return UsageError("missing argument: MODEL: toroid verify needs one, or --self-test");
   }
@@ -272,6 +278,8 @@ const OptionTable kVerifyOptions = {
          false, true},
         {"--self-test", ValueKind::kFlag, "", "",
          "plant known bugs in training; each must be found"},
+        {"--replay", ValueKind::kText, "RUN", "",
+         "make the merges of a run on several pods again, from what it kept"},
     }};
 
 }  // namespace
@@ -290,12 +298,15 @@ const Verb kVerifyVerb = {
         "toroid verify /models/smollm2 --controller 127.0.0.1:7070 --mesh ring=2 --layers 2\n"
         "toroid launch -n 4 verify job.textproto --mesh ring=2,tensor=2     # the first step\n"
         "toroid verify job.textproto --controller 127.0.0.1:7070\n"
-        "toroid verify --self-test",
+        "toroid verify --self-test\n"
+        "toroid verify --replay runs/two-pods",
     .run = RunVerify,
     .details =
         "Exit code 1 if a tensor is out of its bound: 1e-9 in f64; "
         "otherwise 4 times the "
-        "error of one rank\nat this --compute, at least 1e-6.",
+        "error of one rank\nat this --compute, at least 1e-6. With --replay: 1 if a merge differs, "
+        "3 "
+        "if something is missing.",
 };
 
 }  // namespace toroid

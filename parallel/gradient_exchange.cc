@@ -70,14 +70,14 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
   if (delay() == 0) {
     TOROID_RETURN_IF_ERROR(Await(step_));
     TOROID_ASSIGN_OR_RETURN(const PodTotals totals, Totals(step_, card));
-    TOROID_RETURN_IF_ERROR(Merge(step_));
+    TOROID_RETURN_IF_ERROR(Merge(step_, /*keep=*/false));
     return totals;
   }
   PodTotals totals;
   if (before_ == Before::kTravels) {
     TOROID_RETURN_IF_ERROR(Await(step_ - 1));
     TOROID_ASSIGN_OR_RETURN(totals, Totals(step_ - 1, card_));
-    TOROID_RETURN_IF_ERROR(Merge(step_ - 1));
+    TOROID_RETURN_IF_ERROR(Merge(step_ - 1, /*keep=*/false));
   } else if (before_ == Before::kSettled) {
     totals = totals_;
     for (int64_t g = 0; g < store_.groups().count(); ++g) {
@@ -91,15 +91,8 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
 
 // Until all shares of a step have come.
 absl::Status GradientExchange::Await(int64_t step) {
-  int64_t group = 0;
-  return swap_.mail().Await(store_.mesh().world(), absl::StrCat("the gradient of step ", step),
-                            [&, step] {
-                              for (; group < store_.groups().count(); ++group) {
-                                const int64_t pod = swap_.Missing(step, group);
-                                if (pod >= 0) return pod;
-                              }
-                              return swap_.MissingCard(PodSwap::kCard, step);
-                            });
+  return swap_.Gather(step, absl::StrCat("the gradient of step ", step),
+                      [](int64_t) { return true; });
 }
 
 absl::StatusOr<PodTotals> GradientExchange::Totals(int64_t step, const std::vector<double>& own) {
@@ -116,13 +109,20 @@ absl::StatusOr<PodTotals> GradientExchange::Totals(int64_t step, const std::vect
   return totals;
 }
 
-absl::Status GradientExchange::Merge(int64_t step) {
+// The mean gradient of a step, into the store or to where it is kept for the next step.
+absl::Status GradientExchange::Merge(int64_t step, bool keep) {
   absl::Status status;
+  uint64_t hash = 0;
+  swap_.BeginMerge(step + 1, 0);
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
-    status.Update(swap_.Merge(step, g, merged_.data()).status());
-    store_.ops().Upload(store_.stream(), merged_.data(), store_.Stored(Kind::kGradients, g));
+    char* const mean = keep ? Pending(g) : merged_.data();
+    status.Update(swap_.Merge(step, g, mean).status());
+    hash += swap_.HashOf(g, mean);
+    if (!keep) store_.ops().Upload(store_.stream(), mean, store_.Stored(Kind::kGradients, g));
   }
-  return ShareStatus(store_.mesh().world(), status);
+  TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
+  swap_.EndMerge(hash);
+  return absl::OkStatus();
 }
 
 // --- the gradient that the next step applies -----------------------------------------------------
@@ -137,11 +137,7 @@ absl::StatusOr<void*> GradientExchange::Settle() {
   if (before_ == Before::kTravels) {
     TOROID_RETURN_IF_ERROR(Await(step_));
     TOROID_ASSIGN_OR_RETURN(totals_, Totals(step_, card_));
-    absl::Status status;
-    for (int64_t g = 0; g < store_.groups().count(); ++g) {
-      status.Update(swap_.Merge(step_, g, Pending(g)).status());
-    }
-    TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
+    TOROID_RETURN_IF_ERROR(Merge(step_, /*keep=*/true));
     before_ = Before::kSettled;
   }
   return static_cast<void*>(pending_.data());

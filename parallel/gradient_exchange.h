@@ -57,7 +57,7 @@ class GradientExchange {
   char* Pending(int64_t group);
   absl::Status Await(int64_t step);
   absl::StatusOr<PodTotals> Totals(int64_t step, const std::vector<double>& own);
-  absl::Status Merge(int64_t step);
+  absl::Status Merge(int64_t step, bool keep);
 
   PodSwap& swap_;
   ParamStore& store_;

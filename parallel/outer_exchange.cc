@@ -1,6 +1,7 @@
 #include "parallel/outer_exchange.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -105,24 +106,43 @@ void OuterExchange::Subtract(int64_t n, const char* outer, char* own) {
 absl::Status OuterExchange::Merge() {
   if (flight_->settled) return absl::OkStatus();
   const int64_t sent = flight_->sent, fragment = flight_->fragment;
-  int64_t group = 0;
-  TOROID_RETURN_IF_ERROR(swap_.mail().Await(
-      store_.mesh().world(), absl::StrCat("fragment ", fragment, " of step ", sent), [&] {
-        for (; group < store_.groups().count(); ++group) {
-          if (!HasGroup(fragment, group)) continue;
-          const int64_t pod = swap_.Missing(sent, group);
-          if (pod >= 0) return pod;
-        }
-        return swap_.MissingCard(PodSwap::kCard, sent);
-      }));
+  TOROID_RETURN_IF_ERROR(swap_.Gather(sent, absl::StrCat("fragment ", fragment, " of step ", sent),
+                                      [&](int64_t group) { return HasGroup(fragment, group); }));
   TOROID_ASSIGN_OR_RETURN(const auto cards, swap_.TakeCards(PodSwap::kCard, sent, flight_->card));
   for (const std::vector<double>& card : cards) word_ = std::max(word_, int64_t(card[0]));
   absl::Status status;
+  uint64_t hash = 0;
+  swap_.BeginMerge(sent, fragment);
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
-    if (HasGroup(fragment, g)) status.Update(swap_.Merge(sent, g, At(delta_, g)).status());
+    if (!HasGroup(fragment, g)) continue;
+    status.Update(swap_.Merge(sent, g, At(delta_, g)).status());
+    hash += HashToBe(g);
   }
   flight_->settled = true;
-  return ShareStatus(store_.mesh().world(), status);
+  TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
+  swap_.EndMerge(hash);
+  return absl::OkStatus();
+}
+
+// Of a group's outer weights after the outer step that will be made with its delta.
+uint64_t OuterExchange::HashToBe(int64_t group) {
+  if (swap_.history() == nullptr) return 0;
+  const auto step = [&](auto* outer, auto* momentum) {
+    using T = std::remove_pointer_t<decltype(outer)>;
+    const int64_t n = store_.Stored(Kind::kWeights, group).rows();
+    std::copy_n(reinterpret_cast<const T*>(At(outer_, group)), n, outer);
+    std::copy_n(reinterpret_cast<const T*>(At(momentum_, group)), n, momentum);
+    OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum}, n,
+              reinterpret_cast<const T*>(At(delta_, group)), outer, momentum);
+  };
+  // Both are free: what was read into one is on its way, and nothing is being applied.
+  char *const outer = own_.data(), *const momentum = reading_.data();
+  if (store_.ops().dtype() == DType::kF64) {
+    step(reinterpret_cast<double*>(outer), reinterpret_cast<double*>(momentum));
+  } else {
+    step(reinterpret_cast<float*>(outer), reinterpret_cast<float*>(momentum));
+  }
+  return swap_.HashOf(group, outer);
 }
 
 absl::Status OuterExchange::Apply() {

@@ -50,6 +50,9 @@ class OuterExchange {
   void* momentum() { return momentum_.data(); }
   void* delta() { return spec_.tau == 0 ? nullptr : delta_.data(); }
   void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
+  // The fragment that is on its way, -1: none; its mean delta, once that was settled.
+  int64_t in_flight() const { return flight_ ? flight_->fragment : -1; }
+  const void* mean_delta() const { return delta_.data(); }
   // The mean delta of the fragment that is on its way, waited for; zero elsewhere. Null: tau is 0.
   // Collective.
   absl::StatusOr<void*> Settle();
@@ -74,6 +77,7 @@ class OuterExchange {
   void Expect(int64_t step);
   void Send(int64_t fragment, int64_t steps, int64_t word);
   absl::Status Merge();
+  uint64_t HashToBe(int64_t group);
   absl::Status Apply();
   template <typename T>
   void Step(int64_t group);

@@ -18,47 +18,68 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-std::vector<double> Values(const ParamStore& store, const void* host, int64_t begin,
-                           int64_t count) {
-  if (store.ops().dtype() == DType::kF64) {
-    const double* values = static_cast<const double*>(host) + begin;
-    return {values, values + count};
-  }
-  const float* values = static_cast<const float*>(host) + begin;
-  return {values, values + count};
-}
-
-// Of the elements of a piece that this rank counts.
-uint64_t PieceHash(const ParamStore& store, const void* host, int64_t group,
-                   const ParamPiece& piece) {
-  const GroupMember& of = store.groups().group(group).members[piece.member];
+// Of the elements of a piece that its rank counts; read(first, count) gives some of the piece's.
+template <typename Read>
+uint64_t PieceHash(const ParamGroups& groups, int64_t group, const ParamPiece& piece,
+                   const Read& read) {
+  const GroupMember& of = groups.group(group).members[piece.member];
   const uint64_t parameter = Mix((uint64_t(group) << 32) + uint64_t(piece.member) + 1);
   const int64_t cols = of.slice.col_count;
   uint64_t hash = 0;
   for (int64_t done = std::max<int64_t>(0, of.counted_from - piece.begin); done < piece.count;
        done += kAtOnce) {
     const int64_t count = std::min(kAtOnce, piece.count - done);
-    const std::vector<double> values =
-        host == nullptr
-            ? OnHost(store.ops(), store.stream(),
-                     store.Stored(ParamStore::Kind::kWeights, group, piece).Rows(done, count))
-            : Values(store, host, store.groups().StoredBegin(group) + piece.offset + done, count);
+    const auto values = read(done, count);
+    const int64_t first = piece.begin + done;  // of the slice, row after row
+    int64_t row = of.slice.row_begin + first / cols, col = first % cols;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t e = piece.begin + done + i;  // of the slice, row after row
-      const int64_t row = of.slice.row_begin + e / cols, col = of.slice.col_begin + e % cols;
-      const uint64_t element = Mix(parameter + uint64_t(row * of.spec.cols + col));
-      hash += Mix(element ^ std::bit_cast<uint64_t>(values[size_t(i)]));
+      const uint64_t place = uint64_t(row * of.spec.cols + of.slice.col_begin + col);
+      const uint64_t element = Mix(parameter + place);
+      hash += Mix(element ^ std::bit_cast<uint64_t>(double(values[size_t(i)])));
+      if (++col < cols) continue;
+      col = 0;
+      ++row;
     }
+  }
+  return hash;
+}
+
+template <typename T>
+uint64_t HashOfRange(const ParamGroups& groups, int64_t group, int64_t shard_rank,
+                     const T* values) {
+  uint64_t hash = 0;
+  for (const ParamPiece& piece : PiecesOf(groups.group(group), groups.Stored(group, shard_rank))) {
+    hash += PieceHash(groups, group, piece,
+                      [&](int64_t first, int64_t) { return values + piece.offset + first; });
   }
   return hash;
 }
 
 }  // namespace
 
+uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank, DType dtype,
+                   const void* values) {
+  return dtype == DType::kF64
+             ? HashOfRange(groups, group, shard_rank, static_cast<const double*>(values))
+             : HashOfRange(groups, group, shard_rank, static_cast<const float*>(values));
+}
+
 uint64_t ParamHash(const ParamStore& store, const void* host) {
+  const ParamGroups& groups = store.groups();
   uint64_t own = 0;
-  for (int64_t g = 0; g < store.groups().count(); ++g) {
-    for (const ParamPiece& piece : store.pieces(g)) own += PieceHash(store, host, g, piece);
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    if (host != nullptr) {
+      const DType dtype = store.ops().dtype();
+      const char* values = static_cast<const char*>(host) + RowBytes(dtype, groups.StoredBegin(g));
+      own += RangeHash(groups, g, store.mesh().shard().rank(), dtype, values);
+      continue;
+    }
+    for (const ParamPiece& piece : store.pieces(g)) {
+      own += PieceHash(groups, g, piece, [&](int64_t first, int64_t count) {
+        const Tensor stored = store.Stored(ParamStore::Kind::kWeights, g, piece);
+        return OnHost(store.ops(), store.stream(), stored.Rows(first, count));
+      });
+    }
   }
   uint64_t hash = 0;
   for (const uint64_t part : GatherHost(store.mesh().world(), own)) hash += part;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "parallel/contributions_about.h"
 #include "parallel/param_hash.h"
 
 namespace toroid {
@@ -17,7 +18,7 @@ absl::StatusOr<std::unique_ptr<PodExchange>> PodExchange::Create(PodLink& link,
   TOROID_ASSIGN_OR_RETURN(
       std::unique_ptr<PodSwap> swap,
       PodSwap::Create(link, options.pods, config, layers, store, options.swap, options.watch));
-  std::unique_ptr<PodExchange> exchange(new PodExchange(std::move(swap)));
+  std::unique_ptr<PodExchange> exchange(new PodExchange(std::move(swap), config, layers));
   PodSwap& made = *exchange->swap_;
   if (made.spec().gradients()) {
     exchange->gradients_ = std::make_unique<GradientExchange>(made);
@@ -58,7 +59,8 @@ absl::Status PodExchange::After(int64_t steps) {
 }
 
 std::vector<double> PodExchange::SquaredSums(ParamStore::Kind kind) {
-  if (outer_ != nullptr) return swap_->store().SquaredSums(kind);
+  // With policy `continue` all have one mesh, and so the same sums.
+  if (outer_ != nullptr || swap_->goes_on()) return swap_->store().SquaredSums(kind);
   const bool gradients = kind == ParamStore::Kind::kGradients;
   std::vector<double> sums = swap_->store().SquaredSums(kind);
   const absl::Status taken =
@@ -132,6 +134,34 @@ absl::Status PodExchange::BeginHere() {
 
 uint64_t PodExchange::CommonHash() {
   return ParamHash(swap_->store(), outer_ != nullptr ? outer_->outer_weights() : nullptr);
+}
+
+void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
+  MergeHistory::Options options;
+  options.directory = asked.directory;
+  options.pod = pod();
+  options.step = asked.steps;
+  options.keep = asked.keep;
+  options.alarm = asked.alarm;
+  if (asked.keep) {
+    ContributionsAbout about;
+    about.model = config_;
+    about.layers = layers_;
+    about.dtype = swap_->store().ops().dtype();
+    about.pod = pod();
+    about.meshes = swap_->meshes();
+    about.exchange = swap_->spec();
+    if (outer_ != nullptr) {
+      about.in_flight = outer_->in_flight();
+      const size_t bytes = size_t(RowBytes(about.dtype, swap_->store().groups().stored_size()));
+      const void* const all[] = {outer_->outer_weights(), outer_->momentum(), outer_->mean_delta()};
+      for (const void* values : all) {
+        options.state.emplace_back(static_cast<const char*>(values), bytes);
+      }
+    }
+    options.about = ToText(about);
+  }
+  swap_->Record(MergeHistory::Open(swap_->store().mesh().world(), files, options));
 }
 
 int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods) {

@@ -3,12 +3,14 @@
 // gradient_exchange.h (exact, delayed) and outer_exchange.h (diloco, streaming); how values travel
 // is pod_swap.h.
 //
-// Pods are 0 .. pods - 1 and all take part: who is away is waited for (policy `halt`), with a
-// sentence for the user. Pods may have unlike meshes. SPMD over the rank's own world: calls that
-// may fail return the same status on all its ranks. One thread at a time.
+// Pods are 0 .. pods - 1. Who is away is waited for, with a sentence for the user (policy `halt`),
+// or left out once a view says so (`continue`, membership_view.h). Pods may have unlike meshes.
+// SPMD over the rank's own world: calls that may fail return the same status on all its ranks. One
+// thread at a time.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +38,8 @@ class PodExchange {
 
   int64_t pods() const { return swap_->pods(); }
   int64_t pod() const { return swap_->pod(); }
+  // Pods whose shares were in the last merge.
+  int64_t taking_part() const { return int64_t(swap_->taking_part().size()); }
 
   // --- a step
   // The step begins; labels: of this pod's part of the batch.
@@ -78,6 +82,20 @@ class PodExchange {
   // Of what all pods have alike: the weights, or the outer weights. Collective.
   uint64_t CommonHash();
 
+  // --- the history of merges (merge_history.h)
+  // From now on, `steps` done. `state` is as Restore left it; directory: of this pod's run.
+  struct RecordOptions {
+    std::string directory;
+    int64_t steps = 0;
+    bool keep = false;
+    std::function<void(const std::string&)> alarm;
+  };
+  void Record(FileSystem& files, const RecordOptions& options);
+  // Before a checkpoint: the log is durable up to it.
+  void SyncRecord() {
+    if (swap_->history() != nullptr) swap_->history()->Sync();
+  }
+
   // --- counted
   int64_t bytes_sent() const { return swap_->mail().link().counters().payload_sent; }
   double seconds_waited() const { return swap_->mail().waited_seconds(); }
@@ -86,8 +104,11 @@ class PodExchange {
   static int64_t HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods);
 
  private:
-  explicit PodExchange(std::unique_ptr<PodSwap> swap) : swap_(std::move(swap)) {}
+  PodExchange(std::unique_ptr<PodSwap> swap, const ModelConfig& config, int64_t layers)
+      : config_(config), layers_(layers), swap_(std::move(swap)) {}
 
+  const ModelConfig config_;
+  const int64_t layers_;
   std::unique_ptr<PodSwap> swap_;
   std::unique_ptr<GradientExchange> gradients_;  // of the modes exact and delayed, else
   std::unique_ptr<OuterExchange> outer_;

@@ -5,7 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "core/check.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
@@ -22,8 +25,8 @@ constexpr auto kSlice = std::chrono::milliseconds(200);
 constexpr double kPatienceSeconds = 5;
 // A pod that was not heard of for so long is away.
 constexpr absl::Duration kAway = absl::Seconds(2);
-// A full queue is tried again after so long.
-constexpr absl::Duration kSend = absl::Seconds(2);
+// A full queue is tried again after so long, unless its pod takes part no more.
+constexpr absl::Duration kSend = absl::Milliseconds(250);
 // At the end of a run, for what was posted to be with the link.
 constexpr auto kFlush = std::chrono::seconds(10);
 // The receiving thread looks so often whether it shall end.
@@ -44,12 +47,12 @@ std::string SentenceOf(absl::string_view what, int64_t pod, double seconds, absl
 
 }  // namespace
 
-PodMail::PodMail(PodLink& link, uint64_t view, Watch watch,
-                 std::function<void(const Key&)> on_arrival)
+PodMail::PodMail(PodLink& link, MembershipView view, Watch watch,
+                 std::function<void(const MembershipView&)> on_view)
     : link_(link),
-      view_(view),
       watch_(std::move(watch)),
-      on_arrival_(std::move(on_arrival)),
+      on_view_(std::move(on_view)),
+      view_(std::move(view)),
       worker_([this] { Work(work_); }),
       sender_([this] { Work(sends_); }),
       receiver_([this] { Receive(); }) {}
@@ -80,13 +83,19 @@ void PodMail::Give(Queue& queue, std::function<absl::Status()> item) {
 void PodMail::Do(std::function<absl::Status()> work) { Give(work_, std::move(work)); }
 
 void PodMail::Post(PodRank to, PodMessage message) {
-  message.view = view_;
+  message.view = view().number;
   Give(sends_, [this, to, message = std::move(message)] { return Send(to, message); });
 }
 
-// A peer that takes nothing is waited for; only the end of this ends that.
+MembershipView PodMail::view() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return view_;
+}
+
+// A peer that takes nothing is waited for; only the end of this, or of its part, ends that.
 absl::Status PodMail::Send(PodRank to, const PodMessage& message) {
   for (;;) {
+    if (!view().Has(to.pod)) return absl::OkStatus();
     const absl::Status sent = link_.Send(to, message, absl::Now() + kSend);
     if (!absl::IsDeadlineExceeded(sent)) return sent;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -122,12 +131,23 @@ void PodMail::FinishWork() {
 
 // --- receiving -----------------------------------------------------------------------------------
 
+// Whoever is behind must not wait until this rank does.
+void PodMail::TellView(uint64_t& told) {
+  if (!watch_.view) return;
+  const std::optional<MembershipView> heard = watch_.view();
+  if (!heard || heard->number <= told) return;
+  told = heard->number;
+  on_view_(*heard);
+}
+
 void PodMail::Receive() {
+  uint64_t told = view().number;
   for (;;) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (stop_) return;
     }
+    TellView(told);
     absl::StatusOr<std::optional<PodMessage>> message = link_.Receive(absl::Now() + kReceive);
     if (!message.ok()) return Fail(message.status());
     if (message->has_value()) Keep(**std::move(message));
@@ -138,12 +158,16 @@ void PodMail::Keep(PodMessage message) {
   const Key key = {message.kind, message.step, message.fragment, message.from};
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (!view_.Has(key.from.pod)) {
+      ++late_;
+      return;
+    }
     if (message.step == kBeginning && oldest_ > kBeginning) {
       status_.Update(absl::AbortedError(
           absl::StrCat("pod ", key.from.pod,
                        " was started anew: start all pods again, they go on from the "
                        "newest checkpoint that all have")));
-    } else if (message.view != view_ || message.step < oldest_) {
+    } else if (message.step < oldest_) {
       ++late_;
       return;
     } else if (message.step > newest_ || kept_.count(key) > 0) {
@@ -159,7 +183,6 @@ void PodMail::Keep(PodMessage message) {
     ++changes_;
   }
   changed_.notify_all();
-  on_arrival_(key);
 }
 
 void PodMail::Accept(int64_t oldest, int64_t newest) {
@@ -241,6 +264,30 @@ bool PodMail::EndsWait(int64_t pod) const {
   return absl::Now() - link_.LastHeard({pod, 0}) > kAway;
 }
 
+// Rank 0's view on all ranks.
+absl::Status PodMail::Install(Communicator& world, const std::optional<MembershipView>& heard) {
+  std::string text;
+  if (world.rank() == 0) {
+    text = absl::StrCat(heard->number, " ", absl::StrJoin(heard->members, " "));
+  }
+  const std::vector<std::string> words = absl::StrSplit(BroadcastText(world, text), ' ');
+  TOROID_RETURN_IF_ERROR(world.Health());
+  MembershipView view;
+  bool read = absl::SimpleAtoi(words[0], &view.number);
+  for (size_t i = 1; i < words.size(); ++i) {
+    read = absl::SimpleAtoi(words[i], &view.members.emplace_back()) && read;
+  }
+  TOROID_CHECK(read);
+  const int64_t own = link_.identity().self.pod;
+  if (!view.Has(own)) {
+    return absl::UnavailableError(absl::StrCat("pod ", own, " takes part no more in view ",
+                                               view.number, ": the others went on without it"));
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  view_ = std::move(view);
+  return absl::AbortedError(absl::StrCat("the job's pods changed: view ", view_.number));
+}
+
 // Ranks that have all they need meet the others at the end of a slice at the latest; the others
 // come as soon as they have it too. So no wait is longer than its slowest rank's.
 absl::Status PodMail::Await(Communicator& world, absl::string_view what,
@@ -252,14 +299,19 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     const absl::Status own = status();
     const bool first = world.rank() == 0;
     const bool stop = first && EndsWait(pod);
+    const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
+    const bool newer = heard && heard->number > view().number;
     if (watch_.board != nullptr) watch_.board->Tick();
-    // The pod that is missed, whether there is an error, whether to stop: of any rank.
-    std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, stop ? 1.0 : 0.0};
+    // The pod that is missed, whether there is an error, whether to stop, whether the view is an
+    // old one: of any rank.
+    std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, stop ? 1.0 : 0.0,
+                                  newer ? 1.0 : 0.0};
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
-    if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0) {
+    if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0 || of_any[3] > 0) {
       waited_seconds_ += SecondsSince(begin);
       if (of_any[1] > 0) return ShareStatus(world, own);
+      if (of_any[3] > 0) return Install(world, heard);
       if (of_any[0] < 0) return absl::OkStatus();
       return absl::CancelledError(
           absl::StrCat("stopped while pod ", int64_t(of_any[0]), " was waited for: ", what));

@@ -17,12 +17,14 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "core/communicator.h"
+#include "parallel/membership_view.h"
 #include "parallel/pod_link.h"
 
 namespace toroid {
@@ -31,7 +33,7 @@ class ProgressBoard;
 
 class PodMail {
  public:
-  // What tells messages of one view apart.
+  // What tells messages apart.
   struct Key {
     int32_t kind = 0;
     int64_t step = 0;
@@ -47,10 +49,14 @@ class PodMail {
     std::function<Interrupt()> interrupted;
     // A sentence for the user: who is waited for.
     std::function<void(const std::string&)> note;
+    // Asked on rank 0, by several threads: the newest view of who takes part.
+    std::function<std::optional<MembershipView>()> view;
   };
 
-  // on_arrival is called on the receiving thread when a message can be taken. `link` outlives this.
-  PodMail(PodLink& link, uint64_t view, Watch watch, std::function<void(const Key&)> on_arrival);
+  // on_view is called on the receiving thread of rank 0, once for each view that it hears of, which
+  // is in force later. `link` outlives this.
+  PodMail(PodLink& link, MembershipView view, Watch watch,
+          std::function<void(const MembershipView&)> on_view);
   // Waits, some seconds at most, until the work that was given is done and what was posted is with
   // the link, unless there was an error.
   ~PodMail();
@@ -75,10 +81,13 @@ class PodMail {
 
   // Waits until missing(), which is asked after each change, says -1, else a pod that is waited
   // for; `what` is waited for, "the gradient of step 7". Returns the same on all ranks of `world`:
-  // OK; the link's error; Cancelled once rank 0 is interrupted. Waits for a pod that is away for as
-  // long as it takes: the board ticks meanwhile, and rank 0 says so now and then.
+  // OK; the link's error; Cancelled once rank 0 is interrupted; Aborted when rank 0 hears of a
+  // newer view, which view() is then. Waits for a pod that is away for as long as it takes: the
+  // board ticks meanwhile, and rank 0 says so now and then.
   absl::Status Await(Communicator& world, absl::string_view what,
                      const std::function<int64_t()>& missing);
+  // Who takes part. What others send is dropped and counted, what is sent to them goes nowhere.
+  MembershipView view() const;
   // A change for whoever awaits one: work has come to something.
   void Changed();
 
@@ -100,19 +109,21 @@ class PodMail {
   void Work(Queue& queue);
   absl::Status Send(PodRank to, const PodMessage& message);
   void Receive();
+  void TellView(uint64_t& told);
   void Keep(PodMessage message);
   bool EndsWait(int64_t pod) const;
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
+  absl::Status Install(Communicator& world, const std::optional<MembershipView>& heard);
 
   PodLink& link_;
-  const uint64_t view_;
   const Watch watch_;
-  const std::function<void(const Key&)> on_arrival_;
+  const std::function<void(const MembershipView&)> on_view_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Queue work_, sends_;  // guarded by mutex_, as all below
   bool stop_ = false;
+  MembershipView view_;
   std::map<Key, PodMessage> kept_;
   int64_t kept_bytes_ = 0, kept_bytes_peak_ = 0;
   int64_t oldest_ = INT64_MIN, newest_ = INT64_MAX;

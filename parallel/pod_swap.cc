@@ -3,16 +3,19 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "core/random.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
+#include "parallel/param_hash.h"
 
 namespace toroid {
 namespace {
 
-constexpr uint64_t kView = 1;  // who takes part does not change
+// Merges that another pod may still have before it, at most: `delayed` has two on their way.
+constexpr size_t kMostBehind = 2;
 
 std::string ToPayload(const std::vector<double>& numbers) {
   std::string payload(numbers.size() * sizeof(double), '\0');
@@ -34,6 +37,7 @@ absl::Status FromPayload(const PodMessage& message, std::vector<double>& numbers
 
 PodSwap::PodSwap(PodLink& link, const Options& options, ParamStore& store)
     : options_(options),
+      link_(link),
       store_(store),
       pod_(link.identity().self.pod),
       encode_pool_(1),
@@ -47,14 +51,29 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
   TOROID_CHECK(swap->pod_ >= 0 && swap->pod_ < pods);
   TOROID_CHECK_EQ(link.identity().self.rank, store.mesh().rank());
   swap->meshes_.resize(size_t(pods));
-  PodMail& mail =
-      *(swap->mail_ = std::make_unique<PodMail>(link, kView, watch, [](const PodMail::Key&) {}));
-  const MeshShape& mesh = store.mesh().shape();
+  TOROID_RETURN_IF_ERROR(swap->Meet(watch));
+  swap->LayOut(config, layers);
+  swap->mail_->Changed();
+  return swap;
+}
+
+// All pods; the number of the view is rank 0's.
+absl::Status PodSwap::Meet(const PodMail::Watch& watch) {
+  MembershipView view;
+  if (watch.view) view.number = watch.view().value_or(view).number;
+  std::vector<double> number = {double(view.number)};
+  BroadcastHost(world(), number);
+  view.number = told_ = uint64_t(number[0]);
+  for (int64_t q = 0; q < pods(); ++q) view.members.push_back(q);
+  taking_part_ = view.members;
+  mail_ = std::make_unique<PodMail>(link_, std::move(view), watch,
+                                    [this](const MembershipView& next) { Repeat(next); });
+  const MeshShape& mesh = store_.mesh().shape();
   const std::vector<double> hello = {double(mesh.data), double(mesh.ring), double(mesh.tensor),
-                                     double(store.ops().dtype())};
+                                     double(store_.ops().dtype())};
   TOROID_ASSIGN_OR_RETURN(const auto cards,
-                          swap->SwapCards(kHello, PodMail::kBeginning, hello, "its mesh"));
-  for (int64_t q = 0; q < pods; ++q) {
+                          SwapCards(kHello, PodMail::kBeginning, hello, "its mesh"));
+  for (int64_t q = 0; q < pods(); ++q) {
     const std::vector<double>& card = cards[size_t(q)];
     const MeshShape shape = {int64_t(card[0]), int64_t(card[1]), int64_t(card[2])};
     absl::Status fits;
@@ -64,15 +83,18 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
     if (card[3] != hello[3]) {
       fits = absl::FailedPreconditionError(
           "it computes in another type: give all pods the same --compute");
+    } else if (fits.ok() && options_.go_on && spec().gradients() && shape != mesh) {
+      // Norms would be those of a pod that may be lost before all have them.
+      fits = absl::FailedPreconditionError(
+          absl::StrCat("it has the mesh ", ToString(shape), ", pod ", pod_, " ", ToString(mesh),
+                       ": with policy ", "CONTINUE and gradients all pods need one mesh"));
     }
     if (!fits.ok()) {
       return absl::Status(fits.code(), absl::StrCat("pod ", q, ": ", fits.message()));
     }
-    swap->meshes_[size_t(q)] = shape;
+    meshes_[size_t(q)] = shape;
   }
-  swap->LayOut(config, layers);
-  mail.Changed();
-  return swap;
+  return absl::OkStatus();
 }
 
 void PodSwap::LayOut(const ModelConfig& config, int64_t layers) {
@@ -84,6 +106,8 @@ void PodSwap::LayOut(const ModelConfig& config, int64_t layers) {
                                  : std::make_unique<const ExchangeLayout>(config, layers, own, rank,
                                                                           meshes_[size_t(q)]));
   }
+  rule_.codec = options_.spec.codec;
+  for (const auto& layout : layouts_) rule_.layouts.push_back(layout.get());
 }
 
 // --- values --------------------------------------------------------------------------------------
@@ -135,64 +159,159 @@ void PodSwap::Offer(int64_t step, int64_t group, double weight, void* values, vo
   mail_->Changed();
 }
 
-int64_t PodSwap::Missing(int64_t step, int64_t group) const {
-  for (int64_t q = 0; q < pods(); ++q) {
-    if (q == pod_) continue;
-    for (const ExchangePart& part : layouts_[size_t(q)]->receives(group)) {
-      if (!mail_->Has(PartKey(step, group, q, part.rank))) return q;
-    }
+bool PodSwap::LacksPart(int64_t step, int64_t group, int64_t pod) const {
+  if (pod == pod_) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return own_.count({step, group}) == 0;
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return own_.count({step, group}) > 0 ? -1 : pod_;
+  for (const ExchangePart& part : layouts_[size_t(pod)]->receives(group)) {
+    if (!mail_->Has(PartKey(step, group, pod, part.rank))) return true;
+  }
+  return false;
 }
 
-template <typename T>
-absl::StatusOr<double> PodSwap::MergeAs(int64_t step, int64_t group, T* out) {
-  const int64_t n = coder_->size(group);
-  Own own;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = own_.find({step, group});
-    TOROID_CHECK(found != own_.end());
-    own = std::move(found->second);
-    own_.erase(found);
+// -1 once all of a group is here, else a pod whose share is missing; its own last.
+int64_t PodSwap::Missing(int64_t step, int64_t group) const {
+  for (const int64_t q : mail_->view().members) {
+    if (q != pod_ && LacksPart(step, group, q)) return q;
   }
-  std::vector<double> sum(size_t(n), 0.0);
-  double weights = 0;
-  for (int64_t q = 0; q < pods(); ++q) {
-    double weight = own.weight;
-    if (q == pod_) {
-      if (weight > 0) Decode(merge_pool_, own.coded, out);
-    } else {
-      std::fill_n(out, n, T(0));  // pads
-      for (const ExchangePart& part : layouts_[size_t(q)]->receives(group)) {
-        const PodMessage message = mail_->Take(PartKey(step, group, q, part.rank));
-        weight = message.weight;
-        if (!(weight > 0)) continue;
-        absl::Status unpacked;
-        if (message.codec != int32_t(options_.spec.codec)) {
-          unpacked = absl::InvalidArgumentError(absl::StrCat("codec ", message.codec));
-        } else {
-          unpacked = UnpackPart(merge_pool_, part, options_.spec.codec, message.payload, out);
-        }
-        if (!unpacked.ok()) {
-          return absl::Status(unpacked.code(), absl::StrCat("from rank ", part.rank, " of pod ", q,
-                                                            ": ", unpacked.message()));
-        }
+  return LacksPart(step, group, pod_) ? pod_ : -1;
+}
+
+absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
+                             const std::function<bool(int64_t group)>& has) {
+  for (;;) {
+    int64_t group = 0;
+    absl::Status gathered = mail_->Await(world(), what, [&] {
+      for (; group < store_.groups().count(); ++group) {
+        if (!has(group)) continue;
+        const int64_t pod = Missing(step, group);
+        if (pod >= 0) return pod;
       }
-      if (layouts_[size_t(q)]->receives(group).empty()) weight = 0;  // this rank has pads alone
-    }
-    if (!(weight > 0)) continue;
-    weights += weight;
-    for (int64_t i = 0; i < n; ++i) sum[size_t(i)] += weight * double(out[i]);
+      return MissingCard(kCard, step);
+    });
+    if (gathered.ok() && options_.go_on) gathered = Agree(step, what, has);
+    if (!absl::IsAborted(gathered)) return gathered;
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = weights > 0 ? T(sum[size_t(i)] / weights) : T(0);
-  return weights;
+}
+
+// The second half of a merge (membership_view.h). Aborted: there is a newer view.
+absl::Status PodSwap::Agree(int64_t step, absl::string_view what,
+                            const std::function<bool(int64_t group)>& has) {
+  const MembershipView view = mail_->view();
+  std::vector<double> lacks(size_t(pods()), 0.0);
+  for (int64_t q = 0; q < pods(); ++q) {
+    bool lacking = q != pod_ && store_.mesh().rank() == 0 && !mail_->Has({kCard, step, 0, {q, 0}});
+    for (int64_t g = 0; !lacking && g < store_.groups().count(); ++g) {
+      lacking = has(g) && LacksPart(step, g, q);
+    }
+    lacks[size_t(q)] = lacking ? 1 : 0;
+  }
+  MaxHost(world(), lacks);
+  Merged merged{step, view.number, lacks};
+  for (double& pod : merged.pods) pod = 1 - pod;
+  SendHave(merged, view.number);
+  const bool first = store_.mesh().rank() == 0;
+  const auto key = [&](int64_t pod) {
+    return PodMail::Key{kHave, step, int32_t(view.number), {pod, 0}};
+  };
+  TOROID_RETURN_IF_ERROR(mail_->Await(world(), what, [&] {
+    for (const int64_t q : view.members) {
+      if (first && q != pod_ && !mail_->Has(key(q))) return q;
+    }
+    return int64_t{-1};
+  }));
+  absl::Status status;
+  for (const int64_t q : view.members) {
+    if (!first || q == pod_) continue;
+    std::vector<double> theirs(merged.pods.size());
+    status.Update(FromPayload(mail_->Take(key(q)), theirs));
+    for (size_t i = 0; i < theirs.size(); ++i) merged.pods[i] *= theirs[i];
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
+  BroadcastHost(world(), merged.pods);
+  TOROID_RETURN_IF_ERROR(world().Health());
+  taking_part_.clear();
+  for (int64_t q = 0; q < pods(); ++q) {
+    if (merged.pods[size_t(q)] == 1) taking_part_.push_back(q);
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (told_ > merged.view) SendHave(merged, told_);
+  merged_.push_back(std::move(merged));
+  if (merged_.size() > kMostBehind) merged_.pop_front();
+  return absl::OkStatus();
+}
+
+void PodSwap::SendHave(const Merged& merged, uint64_t view) {
+  SendCard(kHave, merged.step, merged.pods, int32_t(view));
+}
+
+// In a newer view, what was merged in one before.
+void PodSwap::Repeat(const MembershipView& view) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  told_ = view.number;
+  for (const Merged& merged : merged_) {
+    if (merged.view < told_) SendHave(merged, told_);
+  }
+}
+
+absl::StatusOr<std::vector<PodShare>> PodSwap::TakeShares(int64_t step, int64_t group) {
+  std::vector<PodShare> shares;
+  for (const int64_t q : taking_part_) {
+    PodShare& share = shares.emplace_back();
+    share.pod = q;
+    if (q == pod_) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = own_.find({step, group});
+      TOROID_CHECK(found != own_.end());
+      share.weight = found->second.weight;
+      share.own = std::move(found->second.coded);
+      own_.erase(found);
+      continue;
+    }
+    for (const ExchangePart& part : layouts_[size_t(q)]->receives(group)) {
+      PodMessage message = mail_->Take(PartKey(step, group, q, part.rank));
+      if (message.weight > 0 && message.codec != int32_t(options_.spec.codec)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("from rank ", part.rank, " of pod ", q, ": codec ", message.codec));
+      }
+      share.weight = message.weight;
+      share.parts.push_back(std::move(message.payload));
+    }
+  }
+  return shares;
 }
 
 absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out) {
-  if (store_.ops().dtype() == DType::kF64) return MergeAs(step, group, static_cast<double*>(out));
-  return MergeAs(step, group, static_cast<float*>(out));
+  TOROID_ASSIGN_OR_RETURN(const std::vector<PodShare> shares, TakeShares(step, group));
+  if (history_ != nullptr) history_->Take(group, shares);
+  const auto mean = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    std::function<void(const PodShare&, const T*)> on_share;
+    if (history_ != nullptr) {
+      on_share = [&](const PodShare& share, const T* decoded) {
+        history_->Input(share.pod, HashOf(group, decoded));
+      };
+    }
+    return MeanOfShares<T>(merge_pool_, rule_, group, coder_->size(group), shares, on_share,
+                           values);
+  };
+  if (store_.ops().dtype() == DType::kF64) return mean(static_cast<double*>(out));
+  return mean(static_cast<float*>(out));
+}
+
+void PodSwap::BeginMerge(int64_t step, int64_t fragment) {
+  if (history_ != nullptr) history_->Begin(step, fragment, mail_->view().number);
+}
+
+uint64_t PodSwap::HashOf(int64_t group, const void* values) const {
+  if (history_ == nullptr) return 0;
+  return RangeHash(store_.groups(), group, store_.mesh().shard().rank(), store_.ops().dtype(),
+                   values);
+}
+
+void PodSwap::EndMerge(uint64_t result) {
+  if (history_ != nullptr) history_->End(result);
 }
 
 int64_t PodSwap::OfferBytes(int64_t group) const {
@@ -208,20 +327,23 @@ int64_t PodSwap::OfferBytes(int64_t group) const {
 
 // --- cards ---------------------------------------------------------------------------------------
 
-void PodSwap::SendCard(Kind kind, int64_t step, const std::vector<double>& numbers) {
+void PodSwap::SendCard(Kind kind, int64_t step, const std::vector<double>& numbers,
+                       int32_t fragment) {
   if (store_.mesh().rank() != 0) return;
   for (int64_t q = 0; q < pods(); ++q) {
     if (q == pod_) continue;
     PodMessage message;
     message.kind = kind;
     message.step = step;
+    message.fragment = fragment;
     message.payload = ToPayload(numbers);
     mail_->Post({q, 0}, std::move(message));
   }
 }
 
 int64_t PodSwap::MissingCard(Kind kind, int64_t step) const {
-  for (int64_t q = 0; store_.mesh().rank() == 0 && q < pods(); ++q) {
+  if (store_.mesh().rank() != 0) return -1;
+  for (const int64_t q : mail_->view().members) {
     if (q != pod_ && !mail_->Has({kind, step, 0, {q, 0}})) return q;
   }
   return -1;
@@ -229,11 +351,12 @@ int64_t PodSwap::MissingCard(Kind kind, int64_t step) const {
 
 absl::StatusOr<std::vector<std::vector<double>>> PodSwap::TakeCards(
     Kind kind, int64_t step, const std::vector<double>& own) {
-  std::vector<std::vector<double>> cards(size_t(pods()), own);
+  std::vector<std::vector<double>> cards;
   absl::Status status;
-  for (int64_t q = 0; store_.mesh().rank() == 0 && q < pods(); ++q) {
-    if (q == pod_) continue;
-    status.Update(FromPayload(mail_->Take({kind, step, 0, {q, 0}}), cards[size_t(q)]));
+  for (const int64_t q : taking_part_) {
+    std::vector<double>& card = cards.emplace_back(own);
+    if (q == pod_ || store_.mesh().rank() != 0) continue;
+    status.Update(FromPayload(mail_->Take({kind, step, 0, {q, 0}}), card));
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
   for (std::vector<double>& card : cards) BroadcastHost(world(), card);
@@ -245,8 +368,12 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::SwapCards(Kind kind, i
                                                                     const std::vector<double>& own,
                                                                     absl::string_view what) {
   SendCard(kind, step, own);
-  TOROID_RETURN_IF_ERROR(mail_->Await(world(), what, [&] { return MissingCard(kind, step); }));
-  return TakeCards(kind, step, own);
+  for (;;) {
+    const absl::Status here = mail_->Await(world(), what, [&] { return MissingCard(kind, step); });
+    if (here.ok()) return TakeCards(kind, step, own);
+    // A view may have a higher number and be the same.
+    if (!absl::IsAborted(here) || int64_t(mail_->view().members.size()) < pods()) return here;
+  }
 }
 
 absl::Status PodSwap::TakeOfFirstPod(Kind kind, int64_t step, std::vector<double>& own,

@@ -3,10 +3,9 @@
 //
 // Of an element that pods q of the view hold as x_q, with weights n_q, all get
 //
-//   (n_0 d(x_0) + n_1 d(x_1) + ..) / (n_0 + n_1 + ..)      in the order of pods,
+//   (n_0 d(x_0) + n_1 d(x_1) + ..) / (n_0 + n_1 + ..)      (pod_merge.h)
 //
-// summed in double, where d(x) is what the codec leaves of x: a pod takes its own values through it
-// too (spec A9, "quantise own contribution too"). Pods of weight 0 send nothing and are left out.
+// where d(x) is what the codec leaves of x. Pods of weight 0 send nothing and are left out.
 // Which elements travel between which ranks: parallel/exchange_layout.h. With error feedback what
 // the codec leaves out of a value is added to the next one of the same element (Seide et al. 2014).
 //
@@ -16,6 +15,8 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "parallel/exchange_layout.h"
 #include "parallel/exchange_spec.h"
+#include "parallel/merge_history.h"
 #include "parallel/param_store.h"
 #include "parallel/pod_mail.h"
 
@@ -33,17 +35,27 @@ namespace toroid {
 class PodSwap {
  public:
   // What a message is, PodMessage::kind.
-  enum Kind : int32_t { kHello = 1, kPart, kCard, kGradientSquares, kWeightSquares, kResume };
+  enum Kind : int32_t {
+    kHello = 1,
+    kPart,
+    kCard,
+    kGradientSquares,
+    kWeightSquares,
+    kResume,
+    kHave  // membership_view.h; the fragment is the view
+  };
 
   struct Options {
     ExchangeSpec spec;
-    uint64_t seed = 0;  // of stochastic rounding
-    int threads = 1;    // of a rank
+    uint64_t seed = 0;   // of stochastic rounding
+    int threads = 1;     // of a rank
+    bool go_on = false;  // without pods that are lost: policy `continue`
   };
 
   // Meets the other pods: their rank 0s tell their meshes, and are waited for. Collective. Pods are
-  // 0 .. pods - 1, all of them of the view. `link` and `store` outlive this. FailedPrecondition: a
-  // pod that computes in another type.
+  // 0 .. pods - 1, all of them of the first view. `link` and `store` outlive this.
+  // FailedPrecondition: a pod that computes in another type; one with another mesh, if gradients
+  // are exchanged and the others go on without a pod.
   static absl::StatusOr<std::unique_ptr<PodSwap>> Create(PodLink& link, int64_t pods,
                                                          const ModelConfig& config, int64_t layers,
                                                          ParamStore& store, const Options& options,
@@ -54,6 +66,7 @@ class PodSwap {
   const std::vector<MeshShape>& meshes() const { return meshes_; }
   const ExchangeSpec& spec() const { return options_.spec; }
   int threads() const { return options_.threads; }
+  bool goes_on() const { return options_.go_on; }
   ParamStore& store() { return store_; }
   PodMail& mail() { return *mail_; }
 
@@ -62,21 +75,34 @@ class PodSwap {
   // memory, of the store's type, as are `residual` (null: no error feedback), which is added and
   // gets what the codec left out. weight 0: values are not read, nothing is to be added.
   void Offer(int64_t step, int64_t group, double weight, void* values, void* residual);
-  // -1 once all of a group can be merged, else a pod whose share is missing.
-  int64_t Missing(int64_t step, int64_t group) const;
+  // Waits until all that the view's pods give to the merge of `step` is here, of groups that
+  // has(group) and their cards, and it is agreed whose shares count. Collective; errors are
+  // PodMail::Await's, but that a new view is no error.
+  absl::Status Gather(int64_t step, absl::string_view what,
+                      const std::function<bool(int64_t group)>& has);
+  // Pods whose shares count in the merge that was gathered last, ascending.
+  const std::vector<int64_t>& taking_part() const { return taking_part_; }
   // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
-  // REQUIRES: nothing is missing, once for each offer. InvalidArgument: a share of a wrong size.
+  // REQUIRES: it was gathered, once for each offer. InvalidArgument: a share of a wrong size.
   absl::StatusOr<double> Merge(int64_t step, int64_t group, void* out);
+
+  // --- the history of merges, unless it is null: between Begin and End lie the merges of one.
+  void Record(std::unique_ptr<MergeHistory> history) { history_ = std::move(history); }
+  MergeHistory* history() { return history_.get(); }
+  void BeginMerge(int64_t step, int64_t fragment);
+  // This rank's part of the hash of a group's values; 0: nobody asks for it.
+  uint64_t HashOf(int64_t group, const void* values) const;
+  void EndMerge(uint64_t result);  // collective
 
   // --- cards
   // Rank 0's numbers to all pods; on other ranks nothing.
-  void SendCard(Kind kind, int64_t step, const std::vector<double>& numbers);
+  void SendCard(Kind kind, int64_t step, const std::vector<double>& numbers, int32_t fragment = 0);
   int64_t MissingCard(Kind kind, int64_t step) const;  // -1 on ranks other than 0
-  // The cards of all pods, this one's `own` among them, on all ranks; each as long as `own`.
-  // Collective. REQUIRES: none is missing.
+  // The cards of pods that take part in what was gathered, this one's `own` among them, on all
+  // ranks; each as long as `own`. Collective.
   absl::StatusOr<std::vector<std::vector<double>>> TakeCards(Kind kind, int64_t step,
                                                              const std::vector<double>& own);
-  // All three, waiting.
+  // Of all pods, waiting, before anything was gathered.
   absl::StatusOr<std::vector<std::vector<double>>> SwapCards(Kind kind, int64_t step,
                                                              const std::vector<double>& own,
                                                              absl::string_view what);
@@ -92,8 +118,21 @@ class PodSwap {
     double weight = 0;
     CodedRange coded;
   };
+  // What was merged, in which view, of whose shares (1, else 0, by pod).
+  struct Merged {
+    int64_t step = 0;
+    uint64_t view = 0;
+    std::vector<double> pods;
+  };
   PodSwap(PodLink& link, const Options& options, ParamStore& store);
+  absl::Status Meet(const PodMail::Watch& watch);
   void LayOut(const ModelConfig& config, int64_t layers);
+  bool LacksPart(int64_t step, int64_t group, int64_t pod) const;
+  int64_t Missing(int64_t step, int64_t group) const;
+  absl::Status Agree(int64_t step, absl::string_view what,
+                     const std::function<bool(int64_t group)>& has);
+  void SendHave(const Merged& merged, uint64_t view);
+  void Repeat(const MembershipView& view);
   Communicator& world() const { return store_.mesh().world(); }
   PodMail::Key PartKey(int64_t step, int64_t group, int64_t pod, int64_t rank) const {
     return {kPart, step, int32_t(group), {pod, rank}};
@@ -101,20 +140,24 @@ class PodSwap {
   void PostParts(int64_t step, int64_t group, const Own& own);
   template <typename T>
   Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
-  template <typename T>
-  absl::StatusOr<double> MergeAs(int64_t step, int64_t group, T* out);
+  absl::StatusOr<std::vector<PodShare>> TakeShares(int64_t step, int64_t group);
 
   const Options options_;
+  PodLink& link_;
   ParamStore& store_;
   const int64_t pod_;
   std::vector<MeshShape> meshes_;                               // by pod
   std::vector<std::unique_ptr<const ExchangeLayout>> layouts_;  // by pod; null: this one's
   std::unique_ptr<const ExchangeCoder> coder_;
+  MergeRule rule_;
   ThreadPool encode_pool_, merge_pool_;
-  std::unique_ptr<PodMail> mail_;
-
+  std::unique_ptr<MergeHistory> history_;  // may be null
+  std::vector<int64_t> taking_part_;
   mutable std::mutex mutex_;
   std::map<std::pair<int64_t, int64_t>, Own> own_;  // by step and group; guarded by mutex_
+  std::deque<Merged> merged_;                       // the last ones; the same
+  uint64_t told_ = 0;                               // the newest view heard of; the same
+  std::unique_ptr<PodMail> mail_;                   // last: its threads use the others
 };
 
 }  // namespace toroid

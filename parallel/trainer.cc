@@ -214,8 +214,9 @@ absl::Status Trainer::MeetPods(const PodAccess& access) {
   At("meet pods", -1);
   PodExchange::Options pods;
   pods.pods = options_.pods.count;
-  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads};
-  pods.watch = {board_, access.interrupted, access.note};
+  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads,
+               options_.pods.policy == PodsOptions::Policy::kContinue};
+  pods.watch = {board_, access.interrupted, access.note, access.view};
   TOROID_ASSIGN_OR_RETURN(exchange_,
                           PodExchange::Create(*access.link, pods, config(), layers_, *store_));
   optimizer_->TakeSquaresFrom([this] { return SquaredSums(Kind::kWeights); });

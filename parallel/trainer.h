@@ -36,17 +36,23 @@ class ProgressBoard;
 
 // The job's pods, each a world of its own with a mesh of its own, as one of them is told.
 struct PodsOptions {
+  // What a pod that is away is to the others: waited for, or left out.
+  enum class Policy { kHalt, kContinue };
   int64_t count = 1;
-  ExchangeSpec exchange;  // of no concern with one pod
+  ExchangeSpec exchange;  // of no concern with one pod, as all below
+  Policy policy = Policy::kHalt;
+  bool keep_contributions = false;  // what is merged is kept (merge_history.h)
 };
 
 // A rank's way to the other pods.
 struct PodAccess {
   PodLink* link = nullptr;
   // Of rank 0, while another pod is waited for: whether to end the wait, and the step, with
-  // Cancelled; a sentence for the user. Both may be null.
+  // Cancelled; a sentence for the user. All may be null.
   std::function<PodMail::Interrupt()> interrupted;
   std::function<void(const std::string&)> note;
+  // Of rank 0, asked by several threads: who takes part now; with policy `continue` alone.
+  std::function<std::optional<MembershipView>()> view;
 };
 
 struct TrainOptions {

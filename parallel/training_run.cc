@@ -193,7 +193,10 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
   TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
   TOROID_RETURN_IF_ERROR(run->MakeBatches());
   if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume(*source));
-  if (run->trainer_->exchange() != nullptr) TOROID_RETURN_IF_ERROR(run->CheckPodsAlike());
+  if (run->trainer_->exchange() != nullptr) {
+    TOROID_RETURN_IF_ERROR(run->CheckPodsAlike());
+    run->RecordMerges();
+  }
   return run;
 }
 
@@ -392,6 +395,7 @@ absl::Status TrainingRun::Save() {
   std::vector<HostKind> also;
   if (PodExchange* pods = trainer_->exchange()) {
     TOROID_ASSIGN_OR_RETURN(also, pods->State());
+    pods->SyncRecord();
   }
   const absl::Status begun = writer_->Save(State(), also);
   if (!begun.ok()) Alarm(absl::StrCat("no checkpoint of step ", step_, ": ", begun.message()));

@@ -97,6 +97,9 @@ struct TrainingEvents {
   // One that is never left out: what could not be written.
   std::function<void(const std::string&)> on_alarm = [](const std::string&) {};
   std::function<StopAsked()> stop = [] { return StopAsked::kNo; };
+  // Which of the job's pods take part, the newest that is known; asked by several threads, for as
+  // long as the run is there. Null: all, always.
+  std::function<std::optional<MembershipView>()> view;
 };
 
 struct TrainingResult {
@@ -139,6 +142,7 @@ class TrainingRun {
   PodAccess Pods(PodLink* link);
   absl::StatusOr<LoadedCheckpoint> LoadWithPods();
   absl::Status CheckPodsAlike();
+  void RecordMerges();
   absl::StatusOr<TrainingResult> EndWaiting(const absl::Status& why);
   std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);
   bool CountPods(StepReport::Pods& pods, int sign);

@@ -60,7 +60,9 @@ std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& m
   return {
       absl::StrCat("model: ", ModelConfigJson(model).dump()),
       absl::StrCat("pods: ", options.pods.count),
-      absl::StrCat("exchange: ", ToString(options.pods.exchange)),
+      absl::StrCat(
+          "exchange: ", ToString(options.pods.exchange),
+          options.pods.policy == PodsOptions::Policy::kContinue ? ", policy continue" : ""),
       absl::StrCat("steps: ", plan.steps),
       absl::StrCat("seed: ", plan.seed),
       absl::StrCat("sequence length: ", plan.data.sequence_length),
@@ -90,7 +92,8 @@ PodAccess TrainingRun::Pods(PodLink* link) {
         return PodMail::Interrupt::kIfAway;
     }
   };
-  return {link, interrupted, [this](const std::string& sentence) { events_.on_note(sentence); }};
+  return {link, interrupted, [this](const std::string& sentence) { events_.on_note(sentence); },
+          events_.view};
 }
 
 // The newest checkpoint that every pod can load. Those that this pod has besides, and that are
@@ -165,6 +168,17 @@ absl::Status TrainingRun::CheckPodsAlike() {
   return absl::OkStatus();
 }
 
+// From here on merges are those of this launch.
+void TrainingRun::RecordMerges() {
+  if (plan_.directory.empty()) return;
+  PodExchange::RecordOptions options;
+  options.directory = plan_.directory;
+  options.steps = step_;
+  options.keep = plan_.options.pods.keep_contributions;
+  options.alarm = [this](const std::string& sentence) { Alarm(sentence); };
+  trainer_->exchange()->Record(files_, options);
+}
+
 // Asked to stop while another pod was away. A checkpoint of here would be of no use: the other has
 // none of this step.
 absl::StatusOr<TrainingResult> TrainingRun::EndWaiting(const absl::Status& why) {
@@ -193,7 +207,7 @@ std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& ba
 bool TrainingRun::CountPods(StepReport::Pods& pods, int sign) {
   const PodExchange* exchange = trainer_->exchange();
   if (exchange == nullptr) return false;
-  pods.taking_part = exchange->pods();
+  pods.taking_part = exchange->taking_part();
   const ExchangeSpec& exchanged = plan_.options.pods.exchange;
   pods.staleness = exchanged.mode == ExchangeSpec::Mode::kDelayed     ? 1
                    : exchanged.mode == ExchangeSpec::Mode::kStreaming ? exchanged.tau

@@ -293,8 +293,19 @@ absl::StatusOr<Codec> FromProto(v1::Exchange::Codec codec) {
                   absl::StrCat(int{codec}, " is not FP64, FP32, BF16, INT8 or E3M0"));
 }
 
-v1::Exchange ToProto(const ExchangeSpec& exchange) {
+absl::StatusOr<PodsOptions::Policy> FromProto(v1::Exchange::Policy policy) {
+  if (policy == v1::Exchange::CONTINUE) return PodsOptions::Policy::kContinue;
+  if (policy == v1::Exchange::HALT || policy == v1::Exchange::POLICY_UNSPECIFIED) {
+    return PodsOptions::Policy::kHalt;
+  }
+  return BadField("train.exchange.policy", absl::StrCat(int{policy}, " is not HALT or CONTINUE"));
+}
+
+v1::Exchange ToProto(const PodsOptions& pods) {
+  const ExchangeSpec& exchange = pods.exchange;
   v1::Exchange out;
+  if (pods.policy == PodsOptions::Policy::kContinue) out.set_policy(v1::Exchange::CONTINUE);
+  out.set_keep_contributions(pods.keep_contributions);
   switch (exchange.mode) {
     case ExchangeSpec::Mode::kExact:
       out.mutable_exact();
@@ -381,7 +392,7 @@ v1::TrainTask ToProto(const TrainTask& task) {
   out.set_skip_limit(plan.skip_limit);
   out.set_seed(plan.seed);
   out.set_peak_flops(task.peak_flops);
-  if (options.pods.count > 1) *out.mutable_exchange() = ToProto(options.pods.exchange);
+  if (options.pods.count > 1) *out.mutable_exchange() = ToProto(options.pods);
   return out;
 }
 
@@ -409,6 +420,8 @@ absl::StatusOr<TrainTask> FromProto(const v1::TrainTask& in) {
   if (in.has_skip_limit()) plan.skip_limit = in.skip_limit();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.skip_limit", plan.skip_limit, 0));
   TOROID_ASSIGN_OR_RETURN(plan.options.pods.exchange, FromProto(in.exchange()));
+  plan.options.pods.keep_contributions = in.exchange().keep_contributions();
+  TOROID_ASSIGN_OR_RETURN(plan.options.pods.policy, FromProto(in.exchange().policy()));
   plan.seed = plan.options.dropout_seed = in.seed();
   out.peak_flops = in.peak_flops();
   TOROID_RETURN_IF_ERROR(CheckRange("train.peak_flops", out.peak_flops, 0, 1e21));

@@ -10,8 +10,8 @@
 //                            export, end; the other ranks write theirs
 //   export/                  if it was asked for, a Hugging Face directory of the last weights
 // checkpoints/ and tokens/ are TrainingRun's (parallel/training_run.h), evidence/ is
-// parallel/evidence.h's. "step" counts from 1, so that step k is the one that checkpoints/step-k
-// has in it.
+// parallel/evidence.h's, merges.log and contributions/ parallel/merge_history.h's. "step" counts
+// from 1, so that step k is the one that checkpoints/step-k has in it.
 //
 // An error of the disk stops no training: it is told as an alarm, once. One thread at a time.
 #pragma once

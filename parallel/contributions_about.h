@@ -1,0 +1,33 @@
+// What the numbers in a folder of contributions are of: about.json of merge_history.h. With it
+// alone a merge can be made again, on any machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "core/model/model_config.h"
+#include "kernels/dtype.h"
+#include "parallel/exchange_spec.h"
+#include "parallel/mesh.h"
+
+namespace toroid {
+
+struct ContributionsAbout {
+  ModelConfig model;
+  int64_t layers = 0;  // the first so many
+  DType dtype = DType::kF32;
+  int64_t pod = 0;                // whose they are
+  std::vector<MeshShape> meshes;  // by pod
+  ExchangeSpec exchange;
+  int64_t in_flight = -1;  // outer weights: the fragment whose delta is in begin.rank-..
+};
+
+std::string ToText(const ContributionsAbout& about);
+// DataLoss naming the file `name` and what is wrong in it.
+absl::StatusOr<ContributionsAbout> ParseContributionsAbout(absl::string_view text,
+                                                           const std::string& name);
+
+}  // namespace toroid

@@ -1,0 +1,32 @@
+// MembershipView: which pods of a job take part from now on. Without a controller all pods, in one
+// view; with one it is the controller's word, and each change is a view of a higher number.
+//
+// Policy `continue`, by which the others go on when a pod is lost: a merge is made of the shares of
+// a set of pods, and all that make it must take the same set although each learns of a loss at
+// another time and one may have got shares of the lost pod that another lacks. So a merge has two
+// halves. A pod that has the shares of all members of its view tells all of them whose shares it
+// has whole (a *have card*, of this merge and view), and merges once it has such a card of each:
+// the shares that all of them have. When the view changes while it waits, it does the same for the
+// new one. What it merged last it tells again in a new view, as it was: for those that are not that
+// far.
+//
+// Why all take the same set. Let A be the first to merge, the set P in view v. Each member of v had
+// told that it has P's shares, and keeps them. Any later view has fewer members: a later merger B
+// intersects A's card, which says P, with cards of pods that have at least P; or A is no member any
+// more, and what it made counts for nobody. That A made P with a card of B from v, although B told
+// another one in v + 1, does no harm: B's later card has at least what its earlier one had.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace toroid {
+
+struct MembershipView {
+  uint64_t number = 1;
+  std::vector<int64_t> members;  // ascending
+  bool Has(int64_t pod) const { return std::binary_search(members.begin(), members.end(), pod); }
+};
+
+}  // namespace toroid

@@ -1,0 +1,82 @@
+// MergeHistory: what one rank writes of its pod's merges, so that they can be made again.
+//
+//   merges.log                       rank 0's (core/io/merge_log.h), one record a merge. Gradients:
+//                                    step k counts from 1, `result` is of the mean gradient. Outer
+//                                    weights: `step` is the number of steps after which the
+//                                    fragment was sent, `result` is of its outer weights after the
+//                                    outer step. Hashes are RangeHash's summed over groups and
+//                                    ranks, so that the logs of all pods are alike on any meshes.
+// and, if contributions are kept,
+//   contributions/from-00000040/     of the launch that went on from step 40
+//     about.json                     what the numbers are of: model, meshes, exchange
+//     begin.rank-0000                outer weights and momentum that it began with, and the mean
+//                                    delta that was on its way (contribution_file.h, as all below)
+//     step-00000044-0.rank-0000      of the merge of step 44 and fragment 0: every pod's share
+//
+// A launch takes back what is behind the step that it goes on from, in the log and here. An error
+// of the disk stops no training: it is told as an alarm, once. SPMD; one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/communicator.h"
+#include "core/io/file_system.h"
+#include "core/io/merge_log.h"
+#include "parallel/contribution_file.h"
+#include "parallel/pod_merge.h"
+
+namespace toroid {
+
+class MergeHistory {
+ public:
+  struct Options {
+    std::string directory;  // of this pod's run
+    int64_t pod = 0;
+    int64_t step = 0;   // steps done
+    bool keep = false;  // contributions
+    std::string about;  // about.json's text
+    // This rank's outer weights and so on; empty: gradients have none.
+    std::vector<std::string> state;
+    std::function<void(const std::string&)> alarm;  // of rank 0
+  };
+  // Collective over `world`, which outlives this, as `files` does.
+  static std::unique_ptr<MergeHistory> Open(Communicator& world, FileSystem& files,
+                                            const Options& options);
+
+  // --- a merge
+  void Begin(int64_t step, int64_t fragment, uint64_t view);
+  // The shares of one of its groups. Those that have a weight count with Input too.
+  void Take(int64_t group, const std::vector<PodShare>& shares);
+  void Input(int64_t pod, uint64_t hash) { inputs_[pod].hash += hash; }
+  // result: this rank's part of the hash. Collective.
+  void End(uint64_t result);
+  // What was written of the log is durable.
+  void Sync();
+
+ private:
+  MergeHistory(Communicator& world, FileSystem& files, const Options& options)
+      : world_(world), files_(files), options_(options) {}
+  absl::Status OpenLog();
+  absl::Status OpenContributions();
+  void Note(const absl::Status& status);
+  void Alarm(bool another_rank);
+  std::string Folder() const;
+
+  Communicator& world_;
+  FileSystem& files_;
+  const Options options_;
+  std::unique_ptr<MergeLog> log_;  // rank 0's
+  absl::Status status_;            // the first error of this rank
+  bool alarmed_ = false;
+  MergeRecord record_;
+  std::map<int64_t, MergeInput> inputs_;  // by pod
+  ContributionWriter writer_;
+};
+
+}  // namespace toroid
