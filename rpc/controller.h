@@ -8,7 +8,8 @@
 // stream) -> loaded -> programs, one at a time -> told to exit -> ended (the agent has reaped it).
 // A job may train on several pods, each with a world of its own: they start together, are told
 // where all of them listen (a view) once all do, and if one goes away the others are ended and all
-// start again, from the newest checkpoint that they have in common. Whatever takes too long is
+// start again, from the newest checkpoint that they have in common. With policy `continue` the
+// others are told a view without it and train on to the job's end. Whatever takes too long is
 // ended through the agent; what an agent cannot confirm is relaunched only once its lease and five
 // more seconds have passed. A world whose job trains outlives its stream, and the controller: rank
 // 0 attaches again and the program goes on. A controller that was started anew waits for the agents
@@ -159,6 +160,8 @@ class Controller {
   void JobProgressed(Job& job, const World& world, const TaskProgress& progress);
   void JobCommits(const World& world, JobCheckpoint checkpoint);
   void JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result);
+  bool GoesOnWithout(Job& job, const absl::Status& ended);
+  bool SpeaksForJob(const World& world) const;
   bool EndOthers(Job& job, const absl::Status& failure, const WorldExit& exit, absl::Time earliest);
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);

@@ -279,6 +279,7 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   job.status.epoch = worlds[0]->id.epoch;
   job.failed.reset();
   job.answered = 0;
+  job.lost = 0;
   for (size_t i = 0; i < pods.size(); ++i) {
     Launch(*pods[i], std::move(worlds[i]));
     Assign(*pods[i]->world, NewRequest(job, static_cast<int64_t>(i)));
@@ -290,7 +291,7 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
 // Soft: an event that is not kept, with the sequence of the last one that is.
 void Controller::JobProgressed(Job& job, const World& world, const TaskProgress& progress) {
   PodProgressed(job, world, progress);
-  if (world.pod != 0) return;
+  if (!SpeaksForJob(world)) return;
   job.status.progress = progress;
   const absl::Time now = Now();
   if (now < job.told + times_.progress && progress.done < progress.total) return;
@@ -347,15 +348,48 @@ void Controller::JobFinished(Job& job, int64_t pod, const absl::StatusOr<Request
                    std::string(result.status().message()));
     return;
   }
-  if (pod == 0) {
+  if (pod == 0 || job.answered == 0) {
     if (const auto* generated = std::get_if<GenerateResult>(&*result))
       job.status.result = *generated;
     if (const auto* scored = std::get_if<ScoreResult>(&*result)) job.status.result = *scored;
     if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
     if (const auto* verified = std::get_if<VerifyResult>(&*result)) job.status.result = *verified;
   }
-  if (++job.answered < job.pods()) return;
+  if (++job.answered + job.lost < job.pods()) return;
   (void)SetState(job, JobState::kSucceeded, "", "");
+}
+
+// The first of its pods that are left.
+bool Controller::SpeaksForJob(const World& world) const {
+  for (const auto& [name, pod] : pods_) {
+    const World* other = pod->world.get();
+    if (other != nullptr && other->job == world.job && other->pod < world.pod) return false;
+  }
+  return true;
+}
+
+// A world of a job with policy `continue` went away. True: the others train on, in a new view. Not
+// before each of them has done a step: until then they wait for all pods.
+bool Controller::GoesOnWithout(Job& job, const absl::Status& ended) {
+  if (!job.goes_on() || job.failed || job.ending) return false;
+  int64_t others = 0;
+  for (const auto& [name, pod] : pods_) {
+    const World* world = pod->world.get();
+    if (world == nullptr || world->job != job.status.id) continue;
+    if (!world->stepped) return false;
+    ++others;
+  }
+  if (others + job.answered == 0) return false;
+  ++job.lost;
+  const std::string message =
+      absl::StrCat(job.lost, " of ", job.pods(), " pods lost, the others go on: ", ended.message());
+  if (job.answered + job.lost == job.pods()) {
+    (void)SetState(job, JobState::kSucceeded, "PodLost", message);
+    return true;
+  }
+  (void)SetState(job, JobState::kRunning, "PodLost", message);
+  TellPods(job.status.id);
+  return true;
 }
 
 // A world of a job on several pods went away. True: others are still there, and are being ended.
@@ -376,7 +410,7 @@ bool Controller::EndOthers(Job& job, const absl::Status& failure, const WorldExi
 // The world went away before it had answered; not to be replaced before `earliest`.
 void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldExit& exited,
                                absl::Time earliest) {
-  if (EndOthers(job, ended, exited, earliest)) return;
+  if (GoesOnWithout(job, ended) || EndOthers(job, ended, exited, earliest)) return;
   const Job::Failure failed = *std::exchange(job.failed, std::nullopt);
   const absl::Status& failure = failed.why;
   job.status.exit = failed.exit;

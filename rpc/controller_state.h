@@ -29,6 +29,7 @@ struct Controller::World {
   std::string job;                   // empty: kept for requests
   int64_t pod = 0;                   // of the job's pods, which one this is
   std::vector<std::string> listens;  // for the job's other pods, by rank; empty: not told yet
+  bool stepped = false;              // has done a step of training
   absl::Duration keep_alive;
   std::string credential;
   State state = State::kOrdered;
@@ -89,6 +90,7 @@ struct Controller::Job {
   };
   std::optional<Failure> failed;
   int64_t answered = 0;  // of its pods
+  int64_t lost = 0;      // of them in this launch; the others go on (policy `continue`)
   // What each of its pods has told in this launch, the newest.
   struct Told {
     std::map<int64_t, uint64_t> hashes;  // by steps done
@@ -97,6 +99,10 @@ struct Controller::Job {
   std::vector<Told> told_by_pods;
 
   bool trains() const { return std::holds_alternative<TrainTask>(spec.task) && !spec.verify; }
+  bool goes_on() const {
+    return pods() > 1 && std::get<TrainTask>(spec.task).plan.options.pods.policy ==
+                             PodsOptions::Policy::kContinue;
+  }
   int64_t pods() const {
     return trains() ? std::get<TrainTask>(spec.task).plan.options.pods.count : 1;
   }

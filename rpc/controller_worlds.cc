@@ -197,6 +197,7 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
     const auto job = jobs_.find(world.job);
+    world.stepped = world.stepped || (progress->phase == "train" && progress->done > 0);
     if (job != jobs_.end()) JobProgressed(*job->second, world, *progress);
   } else if (const auto* listens = std::get_if<ListensAnswer>(&answer.body)) {
     world.listens = listens->addresses;
@@ -222,7 +223,8 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   }
 }
 
-// Once all pods of the job listen: a view of them, to each.
+// Once all pods of the job listen: a view of them, to each; of those that are left, when one is
+// lost.
 void Controller::TellPods(const std::string& job) {
   const auto found = jobs_.find(job);
   if (found == jobs_.end()) return;
@@ -235,7 +237,8 @@ void Controller::TellPods(const std::string& job) {
     worlds.push_back(world);
     table.pods.push_back({world->pod, world->id.epoch, world->listens});
   }
-  if (static_cast<int64_t>(worlds.size()) < found->second->pods()) return;
+  const Job& of = *found->second;
+  if (static_cast<int64_t>(worlds.size()) + of.lost + of.answered < of.pods()) return;
   table.view = view_ = store_->BumpView().value_or(view_ + 1);
   for (World* world : worlds) {
     if (world->link.pods) world->link.pods(table);

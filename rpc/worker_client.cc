@@ -1,6 +1,7 @@
 // Rank 0's stream to the controller, as a ProgramChannel.
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <fstream>
@@ -152,7 +153,8 @@ class Connection final : public WorkerConnection {
   void Receive(const WorldMessage& message) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (message.has_pods()) {
-      table_ = FromProto(message.pods());
+      PodTable table = FromProto(message.pods());
+      if (!table_ || table.view > table_->view) table_ = std::move(table);
     } else if (message.has_cancel()) {
       (message.cancel().save() ? saved_ : cancelled_).insert(message.number());
     } else {
@@ -281,6 +283,16 @@ class Connection final : public WorkerConnection {
     return table_;
   }
 
+  // Who takes part in the job, as the controller has told last.
+  std::optional<MembershipView> View() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!table_) return std::nullopt;
+    MembershipView view{table_->view, {}};
+    for (const PodAddresses& pod : table_->pods) view.members.push_back(pod.pod);
+    std::sort(view.members.begin(), view.members.end());
+    return view;
+  }
+
   // To the controller how far it is, to the job's log how it goes.
   TrainingEvents Training(uint64_t number) {
     TrainingEvents events;
@@ -308,6 +320,7 @@ class Connection final : public WorkerConnection {
     };
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
     events.on_alarm = events.on_note;
+    events.view = [this] { return View(); };
     // Without its controller the run has nobody to answer to; the next one goes on from here.
     events.stop = [this, number] {
       const std::lock_guard<std::mutex> lock(mutex_);

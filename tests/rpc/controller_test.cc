@@ -441,6 +441,60 @@ TEST_F(ControllerTest, PodsOfAJobStartAgainTogether) {
   EXPECT_EQ(a->launches.size(), 3u);
 }
 
+// Policy `continue`: a new view, without the pod that is lost, and the job ends with the others.
+TEST_F(ControllerTest, PodsGoOnWithoutOneThatIsLost) {
+  auto a = Connect("a"), b = Connect("b"), c = Connect("c");
+  JobSpec spec = OnTwoPods();
+  std::get<TrainTask>(spec.task).plan.options.pods.count = 3;
+  std::get<TrainTask>(spec.task).plan.options.pods.policy = PodsOptions::Policy::kContinue;
+  const std::string id = Submit(spec).id;
+  std::vector<std::shared_ptr<FakeAgent>> agents = {a, b, c};
+  std::vector<std::shared_ptr<FakeWorld>> worlds;
+  const auto begin = [&] {
+    worlds.clear();
+    for (const auto& agent : agents) worlds.push_back(Attach(*agent));
+    for (const auto& world : worlds) Tell(*world, ListensAnswer{{"h:1"}});
+  };
+  begin();
+  Tell(*worlds[1], ProgressAnswer{"train", 1, 10});
+  Tell(*worlds[2], ProgressAnswer{"tokenise", 1, 10});
+  // One has not begun: it waits for all pods, and all start again.
+  EndWorld(*a, worlds[0]->id, {137, 9, 0, "host-a", "rank 0 died"});
+  EXPECT_EQ(b->stops.size(), 1u);
+  EXPECT_EQ(c->stops.size(), 1u);
+  EndWorld(*b, worlds[1]->id);
+  EndWorld(*c, worlds[2]->id);
+  EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  Advance(absl::Seconds(2));
+  begin();
+
+  for (const auto& world : worlds) Tell(*world, ProgressAnswer{"train", 1, 10});
+  ASSERT_EQ(worlds[1]->tables.size(), 1u);
+  EndWorld(*a, worlds[0]->id, {137, 9, 0, "host-a", "rank 0 died"});
+  EXPECT_EQ(b->stops.size(), 1u);
+  EXPECT_EQ(Get(id).state, JobState::kRunning);
+  EXPECT_EQ(Get(id).reason, "PodLost");
+  EXPECT_THAT(Get(id).message, HasSubstr("1 of 3 pods lost, the others go on"));
+  EXPECT_THAT(Get(id).message, HasSubstr("rank 0 died"));
+  for (const auto& world : {worlds[1], worlds[2]}) {
+    ASSERT_EQ(world->tables.size(), 2u);
+    EXPECT_GT(world->tables[1].view, world->tables[0].view);
+    ASSERT_EQ(world->tables[1].pods.size(), 2u);
+  }
+  EXPECT_EQ(worlds[1]->tables[1].view, worlds[2]->tables[1].view);
+  Tell(*worlds[1], ProgressAnswer{"train", 7, 10});  // the first that is left speaks for the job
+  EXPECT_EQ(Get(id).progress->done, 7);
+
+  TrainResult result;
+  result.directory = "second";
+  Tell(*worlds[1], result);
+  EndWorld(*b, worlds[1]->id);
+  EXPECT_EQ(Get(id).state, JobState::kRunning);
+  EndWorld(*c, worlds[2]->id, {137, 9, 0, "host-c", "rank 0 died"});
+  EXPECT_EQ(Get(id).state, JobState::kSucceeded);
+  EXPECT_EQ(std::get<TrainResult>(Get(id).result).directory, "second");
+}
+
 TEST_F(ControllerTest, AnErrorOfOnePodEndsTheJobOnAll) {
   auto a = Connect("a"), b = Connect("b");
   const std::string id = Submit(OnTwoPods()).id;
