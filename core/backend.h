@@ -22,6 +22,7 @@
 #include "core/tensor.h"
 #include "kernels/dropout.h"
 #include "kernels/optimizer_step.h"
+#include "kernels/sample.h"
 
 namespace toroid {
 
@@ -91,6 +92,12 @@ class Backend {
   // sum of dout x r over rows. dx may be dout.
   virtual void RmsNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor dout_tD,
                                Tensor dx_tD, Tensor dgain_D) = 0;
+  // The same with dx added to. dout is lost. A device may do it in one pass; else it is these two.
+  virtual void RmsNormBackwardAdd(Stream s, Tensor x_tD, Tensor gain_D, double epsilon,
+                                  Tensor dout_tD, Tensor dx_tD, Tensor dgain_D) {
+    RmsNormBackward(s, x_tD, gain_D, epsilon, dout_tD, dout_tD, dgain_D);
+    Add(s, dx_tD, dout_tD);
+  }
   // out = (x - mean(x)) / sqrt(variance(x) + epsilon) * gain + bias, by row. Ba et al. 2016. bias
   // may be empty, else of gain's type. out may be x.
   virtual void LayerNorm(Stream s, Tensor x_tD, Tensor gain_D, Tensor bias_D, double epsilon,
@@ -100,6 +107,13 @@ class Backend {
                                  Tensor dout_tD, Tensor dx_tD, Tensor dgain_D, Tensor dbias_D) = 0;
   // out [m, n] = x [m, k] w [n, k]^T, plus bias [n] unless empty. w: any stored type.
   virtual void MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) = 0;
+  // out = addend + x w^T, of f32 or f64. addend may be out. room: of out's shape, lost. A device
+  // may do it in one pass; else it is these three.
+  virtual void MatMulAdd(Stream s, Tensor x, Tensor w, Tensor addend, Tensor room, Tensor out) {
+    if (addend.data != out.data) Copy(s, addend, out);
+    MatMul(s, x, w, Tensor(), room);
+    Add(s, out, room);
+  }
   // dx = dout w, or dx += with add_dx; dw += dout^T x; dbias += sum of dout over rows. Each of dx,
   // dw and dbias may be empty: not wanted.
   virtual void MatMulBackward(Stream s, Tensor x, Tensor w, Tensor dout, bool add_dx, Tensor dx,
@@ -175,6 +189,10 @@ class Backend {
   // 2 zeta weight log Z, zeros where the label is negative. All but labels f64 [t].
   virtual void LossBackward(Stream s, Tensor labels, Tensor weights_t, double zeta, Tensor log_z_t,
                             Tensor d_log_p_t, Tensor d_log_z_t) = 0;
+  // The next token of each row of logits [b, V] (kernels/sample.h): rows i64 [b, 7], the fields of
+  // SampleRow; out i64 [b, 3], those of SampledRow. most: the most that any row asks for.
+  virtual void Sample(Stream s, Tensor logits_bV, SampleWork most, Tensor rows_b7,
+                      Tensor out_b3) = 0;
 
   // --- optimizer, over flat ranges [n] ----------------------------------------------------------
   //
@@ -197,6 +215,7 @@ std::unique_ptr<Backend> NewCpuBackend(DType type, int threads,
 struct CudaOptions {
   int device = 0;               // of those that this process sees
   DType product = DType::kF32;  // what matrices are multiplied in (kernels/matmul.h): kF32, kBF16
+  bool measures = false;        // products are measured at first sight, for work of few shapes
 };
 
 // GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.

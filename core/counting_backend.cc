@@ -146,6 +146,10 @@ class CountingBackend final : public Backend {
     CheckLossBackward(labels, weights_t, log_z_t, d_log_p_t, d_log_z_t);
   }
 
+  void Sample(Stream, Tensor logits_bV, SampleWork, Tensor rows_b7, Tensor out_b3) override {
+    CheckSample(type_, logits_bV, rows_b7, out_b3);
+  }
+
   void SquaredSum(Stream, Tensor x_n, Tensor sum_1) override { CheckSquaredSum(type_, x_n, sum_1); }
   void AdamW(Stream, const AdamWSpec&, Tensor step, Tensor gradient_n, Tensor w_n, Tensor m_n,
              Tensor v_n) override {

@@ -316,6 +316,13 @@ class CpuBackend final : public Backend {
                          d_log_z_t.as<double>());
   }
 
+  void Sample(Stream s, Tensor logits_bV, SampleWork, Tensor rows_b7, Tensor out_b3) override {
+    CheckSample(dtype(), logits_bV, rows_b7, out_b3);
+    Pool(s);
+    toroid::Sample(logits_bV.as<const T>(), logits_bV.stride, logits_bV.rows(), logits_bV.cols(),
+                   rows_b7.as<const SampleRow>(), sample_room_, out_b3.as<SampledRow>());
+  }
+
   void SquaredSum(Stream s, Tensor x_n, Tensor sum_1) override {
     CheckSquaredSum(dtype(), x_n, sum_1);
     AddSquaredSum(Pool(s), x_n.as<const T>(), x_n.size(), sum_1.as<double>());
@@ -370,6 +377,7 @@ class CpuBackend final : public Backend {
     });
   }
 
+  SampleRoom sample_room_;
   ThreadPool pool_;
   ThreadPool serial_{1};  // has no threads: may be used by several callers
   CpuStreams streams_;    // last: its thread may still use what stands above

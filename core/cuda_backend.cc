@@ -43,6 +43,7 @@ absl::Status CudaBackend::Prepare() {
                                                       " is below 8.0: use --device cpu"));
   }
   tensor_cores_ = bf16_ && properties.major == 9 && properties.minor == 0;
+  overlap_ = properties.major >= 9;
   if (error == cudaSuccess) error = ring_.Allocate();
   if (error != cudaSuccess) {
     return absl::FailedPreconditionError(
@@ -110,7 +111,9 @@ void CudaBackend::Repeat(Stream s, const WorkKey& key, const std::function<void(
   const auto [entry, fresh] = kept_work_.try_emplace({stream, key}, nullptr);
   if (fresh) {
     Check("begin capture", cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    few_rows_.Begin(stream, overlap_);
     work();
+    few_rows_.End();
     cudaGraph_t graph = nullptr;
     Check("end capture", cudaStreamEndCapture(stream, &graph));
     Check("keep work", cudaGraphInstantiate(&entry->second, graph, 0));
@@ -131,6 +134,7 @@ void CudaBackend::Synchronize(Stream s) {
 
 void CudaBackend::Copy(Stream s, Tensor x, Tensor out) {
   CheckCopy(x, out);
+  if (few_rows_.Copy(x, out)) return;
   const Call call(*this, "copy");
   CopyRows(LaneOf(s).stream, x.dtype, x.data, x.stride, out.dtype, out.data, out.stride, x.rows(),
            x.cols());
@@ -138,6 +142,7 @@ void CudaBackend::Copy(Stream s, Tensor x, Tensor out) {
 
 void CudaBackend::Fill(Stream s, Tensor x, double value) {
   CheckFill(x);
+  if (few_rows_.Fill(x, value)) return;
   const Call call(*this, "fill");
   FillRows(LaneOf(s).stream, x.dtype, x.data, x.stride, x.rows(), x.cols(), value);
 }
@@ -231,7 +236,7 @@ absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& optio
     return absl::FailedPreconditionError(absl::StrCat(
         "GPU ", options.device, ": ", cudaGetErrorString(error), ": use --device cpu"));
   }
-  auto backend = std::make_unique<CudaBackend>(options.device, options.product);
+  auto backend = std::make_unique<CudaBackend>(options);
   const absl::Status status = backend->Prepare();
   if (!status.ok()) return status;
   return std::unique_ptr<Backend>(std::move(backend));

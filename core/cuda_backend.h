@@ -4,7 +4,8 @@
 // Each op: CHECK the shapes, then launch the kernel on the stream of the device. Streams are
 // non-blocking ones; Fork and Join record an event of the one stream and let the other wait for it.
 // Each compute stream has its own workspace, so that two of them do not disturb each other. Small
-// uploads pass through pinned memory and do not stop the host.
+// uploads pass through pinned memory and do not stop the host. Work that is kept is a graph, in
+// which ops of few rows are put together (cuda_backend_fusion.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "core/backend.h"
+#include "core/cuda_backend_fusion.h"
 #include "core/op_shapes.h"
 #include "kernels/attention_bf16.h"
 #include "kernels/matmul.h"
@@ -67,8 +69,10 @@ class UploadRing {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, DType product)
-      : device_(device), bf16_(product == DType::kBF16), products_(product) {}
+  explicit CudaBackend(const CudaOptions& options)
+      : device_(options.device),
+        bf16_(options.product == DType::kBF16),
+        products_(options.product, options.measures) {}
   ~CudaBackend() override;
 
   absl::Status Prepare();
@@ -95,6 +99,7 @@ class CudaBackend final : public Backend {
   void LayerNorm(Stream s, Tensor x_tD, Tensor gain_D, Tensor bias_D, double epsilon,
                  Tensor out_tD) override;
   void MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) override;
+  void MatMulAdd(Stream s, Tensor x, Tensor w, Tensor addend, Tensor room, Tensor out) override;
   void Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq, double scale) override;
   void KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) override;
   void AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const KvView& kv, Tensor kv_index,
@@ -110,11 +115,14 @@ class CudaBackend final : public Backend {
   void VocabStatistics(Stream s, Tensor logits, int64_t vocab_begin, Tensor labels,
                        Tensor stat_t3) override;
   void VocabMerge(Stream s, Tensor parts_nt3, Tensor log_p_t, Tensor log_z_t) override;
+  void Sample(Stream s, Tensor logits_bV, SampleWork most, Tensor rows_b7, Tensor out_b3) override;
 
   void EmbedBackward(Stream s, Tensor ids, int64_t vocab_begin, Tensor dout_tD,
                      Tensor dtable_vD) override;
   void RmsNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor dout_tD,
                        Tensor dx_tD, Tensor dgain_D) override;
+  void RmsNormBackwardAdd(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor dout_tD,
+                          Tensor dx_tD, Tensor dgain_D) override;
   void LayerNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor dout_tD,
                          Tensor dx_tD, Tensor dgain_D, Tensor dbias_D) override;
   void MatMulBackward(Stream s, Tensor x, Tensor w, Tensor dout, bool add_dx, Tensor dx, Tensor dw,
@@ -142,7 +150,9 @@ class CudaBackend final : public Backend {
 
  private:
   static constexpr int64_t kFreeWorkspaceBytes = int64_t{64} << 20;
-  static constexpr int64_t kCounterBytes = 256;
+  // Of the kernels for tensor cores, then of those for few queries; zero between ops.
+  static constexpr int64_t kHopperCounters = 64;
+  static constexpr int64_t kCounterBytes = 4 * (kHopperCounters + kNarrowCounters);
 
   struct Lane {
     cudaStream_t stream = nullptr;
@@ -156,13 +166,17 @@ class CudaBackend final : public Backend {
       char* end = static_cast<char*>(free_workspace()) + kFreeWorkspaceBytes;
       return {free_workspace(), kFreeWorkspaceBytes, reinterpret_cast<int32_t*>(end)};
     }
+    int32_t* narrow_counters() const { return attention_workspace().counters + kHopperCounters; }
   };
 
-  // An op: its device is current from the beginning, and its launches are asked for their error at
-  // the end.
+  // An op: its device is current from the beginning, what waits to be put together with others is
+  // launched before it, and its launches are asked for their error at the end.
   class Call {
    public:
-    Call(CudaBackend& backend, const char* op) : backend_(backend), op_(op) { backend.Use(); }
+    Call(CudaBackend& backend, const char* op) : backend_(backend), op_(op) {
+      backend.Use();
+      backend.few_rows_.Flush();
+    }
     ~Call() { backend_.Check(op_, cudaGetLastError()); }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
@@ -189,6 +203,12 @@ class CudaBackend final : public Backend {
   void AttendBackwardWidened(const Lane& lane, const Tensor& q_thK, const Tensor& do_thK,
                              const AttentionBackwardArgs<float>& tile);
 
+  void NormBackward(Stream s, const Tensor& x_tD, const Tensor& gain_D, double epsilon,
+                    const Tensor& dout_tD, bool add_dx, const Tensor& dx_tD, const Tensor& dgain_D);
+  // addend: empty, or added.
+  void Multiply(Stream s, const Tensor& x, const Tensor& w, const Tensor& bias,
+                const Tensor& addend, const Tensor& out);
+
   // After a product of x [m, k] and w [n, k].
   void CheckProduct(const char* op, int64_t m, int64_t n, int64_t k, DType w) const;
 
@@ -208,8 +228,10 @@ class CudaBackend final : public Backend {
   const int device_;
   const bool bf16_;            // products are of bf16
   bool tensor_cores_ = false;  // and so is attention, by kernels for compute capability 9.0
+  bool overlap_ = false;       // kernels may begin before those before them have ended
   std::string name_;
   CudaMatMul products_;
+  FewRowWork few_rows_;
   UploadRing ring_;
   std::deque<Lane> lanes_;  // references stay
   std::map<std::pair<cudaStream_t, WorkKey>, cudaGraphExec_t> kept_work_;

@@ -39,6 +39,17 @@ void CudaBackend::EmbedBackward(Stream s, Tensor ids, int64_t vocab_begin, Tenso
 
 void CudaBackend::RmsNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double epsilon,
                                   Tensor dout_tD, Tensor dx_tD, Tensor dgain_D) {
+  NormBackward(s, x_tD, gain_D, epsilon, dout_tD, /*add_dx=*/false, dx_tD, dgain_D);
+}
+
+void CudaBackend::RmsNormBackwardAdd(Stream s, Tensor x_tD, Tensor gain_D, double epsilon,
+                                     Tensor dout_tD, Tensor dx_tD, Tensor dgain_D) {
+  NormBackward(s, x_tD, gain_D, epsilon, dout_tD, /*add_dx=*/true, dx_tD, dgain_D);
+}
+
+void CudaBackend::NormBackward(Stream s, const Tensor& x_tD, const Tensor& gain_D, double epsilon,
+                               const Tensor& dout_tD, bool add_dx, const Tensor& dx_tD,
+                               const Tensor& dgain_D) {
   CheckRmsNormBackward(dtype(), In(x_tD), gain_D, dout_tD, dx_tD, dgain_D);
   if (x_tD.empty()) return;
   const Call call(*this, "rms_norm_backward");
@@ -46,7 +57,7 @@ void CudaBackend::RmsNormBackward(Stream s, Tensor x_tD, Tensor gain_D, double e
   const Lane& lane = Maths(s);
   toroid::RmsNormBackward(lane.stream, x_tD.dtype, x_tD.data, x_tD.stride, x_tD.rows(),
                           x_tD.cols() / dim, dim, gain_D.dtype, gain_D.data, epsilon,
-                          dout_tD.as<const float>(), dout_tD.stride, dx_tD.as<float>(),
+                          dout_tD.as<const float>(), dout_tD.stride, add_dx, dx_tD.as<float>(),
                           dx_tD.stride, dgain_D.as<float>(), lane.free_workspace(),
                           kFreeWorkspaceBytes);
 }

@@ -17,6 +17,7 @@
 #include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 #include "kernels/swiglu.h"
 
 namespace toroid {
@@ -32,7 +33,7 @@ void CudaBackend::Embed(Stream s, Tensor ids, Tensor table_vD, int64_t vocab_beg
 
 void CudaBackend::RmsNorm(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, Tensor out_tD) {
   CheckRmsNorm(dtype(), In(x_tD), gain_D, In(out_tD));
-  if (x_tD.empty()) return;
+  if (x_tD.empty() || few_rows_.Norm(x_tD, gain_D, epsilon, out_tD)) return;
   const Call call(*this, "rms_norm");
   const int64_t dim = x_tD.dims[x_tD.dim_count - 1];
   toroid::RmsNorm(Maths(s).stream, x_tD.dtype, x_tD.data, x_tD.stride, x_tD.rows(),
@@ -42,12 +43,27 @@ void CudaBackend::RmsNorm(Stream s, Tensor x_tD, Tensor gain_D, double epsilon, 
 
 void CudaBackend::MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) {
   CheckMatMul(dtype(), In(x), w, bias, In(out));
+  if (few_rows_.Product(x, w, bias, out)) return;
+  Multiply(s, x, w, bias, Tensor(), out);
+}
+
+// Of many rows the sum begins with the addend.
+void CudaBackend::MatMulAdd(Stream s, Tensor x, Tensor w, Tensor addend, Tensor room, Tensor out) {
+  if (x.rows() <= kMatVecRows) return Backend::MatMulAdd(s, x, w, addend, room, out);
+  CheckMatMul(dtype(), In(x), w, Tensor(), out);
+  CheckMatMul(dtype(), In(x), w, Tensor(), addend);
+  Multiply(s, x, w, Tensor(), addend, out);
+}
+
+void CudaBackend::Multiply(Stream s, const Tensor& x, const Tensor& w, const Tensor& bias,
+                           const Tensor& addend, const Tensor& out) {
   const Call call(*this, "matmul");
   CudaMatMulArgs args;
   args.x_type = x.dtype, args.x = x.data, args.x_stride = x.stride;
   args.m = x.rows(), args.n = w.rows(), args.k = w.cols();
   args.w_type = w.dtype, args.w = w.data, args.w_stride = w.stride;
   if (!bias.empty()) args.bias = bias.data, args.bias_type = bias.dtype;
+  if (!addend.empty()) args.addend = addend.as<const float>(), args.addend_stride = addend.stride;
   args.out_type = out.dtype, args.out = out.data, args.out_stride = out.stride;
   const Lane& lane = Maths(s);
   products_.Run(lane.stream, args, lane.workspace);
@@ -56,6 +72,7 @@ void CudaBackend::MatMul(Stream s, Tensor x, Tensor w, Tensor bias, Tensor out) 
 
 void CudaBackend::Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq, double scale) {
   CheckRope(dtype(), In(x_thK), positions, inv_freq);
+  if (few_rows_.Rope(x_thK, positions, inv_freq, scale)) return;
   const Call call(*this, "rope");
   toroid::Rope(Maths(s).stream, x_thK.dtype, x_thK.data, x_thK.stride, x_thK.rows(), x_thK.dims[1],
                x_thK.dims[2], positions.as<const int32_t>(), inv_freq.as<const double>(), scale);
@@ -63,6 +80,7 @@ void CudaBackend::Rope(Stream s, Tensor x_thK, Tensor positions, Tensor inv_freq
 
 void CudaBackend::KvWrite(Stream s, Tensor x_tgK, Tensor slots, Tensor cache) {
   CheckKvWrite(dtype(), x_tgK, slots, cache);
+  if (few_rows_.KvWrite(x_tgK, slots, cache)) return;
   const Call call(*this, "kv_write");
   toroid::KvWrite(Maths(s).stream, x_tgK.dtype, x_tgK.data, x_tgK.stride, x_tgK.rows(),
                   x_tgK.cols(), slots.as<const int64_t>(), cache.dtype, cache.data, cache.stride);
@@ -84,7 +102,8 @@ void CudaBackend::AttendTile(Stream s, Tensor q_thK, Tensor q_positions, const K
     return;
   }
   if (queries != nullptr) return AttendWidened(lane, q_thK, args);
-  toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes);
+  toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes,
+                     lane.narrow_counters(), few_rows_.active() && overlap_);
 }
 
 // A few queries at a time, widened into the workspace of products.
@@ -101,7 +120,8 @@ void CudaBackend::AttendWidened(const Lane& lane, const Tensor& q_thK,
     args.q = static_cast<const float*>(lane.workspace), args.q_stride = cols, args.q_begin = 0;
     args.q_positions += begin;
     args.o += begin * args.o_stride, args.lse += begin * args.lse_stride;
-    toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes);
+    toroid::AttendTile(lane.stream, args, lane.free_workspace(), kFreeWorkspaceBytes,
+                       lane.narrow_counters(), /*overlap=*/false);
   }
 }
 
@@ -120,6 +140,7 @@ void CudaBackend::AttentionMerge(Stream s, Tensor o_nthK, Tensor lse_nth, Tensor
 void CudaBackend::SwiGlu(Stream s, Tensor gate_tf, Tensor up_tf, Tensor out_tf) {
   CheckOneType({gate_tf, up_tf, out_tf});
   CheckSwiGlu(dtype(), In(gate_tf), In(up_tf), In(out_tf));
+  if (few_rows_.SwiGlu(gate_tf, up_tf, out_tf)) return;
   const Call call(*this, "swiglu");
   toroid::SwiGlu(Maths(s).stream, out_tf.dtype, gate_tf.data, gate_tf.stride, up_tf.data,
                  up_tf.stride, out_tf.data, out_tf.stride, out_tf.rows(), out_tf.cols());
@@ -127,6 +148,7 @@ void CudaBackend::SwiGlu(Stream s, Tensor gate_tf, Tensor up_tf, Tensor out_tf) 
 
 void CudaBackend::Add(Stream s, Tensor x, Tensor y) {
   CheckAdd(dtype(), x, y);
+  if (few_rows_.Add(x, y)) return;
   const Call call(*this, "add");
   AddRows(Maths(s).stream, x.as<float>(), x.stride, y.as<const float>(),
           y.rows() == x.rows() ? y.stride : 0, x.rows(), x.cols());
@@ -146,6 +168,16 @@ void CudaBackend::VocabMerge(Stream s, Tensor parts_nt3, Tensor log_p_t, Tensor 
   const Call call(*this, "vocab_merge");
   toroid::VocabMerge(Maths(s).stream, parts_nt3.as<const double>(), parts_nt3.dims[0],
                      parts_nt3.dims[1], log_p_t.as<double>(), log_z_t.as<double>());
+}
+
+void CudaBackend::Sample(Stream s, Tensor logits_bV, SampleWork most, Tensor rows_b7,
+                         Tensor out_b3) {
+  CheckSample(dtype(), logits_bV, rows_b7, out_b3);
+  TOROID_CHECK_LE(SampleWorkspaceBytes(logits_bV.cols()), kFreeWorkspaceBytes);
+  const Call call(*this, "sample");
+  toroid::Sample(Maths(s).stream, logits_bV.as<const float>(), logits_bV.stride, logits_bV.rows(),
+                 logits_bV.cols(), most, rows_b7.as<const SampleRow>(), out_b3.as<SampledRow>(),
+                 Maths(s).free_workspace(), kFreeWorkspaceBytes);
 }
 
 void CudaBackend::LayerNorm(Stream s, Tensor x_tD, Tensor gain_D, Tensor bias_D, double epsilon,

@@ -2,6 +2,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
+#include "kernels/sample.h"
 
 namespace toroid {
 
@@ -306,6 +307,13 @@ void CheckLossBackward(const Tensor& labels, const Tensor& weights_t, const Tens
   for (const Tensor* x : {&weights_t, &log_z_t, &d_log_p_t, &d_log_z_t}) {
     CheckVector(*x, DType::kF64, log_z_t.size());
   }
+}
+
+void CheckSample(DType type, const Tensor& logits_bV, const Tensor& rows_b7, const Tensor& out_b3) {
+  CheckType(logits_bV, type);
+  TOROID_CHECK_GE(logits_bV.cols(), 1);
+  CheckVector(rows_b7, DType::kI64, kSampleRowWords * logits_bV.rows());
+  CheckVector(out_b3, DType::kI64, kSampledRowWords * logits_bV.rows());
 }
 
 void CheckSquaredSum(DType type, const Tensor& x_n, const Tensor& sum_1) {

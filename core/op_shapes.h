@@ -66,6 +66,7 @@ void CheckVocabBackward(DType type, const Tensor& logits, const Tensor& labels,
                         const Tensor& dlogits);
 void CheckLossBackward(const Tensor& labels, const Tensor& weights_t, const Tensor& log_z_t,
                        const Tensor& d_log_p_t, const Tensor& d_log_z_t);
+void CheckSample(DType type, const Tensor& logits_bV, const Tensor& rows_b7, const Tensor& out_b3);
 void CheckSquaredSum(DType type, const Tensor& x_n, const Tensor& sum_1);
 // step: so many doubles.
 void CheckUpdate(DType type, const Tensor& step, int64_t step_size, const Tensor& gradient_n,

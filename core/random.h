@@ -11,12 +11,6 @@
 
 namespace toroid {
 
-// Uniform in [0, 1) with 53 random bits, from the first two words.
-constexpr double UniformDouble(const std::array<uint32_t, 4>& words) {
-  const uint64_t bits = (uint64_t{words[0]} << 32) | words[1];
-  return double(bits >> 11) * 0x1p-53;
-}
-
 // Normal(0, 1) number `index` of stream `stream`, by Box and Muller from one Philox block.
 inline double NormalAt(uint64_t seed, uint64_t stream, uint64_t index) {
   const auto words = Philox(seed, index, stream);

@@ -55,9 +55,12 @@ void AttendTile(ThreadPool& pool, const AttentionArgs<float>& args);
 void AttendTile(ThreadPool& pool, const AttentionArgs<double>& args);
 
 // On a CUDA device, where `args.length` may stand; 64-byte aligned workspace that no other work
-// uses meanwhile. Bits follow from the shape alone.
+// uses meanwhile. counters: kNarrowCounters, zero before the first call and after each. overlap: it
+// may be launched before what stands before it on the stream has ended (compute capability 9.0).
+// Bits follow from the shape alone.
+inline constexpr int64_t kNarrowCounters = 1024;
 void AttendTile(CudaStream s, const AttentionArgs<float>& args, void* workspace,
-                int64_t workspace_bytes);
+                int64_t workspace_bytes, int32_t* counters, bool overlap);
 
 // Backward over one tile: adds what the tile gives to dq, dk and dv. With s_ij as above, lse and o
 // those of the whole softmax (all tiles merged) and delta_i = do_i . o_i:

@@ -160,9 +160,9 @@ void AttendWide(CudaStream s, const AttentionArgs<float>& a) {
 }  // namespace
 
 void AttendTile(CudaStream s, const AttentionArgs<float>& args, void* workspace,
-                int64_t workspace_bytes) {
+                int64_t workspace_bytes, int32_t* counters, bool overlap) {
   if (args.q_count == 0 || args.k_count == 0 || args.heads == 0) return;
-  if (AttendNarrow(s, args, workspace, workspace_bytes)) return;
+  if (AttendNarrow(s, args, workspace, workspace_bytes, counters, overlap)) return;
   WithKvType(args,
              [&]<typename E>(E, auto vector) { AttendWide<E, decltype(vector)::value>(s, args); });
 }

@@ -7,10 +7,10 @@
 
 namespace toroid {
 
-// Few queries of each head (decode): cuts the keys into parts and merges them. False if the shape
-// is not for it, or the workspace too small.
+// Few queries of each head (decode): cuts the keys into parts and merges them, as AttendTile. False
+// if the shape is not for it, or the workspace too small.
 bool AttendNarrow(CudaStream s, const AttentionArgs<float>& args, void* workspace,
-                  int64_t workspace_bytes);
+                  int64_t workspace_bytes, int32_t* counters, bool overlap);
 
 namespace {
 

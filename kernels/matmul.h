@@ -80,6 +80,9 @@ struct CudaMatMulArgs {
   int64_t w_stride = 0;
   const void* bias = nullptr;
   DType bias_type = DType::kF32;
+  const float* addend =
+      nullptr;  // [m, n] of m > kMatVecRows: added, out f32; may be out; null: none
+  int64_t addend_stride = 0;
   DType out_type = DType::kF32;
   void* out = nullptr;
   int64_t out_stride = 0;
@@ -108,9 +111,13 @@ struct CudaMatMulBackwardArgs {
 // CPU; more rows, and the backward, by cuBLASLt, whose chosen algorithms are kept by shape.
 // `product` is the type that matrices are multiplied in, while sums are float32: kF32 (without
 // TF32), or kBF16, which rounds wider operands to bf16. One thread at a time.
+//
+// measures: where cuBLASLt knows several algorithms for a long product, each is timed when a shape
+// is first seen, and the fastest is kept. The choice, and with it the last bits, may then differ
+// from one such object to another.
 class CudaMatMul {
  public:
-  explicit CudaMatMul(DType product);  // the device is current
+  CudaMatMul(DType product, bool measures);  // the device is current
   ~CudaMatMul();
   CudaMatMul(const CudaMatMul&) = delete;
   CudaMatMul& operator=(const CudaMatMul&) = delete;

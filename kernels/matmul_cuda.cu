@@ -9,7 +9,9 @@
 
 namespace toroid {
 
-CudaMatMul::CudaMatMul(DType product) : product_(product), plans_(std::make_unique<Plans>()) {
+CudaMatMul::CudaMatMul(DType product, bool measures)
+    : product_(product), plans_(std::make_unique<Plans>()) {
+  plans_->measures = measures;
   Keep(cublasLtCreate(&plans_->handle));
 }
 CudaMatMul::~CudaMatMul() {
@@ -66,7 +68,12 @@ void CudaMatMul::Forward(CudaStream s, const CudaMatMulArgs& a, char* workspace)
         x = {x_room, stride};
       }
       char* out = static_cast<char*>(a.out) + RowBytes(a.out_type, i * a.out_stride + j);
-      Keep(plans_->Run(s, product_, {m, n, a.k, x, w, a.out_type, out, a.out_stride}, workspace));
+      Product product{m, n, a.k, x, w, a.out_type, out, a.out_stride};
+      if (a.addend != nullptr) {
+        product.addend = a.addend + i * a.addend_stride + j;
+        product.addend_stride = a.addend_stride;
+      }
+      Keep(plans_->Run(s, product_, product, workspace));
     }
   }
 }

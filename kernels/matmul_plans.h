@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cublasLt.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <compare>
 #include <cstdint>
 #include <map>
+#include <utility>
 
 #include "kernels/dtype.h"
 #include "kernels/matmul.h"
@@ -34,7 +36,8 @@ struct Operand {
   bool transposed = false;
 };
 
-// C [rows, cols] = A [rows, depth] B [depth, cols], or += with `add`; A, B of the product's type.
+// C [rows, cols] = A [rows, depth] B [depth, cols], plus what C held with `add`, or plus the
+// addend, of C's type; A, B of the product's type.
 struct Product {
   int64_t rows, cols, depth;
   Operand a, b;
@@ -42,6 +45,12 @@ struct Product {
   void* c;
   int64_t c_stride;
   bool add = false;
+  const void* addend = nullptr;  // null: none
+  int64_t addend_stride = 0;
+
+  // The matrix that the sum begins with.
+  const void* start() const { return addend != nullptr ? addend : c; }
+  int64_t start_stride() const { return addend != nullptr ? addend_stride : c_stride; }
 };
 
 // What an algorithm is chosen by.
@@ -53,15 +62,17 @@ struct PlanKey {
         a_stride(p.a.stride),
         b_stride(p.b.stride),
         c_stride(p.c_stride),
+        start_stride(p.start_stride()),
         a_align(Alignment(p.a.data, RowBytes(type, p.a.stride))),
         b_align(Alignment(p.b.data, RowBytes(type, p.b.stride))),
-        c_align(Alignment(p.c, RowBytes(p.c_type, p.c_stride))),
+        c_align(std::min(Alignment(p.c, RowBytes(p.c_type, p.c_stride)),
+                         Alignment(p.start(), RowBytes(p.c_type, p.start_stride())))),
         c_type(p.c_type),
         a_transposed(p.a.transposed),
         b_transposed(p.b.transposed) {}
   auto operator<=>(const PlanKey&) const = default;
 
-  int64_t rows, cols, depth, a_stride, b_stride, c_stride;
+  int64_t rows, cols, depth, a_stride, b_stride, c_stride, start_stride;
   uint32_t a_align, b_align, c_align;
   DType c_type;
   bool a_transposed, b_transposed;
@@ -81,6 +92,7 @@ class Plan {
     Transpose(CUBLASLT_MATMUL_DESC_TRANSB, key.a_transposed);
     Layout(&b_, type, key.depth, key.cols, key.b_transposed, key.b_stride);
     Layout(&a_, type, key.rows, key.depth, key.a_transposed, key.a_stride);
+    Layout(&start_, LibraryType(key.c_type), key.rows, key.cols, false, key.start_stride);
     Layout(&c_, LibraryType(key.c_type), key.rows, key.cols, false, key.c_stride);
     cublasLtMatmulPreference_t preference = nullptr;
     Try(cublasLtMatmulPreferenceCreate(&preference));
@@ -94,14 +106,15 @@ class Plan {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.c_align);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.c_align);
     int found = 0;
-    Try(cublasLtMatmulAlgoGetHeuristic(handle, product_, b_, a_, c_, c_, preference, 1, &chosen_,
-                                       &found));
+    Try(cublasLtMatmulAlgoGetHeuristic(handle, product_, b_, a_, start_, c_, preference,
+                                       kMostCandidates, candidates_, &found));
     if (found == 0) Try(CUBLAS_STATUS_NOT_SUPPORTED);
+    candidate_count_ = found;
     if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
   }
   ~Plan() {
     if (product_ != nullptr) cublasLtMatmulDescDestroy(product_);
-    for (cublasLtMatrixLayout_t layout : {a_, b_, c_}) {
+    for (cublasLtMatrixLayout_t layout : {a_, b_, start_, c_}) {
       if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
     }
   }
@@ -111,12 +124,42 @@ class Plan {
   cublasStatus_t Run(cublasLtHandle_t handle, CudaStream s, const Product& p,
                      void* workspace) const {
     if (status_ != CUBLAS_STATUS_SUCCESS) return status_;
-    const float one = 1, kept = p.add ? 1 : 0;
-    return cublasLtMatmul(handle, product_, &one, p.b.data, b_, p.a.data, a_, &kept, p.c, c_, p.c,
-                          c_, &chosen_.algo, workspace, size_t(kLibraryBytes), s);
+    return RunAs(candidates_[0], handle, s, p, workspace);
+  }
+
+  // Puts the fastest of the candidates first, by doing p with each; the first time only. C holds
+  // the product behind it.
+  void Measure(cublasLtHandle_t handle, CudaStream s, const Product& p, void* workspace) {
+    if (measured_ || status_ != CUBLAS_STATUS_SUCCESS) return;
+    measured_ = true;
+    cudaEvent_t begin = nullptr, end = nullptr;
+    cudaEventCreate(&begin), cudaEventCreate(&end);
+    float least = 0;
+    int best = 0;
+    for (int i = 0; i < candidate_count_; ++i) {
+      const auto run = [&] { return RunAs(candidates_[i], handle, s, p, workspace); };
+      if (run() != CUBLAS_STATUS_SUCCESS) continue;
+      cudaEventRecord(begin, s);
+      for (int repeat = 0; repeat < 3; ++repeat) run();
+      cudaEventRecord(end, s);
+      float milliseconds = 0;
+      cudaEventSynchronize(end);
+      cudaEventElapsedTime(&milliseconds, begin, end);
+      if (least == 0 || milliseconds < least) least = milliseconds, best = i;
+    }
+    std::swap(candidates_[0], candidates_[best]);
+    cudaEventDestroy(begin), cudaEventDestroy(end);
   }
 
  private:
+  static constexpr int kMostCandidates = 8;
+
+  cublasStatus_t RunAs(const cublasLtMatmulHeuristicResult_t& candidate, cublasLtHandle_t handle,
+                       CudaStream s, const Product& p, void* workspace) const {
+    const float one = 1, kept = p.add || p.addend != nullptr ? 1 : 0;
+    return cublasLtMatmul(handle, product_, &one, p.b.data, b_, p.a.data, a_, &kept, p.start(),
+                          start_, p.c, c_, &candidate.algo, workspace, size_t(kLibraryBytes), s);
+  }
   void Try(cublasStatus_t status) {
     if (status_ == CUBLAS_STATUS_SUCCESS) status_ = status;
   }
@@ -132,21 +175,34 @@ class Plan {
   }
 
   cublasLtMatmulDesc_t product_ = nullptr;
-  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr;
-  cublasLtMatmulHeuristicResult_t chosen_ = {};
+  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, start_ = nullptr, c_ = nullptr;
+  cublasLtMatmulHeuristicResult_t candidates_[kMostCandidates] = {};  // the first is in use
+  int candidate_count_ = 0;
+  bool measured_ = false;
   cublasStatus_t status_ = CUBLAS_STATUS_SUCCESS;
 };
 
 struct CudaMatMul::Plans {
   cublasLtHandle_t handle = nullptr;
+  bool measures = false;
   std::map<PlanKey, Plan> by_shape;
 
   cublasStatus_t Run(CudaStream s, DType type, const Product& product, void* workspace) {
     constexpr size_t kMostPlans = 4096;  // prompts of ever new lengths
     if (by_shape.size() >= kMostPlans) by_shape.clear();
     const PlanKey key(product, type);
-    return by_shape.try_emplace(key, handle, LibraryType(type), key)
-        .first->second.Run(handle, s, product, workspace);
+    Plan& plan = by_shape.try_emplace(key, handle, LibraryType(type), key).first->second;
+    if (measures && Measurable(s, product)) plan.Measure(handle, s, product, workspace);
+    return plan.Run(handle, s, product, workspace);
+  }
+
+  // Long enough for the choice to matter, free to be done again, and not being captured.
+  static bool Measurable(CudaStream s, const Product& p) {
+    const double flops = 2.0 * double(p.rows) * double(p.cols) * double(p.depth);
+    if (flops < 4e9 || p.add || p.addend == p.c) return false;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(s, &capture) == cudaSuccess &&
+           capture == cudaStreamCaptureStatusNone;
   }
 };
 

@@ -23,4 +23,10 @@ constexpr std::array<uint32_t, 4> Philox(uint64_t key, uint64_t counter_low,
   return c;
 }
 
+// Uniform in [0, 1) with 53 random bits, from the first two words.
+constexpr double UniformDouble(const std::array<uint32_t, 4>& words) {
+  const uint64_t bits = (uint64_t{words[0]} << 32) | words[1];
+  return double(bits >> 11) * 0x1p-53;
+}
+
 }  // namespace toroid

@@ -32,10 +32,10 @@ void RmsNormBackward(ThreadPool& pool, const T* x, int64_t x_stride, int64_t out
                      int64_t dout_stride, T* dx, int64_t dx_stride, T* dgain);
 
 // workspace: any size above 4 dim bytes, that no other work uses meanwhile.
-// On a CUDA device: x is f32 or bf16.
+// On a CUDA device: x is f32 or bf16. add_dx: dx is added to, and is not dout.
 void RmsNormBackward(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t outer,
                      int64_t inner, int64_t dim, DType gain_type, const void* gain, double epsilon,
-                     const float* dout, int64_t dout_stride, float* dx, int64_t dx_stride,
-                     float* dgain, void* workspace, int64_t workspace_bytes);
+                     const float* dout, int64_t dout_stride, bool add_dx, float* dx,
+                     int64_t dx_stride, float* dgain, void* workspace, int64_t workspace_bytes);
 
 }  // namespace toroid

@@ -61,6 +61,7 @@ struct Backward {
   double epsilon;
   const float* dout;
   int64_t dout_stride;
+  bool add_dx;
   float* dx;
   int64_t dx_stride;
 };
@@ -92,7 +93,8 @@ __global__ void RmsNormBackwardKernel(Backward<X> a, const Gain* gain, int64_t r
     for (int64_t i = threadIdx.x; i < a.dim; i += kThreads) {
       const float d = dout[i], value = Widen(x[i]);
       dgain[i] += d * value * r;
-      dx[i] = r * (Widen(gain[i]) * d - value * along);
+      const float own = r * (Widen(gain[i]) * d - value * along);
+      dx[i] = a.add_dx ? dx[i] + own : own;
     }
   }
 }
@@ -137,6 +139,11 @@ __global__ void __launch_bounds__(256)
       for (int j = 0; j < kEight; ++j) {
         dgain[c][j] += dout[c][j] * x[c][j] * r;
         x[c][j] = r * (Widen(gain[i + j]) * dout[c][j] - x[c][j] * along);
+      }
+      if (a.add_dx) {
+        LoadWide(dx_row + i, dout[c]);
+#pragma unroll
+        for (int j = 0; j < kEight; ++j) x[c][j] += dout[c][j];
       }
       StoreWide(x[c], dx_row + i);
     }
@@ -195,8 +202,8 @@ void RmsNorm(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_
 
 void RmsNormBackward(CudaStream s, DType x_type, const void* x, int64_t x_stride, int64_t outer,
                      int64_t inner, int64_t dim, DType gain_type, const void* gain, double epsilon,
-                     const float* dout, int64_t dout_stride, float* dx, int64_t dx_stride,
-                     float* dgain, void* workspace, int64_t workspace_bytes) {
+                     const float* dout, int64_t dout_stride, bool add_dx, float* dx,
+                     int64_t dx_stride, float* dgain, void* workspace, int64_t workspace_bytes) {
   if (outer * inner == 0) return;
   const SumWorkspace sums{static_cast<float*>(workspace), workspace_bytes};
   WithActivation(x_type, [&]<typename X>(X) {
@@ -208,6 +215,7 @@ void RmsNormBackward(CudaStream s, DType x_type, const void* x, int64_t x_stride
                         epsilon,
                         dout,
                         dout_stride,
+                        add_dx,
                         dx,
                         dx_stride};
     if (gain_type == DType::kF64) {

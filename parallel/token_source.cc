@@ -30,6 +30,18 @@ absl::Status TokenSource::Next(const std::vector<double>& logits, int64_t positi
                                TokenEvent& event, GenerateResult& result) {
   TOROID_ASSIGN_OR_RETURN(const Sampled drawn,
                           sampler_->Sample(std::span<const double>(logits), position));
+  Append(drawn, event, result);
+  return absl::OkStatus();
+}
+
+absl::Status TokenSource::Take(const SampledRow& row, int64_t position, TokenEvent& event,
+                               GenerateResult& result) {
+  TOROID_ASSIGN_OR_RETURN(const Sampled drawn, Sampler::Checked(row, position));
+  Append(drawn, event, result);
+  return absl::OkStatus();
+}
+
+void TokenSource::Append(const Sampled& drawn, TokenEvent& event, GenerateResult& result) {
   sampler_->Append(drawn.id);
   event.id = drawn.id;
   event.log_p = drawn.log_p;
@@ -49,7 +61,6 @@ absl::Status TokenSource::Next(const std::vector<double>& logits, int64_t positi
   stopped_ = end || matcher_->stopped();
   if (stopped_) result.finish = FinishReason::kStop;
   result.text += event.text;
-  return absl::OkStatus();
 }
 
 }  // namespace toroid

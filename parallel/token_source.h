@@ -25,9 +25,16 @@ class TokenSource {
   // min_margin, finish). An end-of-sequence id is among the ids, its text is not shown.
   absl::Status Next(const std::vector<double>& logits, int64_t position, TokenEvent& event,
                     GenerateResult& result);
+  // The same with what the op Sample has drawn at `position`, asked by Row. REQUIRES: no
+  // penalties.
+  absl::Status Take(const SampledRow& drawn, int64_t position, TokenEvent& event,
+                    GenerateResult& result);
+  SampleRow Row(int64_t position) const { return sampler_->Row(position); }
   bool stopped() const { return stopped_; }
 
  private:
+  void Append(const Sampled& drawn, TokenEvent& event, GenerateResult& result);
+
   const GenerateRequest& request_;
   const uint64_t sequence_;
   const int64_t vocab_;

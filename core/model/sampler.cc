@@ -6,24 +6,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
-#include "core/random.h"
 #include "core/status_macros.h"
 
 namespace toroid {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kLargestLogit = 1e300;  // beyond any float; penalties cannot make it infinite
 
 absl::Status OutOfRange(const char* field, double value, const char* range) {
   return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, ": must be ", range));
 }
-
-// Falling z; among equals ascending id.
-constexpr auto kBefore = [](const auto& a, const auto& b) {
-  return a.z != b.z ? a.z > b.z : a.id < b.id;
-};
-constexpr auto kById = [](const auto& a, const auto& b) { return a.id < b.id; };
 
 }  // namespace
 
@@ -52,10 +44,7 @@ absl::StatusOr<Sampler> Sampler::Create(const SamplingParams& params, int64_t vo
   TOROID_CHECK_GE(vocab, 1);
   TOROID_RETURN_IF_ERROR(params.Validate());
   Sampler sampler(params, vocab, sequence);
-  sampler.logits_.resize(vocab);
-  const bool penalised = params.repetition_penalty != 1 || params.presence_penalty != 0 ||
-                         params.frequency_penalty != 0;
-  if (penalised) sampler.output_count_.assign(vocab, -1);
+  if (params.penalises()) sampler.output_count_.assign(vocab, -1);
   for (size_t i = 0; i < prompt.size(); ++i) {
     if (prompt[i] < 0 || prompt[i] >= vocab) {
       return absl::InvalidArgumentError(absl::StrCat("prompt id ", prompt[i], " at position ", i,
@@ -80,119 +69,49 @@ void Sampler::Append(int32_t id) {
 }
 
 absl::StatusOr<Sampled> Sampler::Sample(std::span<const float> logits, int64_t position) {
-  return SampleRow(logits, position);
+  return SampleOne(logits, position);
 }
 
 absl::StatusOr<Sampled> Sampler::Sample(std::span<const double> logits, int64_t position) {
-  return SampleRow(logits, position);
+  return SampleOne(logits, position);
+}
+
+SampleRow Sampler::Row(int64_t position) const {
+  return {.temperature = params_.temperature,
+          .top_p = params_.top_p,
+          .min_p = params_.min_p,
+          .top_k = params_.top_k,
+          .seed = params_.seed,
+          .sequence = sequence_,
+          .position = position};
+}
+
+absl::StatusOr<Sampled> Sampler::Checked(const SampledRow& drawn, int64_t position) {
+  if (drawn.id >= 0) return Sampled{int32_t(drawn.id), drawn.log_p, drawn.margin};
+  return absl::InternalError(absl::StrCat("logit of id ", -1 - drawn.id, " at position ", position,
+                                          " is ", drawn.log_p, ": the model's numbers are broken"));
 }
 
 template <typename T>
-absl::StatusOr<Sampled> Sampler::SampleRow(std::span<const T> logits, int64_t position) {
+absl::StatusOr<Sampled> Sampler::SampleOne(std::span<const T> logits, int64_t position) {
   TOROID_CHECK_EQ(int64_t(logits.size()), vocab_);
   TOROID_CHECK_GE(position, 0);
-  double largest = -kInfinity;
-  for (int64_t i = 0; i < vocab_; ++i) {
-    const double l = logits[i];
-    if (!(std::abs(l) <= kLargestLogit)) {
-      return absl::InternalError(absl::StrCat("logit of id ", i, " at position ", position, " is ",
-                                              l, ": the model's numbers are broken"));
-    }
-    logits_[i] = l;
-    largest = std::max(largest, l);
-  }
-  double sum = 0;
-  for (double l : logits_) sum += std::exp(l - largest);
+  double log_z = 0;
+  const int64_t broken = ReadLogits(logits.data(), vocab_, room_, &log_z);
+  if (broken >= 0) return Checked({-1 - broken, double(logits[size_t(broken)]), 0}, position);
   Penalise();
-  Sampled sampled = params_.temperature == 0 ? Greedy() : Draw(position);
-  sampled.log_p = double(logits[sampled.id]) - (largest + std::log(sum));
-  return sampled;
+  SampledRow drawn = Choose(Row(position), room_);
+  drawn.log_p = double(logits[size_t(drawn.id)]) - log_z;
+  return Checked(drawn, position);
 }
 
 void Sampler::Penalise() {
   for (int32_t id : seen_) {
-    double& l = logits_[id];
+    double& l = room_.logits[id];
     l = l > 0 ? l / params_.repetition_penalty : l * params_.repetition_penalty;
     l -= params_.frequency_penalty * double(output_count_[id]);
     if (output_count_[id] > 0) l -= params_.presence_penalty;
   }
-}
-
-Sampled Sampler::Greedy() const {
-  Sampled best;
-  double first = logits_[0], second = -kInfinity;
-  for (int64_t i = 1; i < vocab_; ++i) {
-    if (logits_[i] > first) {
-      second = first;
-      first = logits_[i];
-      best.id = int32_t(i);
-    } else {
-      second = std::max(second, logits_[i]);
-    }
-  }
-  best.margin = first - second;
-  return best;
-}
-
-Sampled Sampler::Draw(int64_t position) {
-  // Relative to the largest before dividing: no temperature, however small, can overflow.
-  const double largest = *std::max_element(logits_.begin(), logits_.end());
-  candidates_.clear();
-  candidates_.reserve(vocab_);
-  for (int64_t i = 0; i < vocab_; ++i) {
-    candidates_.push_back({int32_t(i), (logits_[i] - largest) / params_.temperature, 0});
-  }
-  if (params_.top_k > 0 && params_.top_k < vocab_) KeepTopK();
-  for (Candidate& c : candidates_) c.weight = std::exp(c.z);
-  if (params_.top_p < 1) KeepTopP();
-  // The largest weight is 1: e^0.
-  std::erase_if(candidates_, [this](const Candidate& c) { return c.weight < params_.min_p; });
-
-  double total = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  const double u = UniformDouble(Philox(params_.seed, uint64_t(position), sequence_));
-  double edge = 0;
-  size_t chosen = 0;
-  while (chosen + 1 < candidates_.size() && edge + candidates_[chosen].weight <= u * total) {
-    edge += candidates_[chosen++].weight;
-  }
-  const bool first = chosen == 0, last = chosen + 1 == candidates_.size();
-  const double below = first ? kInfinity : u - edge / total;
-  const double above = last ? kInfinity : (edge + candidates_[chosen].weight) / total - u;
-  return {candidates_[chosen].id, 0, std::min(below, above)};
-}
-
-void Sampler::KeepTopK() {
-  const auto end = candidates_.begin() + params_.top_k;
-  std::nth_element(candidates_.begin(), end, candidates_.end(), kBefore);
-  candidates_.erase(end, candidates_.end());
-  std::sort(candidates_.begin(), candidates_.end(), kById);
-}
-
-// Halves the undecided range until nothing is undecided: linear time, where sorting would not be.
-void Sampler::KeepTopP() {
-  double total = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  // Ids lighter than this weigh together less than (1 - top_p) total: none can stay.
-  const double least = (1 - params_.top_p) * total / double(candidates_.size());
-  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < least; });
-  // All before `begin`, whose mass is `mass`, stay; all from `end` on go.
-  auto begin = candidates_.begin(), end = candidates_.end();
-  double mass = 0;
-  while (begin != end) {
-    const auto middle = begin + (end - begin) / 2;
-    std::nth_element(begin, middle, end, kBefore);
-    double half = 0;
-    for (auto c = begin; c != middle; ++c) half += c->weight;
-    if (mass + half >= params_.top_p * total) {
-      end = middle;
-    } else {
-      mass += half + middle->weight;
-      begin = middle + 1;
-    }
-  }
-  candidates_.erase(end, candidates_.end());
-  std::sort(candidates_.begin(), candidates_.end(), kById);
 }
 
 }  // namespace toroid
