@@ -122,6 +122,7 @@ absl::StatusOr<RankDevice> NewRankDevice(std::unique_ptr<Communicator> world,
       CudaOptions options;
       options.device = places[size_t(world->rank())].device;
       options.product = ProductOf(wish.compute);
+      options.measures = wish.measures;
       absl::StatusOr<std::unique_ptr<Backend>> ops = NewCudaBackend(options);
       TOROID_RETURN_IF_ERROR(ShareStatus(*world, ops.status()));
       if (world->size() > 1) {

@@ -17,6 +17,7 @@ struct DeviceWish {
   Compute compute = Compute::kF32;
   bool share_gpus = false;  // ranks may share a GPU
   int threads = 1;          // on CPUs: as NewCpuBackend
+  bool measures = false;    // on GPUs: as CudaOptions
 };
 
 // world is destroyed before ops.

@@ -161,7 +161,8 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world,
     TOROID_ASSIGN_OR_RETURN(
         RankDevice device,
         NewRankDevice(std::move(world),
-                      {options_.device, options_.compute, options_.share_gpus, options_.threads},
+                      {options_.device, options_.compute, options_.share_gpus, options_.threads,
+                       /*measures=*/true},
                       board_ != nullptr ? board_->ticks() : nullptr));
     ops_ = std::move(device.ops);
     world = std::move(device.world);

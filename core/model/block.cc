@@ -99,14 +99,23 @@ Partial Attention::Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor 
   return pass.Owed(y_tD);
 }
 
-Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept,
-                     bool add_y) const {
+void Attention::ForwardAdd(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD,
+                           const Kept& kept, Tensor x_tD, Tensor out_tD) const {
+  const int64_t t = pass.residual.tokens();
+  Arena::Mark mark(pass.scratch);
+  const Tensor o_thK = Attend(pass, layer, a_tD, kept).o_thK;
+  pass.ops.MatMulAdd(pass.s, o_thK.Reshape({t, query_heads * head_dim}), o.weight, x_tD,
+                     y_tD.Rows(0, t), out_tD);
+}
+
+void Mlp::ForEachHidden(const Pass& pass, Tensor a_tD, const Kept& kept,
+                        const std::function<void(int64_t begin, Tensor hidden_bf)>& down) const {
   const int64_t t = pass.residual.tokens(), f = up.weight.rows();
   Backend& ops = pass.ops;
   const DType type = pass.activation;
   for (int64_t begin = 0; begin < t; begin += pass.token_block) {
     const int64_t b = std::min(pass.token_block, t - begin);
-    const Tensor a_bD = a_tD.Rows(begin, b), y_bD = y_tD.Rows(begin, b);
+    const Tensor a_bD = a_tD.Rows(begin, b);
     Arena::Mark mark(pass.scratch);
     Tensor hidden_bf = pass.scratch.New("hidden", type, {b, f});
     if (activation == Activation::kGelu) {
@@ -121,11 +130,29 @@ Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kep
       up.Forward(ops, pass.s, a_bD, up_bf);
       ops.SwiGlu(pass.s, gate_bf, up_bf, hidden_bf);
     }
-    const Tensor product_bD = add_y ? pass.scratch.New("mlp", y_tD.dtype, {b, y_tD.cols()}) : y_bD;
-    down.ForwardPartial(ops, pass.s, hidden_bf, product_bD);  // contracts over f
-    if (add_y) ops.Add(pass.s, y_bD, product_bD);
+    down(begin, hidden_bf);
   }
+}
+
+Partial Mlp::Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept,
+                     bool add_y) const {
+  ForEachHidden(pass, a_tD, kept, [&](int64_t begin, Tensor hidden_bf) {
+    const int64_t b = hidden_bf.rows();
+    const Tensor y_bD = y_tD.Rows(begin, b);
+    const Tensor product_bD = add_y ? pass.scratch.New("mlp", y_tD.dtype, {b, y_tD.cols()}) : y_bD;
+    down.ForwardPartial(pass.ops, pass.s, hidden_bf, product_bD);  // contracts over f
+    if (add_y) pass.ops.Add(pass.s, y_bD, product_bD);
+  });
   return pass.Owed(y_tD);
+}
+
+void Mlp::ForwardAdd(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept, Tensor x_tD,
+                     Tensor out_tD) const {
+  ForEachHidden(pass, a_tD, kept, [&](int64_t begin, Tensor hidden_bf) {
+    const int64_t b = hidden_bf.rows();
+    pass.ops.MatMulAdd(pass.s, hidden_bf, down.weight, x_tD.Rows(begin, b), y_tD.Rows(begin, b),
+                       out_tD.Rows(begin, b));
+  });
 }
 
 Block::Saved Block::NewSaved(const Pass& pass, Remat remat, Arena& saved) const {
@@ -157,33 +184,46 @@ void Block::GatherNormed(const Pass& pass, Tensor x_uD, const Norm& norm, Tensor
   pass.residual.Gather(pass.tensor, pass.s, a_tD);
 }
 
-// x += sum over h of Wo Attention(norm1(x))
+bool Block::EndsInProduct(const Pass& pass, const Linear& last) {
+  return pass.tensor.size() == 1 && last.bias.empty() && pass.dropout.rate == 0 &&
+         pass.observer == nullptr;
+}
+
+// out = x + sum over h of Wo Attention(norm1(x))
 void Block::ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
-                             const Attention::Kept& kept) const {
+                             const Attention::Kept& kept, Tensor out_uD) const {
   const ResidualLayout& residual = pass.residual;
   const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
   GatherNormed(pass, x_uD, attention_norm, a_tD);
   pass.Announce(layer, Tap::kAttentionIn, tokens_tD);
+  if (EndsInProduct(pass, attention.o)) {
+    return attention.ForwardAdd(pass, layer, tokens_tD, y_tD, kept, x_uD, out_uD);
+  }
   const Partial owed = attention.Forward(pass, layer, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
   attention.o.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   pass.Drop(layer, DropoutSite::kAttention, y_uD);
-  pass.ops.Add(pass.s, x_uD, y_uD);
+  if (out_uD.data != x_uD.data) pass.ops.Copy(pass.s, x_uD, out_uD);
+  pass.ops.Add(pass.s, out_uD, y_uD);
 }
 
-// x += sum over f of W2 (silu(W1 a) * W3 a), a = norm2(x)
+// out = x + sum over f of W2 (silu(W1 a) * W3 a), a = norm2(x)
 void Block::ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
-                       const Mlp::Kept& kept) const {
+                       const Mlp::Kept& kept, Tensor out_uD) const {
   const ResidualLayout& residual = pass.residual;
   const Tensor tokens_tD = a_tD.Rows(0, residual.tokens());
   GatherNormed(pass, x_uD, mlp_norm, a_tD);
   pass.Announce(layer, Tap::kMlpIn, tokens_tD);
+  if (EndsInProduct(pass, mlp.down)) {
+    return mlp.ForwardAdd(pass, tokens_tD, y_tD, kept, x_uD, out_uD);
+  }
   const Partial owed = mlp.Forward(pass, tokens_tD, y_tD, kept);
   Tensor y_uD = residual.Reduce(pass.tensor, pass.s, owed, residual.Share(y_tD));
   mlp.down.AddBias(pass.ops, pass.s, y_uD.Rows(0, residual.valid()));
   pass.Drop(layer, DropoutSite::kMlp, y_uD);
   pass.Announce(layer, Tap::kMlpOut, y_uD);
-  pass.ops.Add(pass.s, x_uD, y_uD);
+  if (out_uD.data != x_uD.data) pass.ops.Copy(pass.s, x_uD, out_uD);
+  pass.ops.Add(pass.s, out_uD, y_uD);
 }
 
 // x += sum over h and f of Wo Attention(a) + W2 (silu(W1 a) * W3 a), a = norm1(x)
@@ -217,9 +257,9 @@ void Block::Forward(const Pass& pass, int64_t layer, Tensor x_uD, const Saved* s
   if (parallel) {
     ForwardParallel(pass, layer, x_uD, a_tD, y_tD, keep);
   } else {
-    ForwardAttention(pass, layer, x_uD, a_tD, y_tD, keep.attention);
-    if (keep.x2_uD.given()) pass.ops.Copy(pass.s, x_uD, keep.x2_uD);
-    ForwardMlp(pass, layer, x_uD, keeps_a ? keep.mlp_in_tD : a_tD, y_tD, keep.mlp);
+    const Tensor x2_uD = keep.x2_uD.given() ? keep.x2_uD : x_uD;
+    ForwardAttention(pass, layer, x_uD, a_tD, y_tD, keep.attention, x2_uD);
+    ForwardMlp(pass, layer, x2_uD, keeps_a ? keep.mlp_in_tD : a_tD, y_tD, keep.mlp, x_uD);
   }
   pass.Announce(layer, Tap::kResidual, x_uD);
 }

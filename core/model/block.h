@@ -57,6 +57,9 @@ struct Attention {
   // This rank's part of Wo Attention(a), in y [padded, D] with rows from t on zero.
   Partial Forward(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD,
                   const Kept& kept = {}) const;
+  // out = x + Wo Attention(a) where this rank holds all of both; y is lost. out may be x.
+  void ForwardAdd(const Pass& pass, int64_t layer, Tensor a_tD, Tensor y_tD, const Kept& kept,
+                  Tensor x_tD, Tensor out_tD) const;
   // dy [t, D], whole on every rank -> this rank's part of da, in da [padded, D] with rows from t on
   // zero. All of `kept` is there; its kv has room to travel (NewKv) and is overwritten.
   Partial Backward(const Pass& pass, int64_t layer, Tensor a_tD, const Kept& kept, Tensor dy_tD,
@@ -84,9 +87,17 @@ struct Mlp {
   // already (add_y).
   Partial Forward(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept = {},
                   bool add_y = false) const;
+  // As Attention::ForwardAdd.
+  void ForwardAdd(const Pass& pass, Tensor a_tD, Tensor y_tD, const Kept& kept, Tensor x_tD,
+                  Tensor out_tD) const;
   // dy [t, D] -> this rank's part of da, as above. What is not kept is computed again.
   Partial Backward(const Pass& pass, Tensor a_tD, const Kept& kept, Tensor dy_tD, Tensor da_tD,
                    const Mlp& d, bool add_da = false) const;
+
+ private:
+  // Calls down(first token, hidden [b, f]) for blocks of b tokens, hidden = silu(W1 a) * W3 a.
+  void ForEachHidden(const Pass& pass, Tensor a_tD, const Kept& kept,
+                     const std::function<void(int64_t begin, Tensor hidden_bf)>& down) const;
 };
 
 struct Block {
@@ -113,11 +124,14 @@ struct Block {
                 const Block& d) const;
 
  private:
-  // The two lines above. a, y: [padded, D]; on return a is the half's input.
+  // The two lines above, into out, which may be x. a, y: [padded, D]; on return a is the half's
+  // input.
   void ForwardAttention(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
-                        const Attention::Kept& kept) const;
+                        const Attention::Kept& kept, Tensor out_uD) const;
   void ForwardMlp(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
-                  const Mlp::Kept& kept) const;
+                  const Mlp::Kept& kept, Tensor out_uD) const;
+  // True if a branch's sum ends with the product by `last`: nothing is reduced, dropped or shown.
+  static bool EndsInProduct(const Pass& pass, const Linear& last);
   void ForwardParallel(const Pass& pass, int64_t layer, Tensor x_uD, Tensor a_tD, Tensor y_tD,
                        const Saved& kept) const;
   void BackwardAttention(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,

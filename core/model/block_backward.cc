@@ -110,8 +110,7 @@ void Block::ReduceNormed(const Pass& pass, int64_t layer, Tap tap, Tensor x_uD, 
   da_uD = pass.residual.Reduce(pass.tensor, pass.s, owed, da_uD);
   pass.Announce(layer, tap, da_uD);
   // a_uD = norm(x_uD)
-  norm.Backward(pass.ops, pass.s, x_uD, da_uD, da_uD, d);
-  pass.ops.Add(pass.s, dx_uD, da_uD);
+  norm.BackwardAdd(pass.ops, pass.s, x_uD, da_uD, dx_uD, d);
 }
 
 void Block::BackwardMlp(const Pass& pass, int64_t layer, const Saved& full, Tensor dx_uD,
@@ -228,9 +227,9 @@ void Block::Backward(const Pass& pass, int64_t layer, const Saved& saved, Tensor
     full.attention.kv_2tgK = attention.NewKv(pass, "KV", pass.kv_dtype);
     full.attention.o_thK = pass.Long("O", type, {t, attention.query_heads, attention.head_dim});
     full.attention.lse_th = pass.Long("LSE", type, {t, attention.query_heads});
-    pass.ops.Copy(pass.s, saved.x_uD, full.x2_uD);
     // y goes where da will be
-    ForwardAttention(pass, layer, full.x2_uD, full.attention_in_tD, da_tD, full.attention);
+    ForwardAttention(pass, layer, saved.x_uD, full.attention_in_tD, da_tD, full.attention,
+                     full.x2_uD);
   }
   BackwardMlp(pass, layer, full, dx_uD, dy_tD, da_tD, d);
   RestoreAttention(pass, layer, saved, full);

@@ -31,6 +31,16 @@ struct Norm {
       ops.LayerNormBackward(s, x_tD, gain_D, epsilon, dout_tD, dx_tD, d.gain_D, d.bias_D);
     }
   }
+  // The same with dx added to. dout is lost.
+  void BackwardAdd(Backend& ops, Stream s, Tensor x_tD, Tensor dout_tD, Tensor dx_tD,
+                   const Norm& d) const {
+    if (kind == NormKind::kRms) {
+      ops.RmsNormBackwardAdd(s, x_tD, gain_D, epsilon, dout_tD, dx_tD, d.gain_D);
+    } else {
+      Backward(ops, s, x_tD, dout_tD, dout_tD, d);
+      ops.Add(s, dx_tD, dout_tD);
+    }
+  }
 };
 
 }  // namespace toroid
