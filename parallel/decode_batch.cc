@@ -102,7 +102,9 @@ absl::Status Engine::Draw(Batch& batch) {
       event.prompt_index = answer.result.prompt_index;
       event.index = answer.result.index;
       if (failure.ok()) failure = answer.failure;
-      if (failure.ok()) {
+      if (failure.ok() && answer.logits.empty()) {
+        failure = answer.source.Take(answer.drawn, answer.length, event, answer.result);
+      } else if (failure.ok()) {
         failure = answer.source.Next(answer.logits, answer.length, event, answer.result);
       }
       event.last = answer.source.stopped() || answer.made + 1 == batch.request.max_tokens;
@@ -110,7 +112,7 @@ absl::Status Engine::Draw(Batch& batch) {
       words[2 * row + 1] = event.id;
     }
   }
-  {
+  if (mesh_->world().size() > 1) {
     Arena::Mark mark(*scratch_);
     Tensor told = scratch_->New("tokens", DType::kI64, {rows, 2});
     ops_->Upload(s_, words.data(), told);
@@ -145,7 +147,26 @@ void Engine::Leave(Batch& batch) {
   }
 }
 
-// The logits behind each row's last token.
+// A device that has all logits draws from them itself, unless that takes what only the host knows:
+// how often each id has been.
+bool Engine::DrawsOnDevice(const GenerateRequest& request) const {
+  return ops_->repeats() && mesh_->world().size() == 1 && !request.sampling.penalises();
+}
+
+// What the device draws from rows of logits [1, n, c]: SampledRow [n].
+Tensor Engine::SampleRows(Tensor logits_snc, const std::vector<SampleRow>& rows) {
+  const int64_t n = int64_t(rows.size());
+  const Tensor rows_n7 = scratch_->New("rows to draw", DType::kI64, {n, kSampleRowWords});
+  const Tensor drawn_n3 = scratch_->New("drawn", DType::kI64, {n, kSampledRowWords});
+  SampleWork most = SampleWork::kGreedy;
+  for (const SampleRow& row : rows) most = std::max(most, WorkOf(row, config().vocab));
+  ops_->Upload(s_, rows.data(), rows_n7);
+  ops_->Sample(s_, logits_snc.Reshape({n, logits_snc.dims[2]}).Cols(0, config().vocab), most,
+               rows_n7, drawn_n3);
+  return drawn_n3;
+}
+
+// The logits behind each row's last token, or what the device draws from them.
 void Engine::Step(Batch& batch) {
   const int64_t rows = int64_t(batch.rows.size());
   StepRows step;
@@ -162,7 +183,19 @@ void Engine::Step(Batch& batch) {
   }
   At("decode", -1, step.positions[0]);
   Arena::Mark mark(*scratch_);
-  std::vector<std::vector<double>> logits = HostLogits(NewLogits(Decode(batch.rotation, step)));
+  const Tensor logits_snc = NewLogits(Decode(batch.rotation, step));
+  if (DrawsOnDevice(batch.request)) {
+    std::vector<SampleRow> draws;
+    for (const auto& answer : batch.rows) draws.push_back(answer->source.Row(answer->length));
+    std::vector<SampledRow> drawn(draws.size());
+    ops_->Download(s_, SampleRows(logits_snc, draws), drawn.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      batch.rows[row]->logits.clear();
+      batch.rows[row]->drawn = drawn[row];
+    }
+    return;
+  }
+  std::vector<std::vector<double>> logits = HostLogits(logits_snc);
   for (size_t row = 0; row < logits.size(); ++row) {
     batch.rows[row]->logits = std::move(logits[row]);
   }

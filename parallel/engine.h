@@ -167,6 +167,8 @@ class Engine {
   absl::Status Draw(Batch& batch);
   void Leave(Batch& batch);
   void Step(Batch& batch);
+  bool DrawsOnDevice(const GenerateRequest& request) const;
+  Tensor SampleRows(Tensor logits_snc, const std::vector<SampleRow>& rows);
 
   // score.cc
   absl::StatusOr<MemoryUse> DryScore(const ScoreRequest& request);

@@ -65,7 +65,9 @@ struct Engine::Answer {
   int64_t made = 0;            // new ones
   int32_t id = 0;              // the last of them
   bool ended = false;          // it was its last
-  std::vector<double> logits;  // [V] behind its last token, on rank 0
+  // Behind its last token, on rank 0: logits [V]; empty: what the device has drawn of them.
+  std::vector<double> logits;
+  SampledRow drawn;
 };
 
 // A request's answers. Those in `rows` are made together, a token of each at a time; one that ends

@@ -187,8 +187,10 @@ absl::StatusOr<MemoryUse> Engine::DryGenerate(const GenerateRequest& request, in
     scratch_->New("tokens", DType::kI64, {n, 2});
     if (request.max_tokens < 2) continue;
     const std::vector<int32_t> zeros(n, 0);
-    NewLogits(Decode(rotation, {std::vector<int64_t>(n, -1), zeros, zeros,
-                                std::vector<int32_t>(n, int32_t(cache_->row_tokens()))}));
+    const Tensor logits_snc =
+        NewLogits(Decode(rotation, {std::vector<int64_t>(n, -1), zeros, zeros,
+                                    std::vector<int32_t>(n, int32_t(cache_->row_tokens()))}));
+    if (DrawsOnDevice(request)) SampleRows(logits_snc, std::vector<SampleRow>(n));
   }
   return Used();
 }

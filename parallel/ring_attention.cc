@@ -71,6 +71,16 @@ void DecodeAttention(Backend& ops, Stream s, Arena& scratch, Communicator& ring,
                      const std::function<KvView(int64_t row)>& cached, Tensor kv_index,
                      Tensor o_thK, Tensor lse_th) {
   const int64_t t = q_thK.rows(), h = q_thK.dims[1], K = q_thK.dims[2], R = ring.size();
+  const auto attend = [&](const Tensor& o, const Tensor& lse) {
+    for (int64_t row = 0; row < t; ++row) {
+      const KvView view = cached(row);
+      const Tile tile{row, 1, 0, view.positions.rows()};
+      if (tile.k_count > 0) {
+        ops.AttendTile(s, q_thK, positions_t, view, kv_index, spec, tile, o, lse);
+      }
+    }
+  };
+  if (R == 1) return attend(o_thK, lse_th);  // there is one part
   Arena::Mark mark(scratch);
   Tensor parts_o = scratch.New("gathered O", o_thK.dtype, {R * t, h, K});
   Tensor parts_lse = scratch.New("gathered LSE", lse_th.dtype, {R * t, h});
@@ -78,13 +88,7 @@ void DecodeAttention(Backend& ops, Stream s, Arena& scratch, Communicator& ring,
   const Tensor own_lse = parts_lse.Rows(ring.rank() * t, t);
   ops.Copy(s, o_thK, own_o);  // the fresh carry
   ops.Copy(s, lse_th, own_lse);
-  for (int64_t row = 0; row < t; ++row) {
-    const KvView view = cached(row);
-    const Tile tile{row, 1, 0, view.positions.rows()};
-    if (tile.k_count > 0) {
-      ops.AttendTile(s, q_thK, positions_t, view, kv_index, spec, tile, own_o, own_lse);
-    }
-  }
+  attend(own_o, own_lse);
   ring.AllGather(s, own_o, parts_o);
   ring.AllGather(s, own_lse, parts_lse);
   ops.AttentionMerge(s, parts_o.Reshape({R, t, h, K}), parts_lse.Reshape({R, t, h}), o_thK);

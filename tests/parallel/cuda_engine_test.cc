@@ -123,6 +123,34 @@ TEST_F(CudaEngine, ABatchMakesTheCpusTokens) {
   }
 }
 
+// A penalty too small to change a logit makes the host draw, of the same logits.
+TEST_F(CudaEngine, TheDeviceDrawsTheHostsTokens) {
+  GenerateRequest request;
+  const EngineCase c{.model = "random:tiny-1m", .compute = Compute::kBF16, .device = Device::kCuda};
+  request.prompt_ids = MixedIds(30, TestSource(c.model)->config.vocab);
+  request.n = 3;
+  request.max_tokens = 24;
+  request.ignore_eos = true;
+  request.logprobs = true;
+  for (const SamplingParams& sampling :
+       {SamplingParams{}, SamplingParams{.temperature = 1.5, .seed = 3},
+        SamplingParams{.temperature = 2, .top_p = 0.9, .top_k = 60, .min_p = 0.01, .seed = 4}}) {
+    SCOPED_TRACE(sampling.temperature);
+    request.sampling = sampling;
+    const GenerateResult device = GenerateOn(c, request);
+    request.sampling.presence_penalty = 1e-300;
+    const GenerateResult host = GenerateOn(c, request);
+    ASSERT_EQ(host.ids.size(), 24u);
+    ASSERT_EQ(host.more.size(), 2u);
+    EXPECT_EQ(device.ids, host.ids) << host.min_margin;
+    EXPECT_EQ(device.more[1].ids, host.more[1].ids) << host.more[1].min_margin;
+    for (size_t i = 0; i < 24; ++i) EXPECT_NEAR(device.logprobs[i], host.logprobs[i], 1e-9);
+    if (sampling.temperature > 0) {
+      EXPECT_NE(device.ids, device.more[1].ids);  // negative control: sequences draw apart
+    }
+  }
+}
+
 // Negative control: with the tables of two rows exchanged the tokens differ.
 TEST_F(CudaEngine, SwappedTablesOfABatchAreSeen) {
   const EngineCase c{.compute = Compute::kF32, .device = Device::kCuda};
