@@ -1,13 +1,14 @@
 // Rows of GPUs, measured by the code that computes there; ranks are threads, each with a GPU.
 //
-//   gpu_rows [link] [ring] [model] [train]        all without a word
+//   gpu_rows [link] [ring] [model] [train] [shape=NAME] [tokens=N,N]        all without a word
 //
 //   link    two GPUs: messages between neighbours by the copy engine and by NCCL, collectives
 //   ring    two GPUs: causal attention of the ring, forward and with its backward, at T tokens a
 //           GPU, beside one GPU with equal work (sqrt(2) T tokens); "still": the ring's schedule
 //           without its messages, so that the difference is the exposed exchange
-//   model   one GPU: prefill and decode of llama-1.2b with random weights
-//   train   one GPU and, where there are two, data=2, ring=2 and tensor=2: steps of llama-1.2b
+//   model   one GPU: prefill of so many tokens (512, 8192, 32768) and decode behind them, of random
+//           weights of a shape (llama-1.2b)
+//   train   one GPU and, where there are two, data=2, ring=2 and tensor=2: steps of that shape
 //
 // One JSON object a line. Each case is warmed up; times are medians, of the slowest rank. FLOPs of
 // attention count the visible half: 4 H K per pair, 2.5 times that for the backward.
@@ -17,7 +18,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
+#include <set>
+#include <sstream>
+#include <string>
 
 #include "core/arena.h"
 #include "core/train/flops.h"
@@ -259,15 +262,19 @@ void Ring() {
 
 // --- model and train -----------------------------------------------------------------------------
 
-const char* const kModel = "random:llama-1.2b";
+std::string model_name = "random:llama-1.2b";
+std::vector<int64_t> model_tokens = {512, 8192, 32768};
 
 void Model() {
-  const EngineCase c{
-      .model = kModel, .compute = Compute::kBF16, .context = 40000, .device = Device::kCuda};
+  const int64_t longest = *std::max_element(model_tokens.begin(), model_tokens.end());
+  const EngineCase c{.model = model_name,
+                     .compute = Compute::kBF16,
+                     .context = longest + 128,
+                     .device = Device::kCuda};
   OnEngines(
       c,
       [](Engine& engine) {
-        for (const int64_t tokens : {512, 8192, 32768}) {
+        for (const int64_t tokens : model_tokens) {
           GenerateRequest request;
           request.prompt_ids = MixedIds(tokens, engine.config().vocab);
           request.max_tokens = 65;
@@ -285,8 +292,9 @@ void Model() {
           std::printf(
               "{\"row\":\"%s bf16\",\"tokens\":%lld,\"prefill_s\":%.4f,"
               "\"prefill_tokens_s\":%.0f,\"prefill_tflops\":%.0f,\"decode_tokens_s\":%.1f}\n",
-              kModel, (long long)tokens, Median(prefill), double(tokens) / Median(prefill),
-              flops.model / 3 / Median(prefill) * 1e-12, 1 / Median(decode));
+              model_name.c_str(), (long long)tokens, Median(prefill),
+              double(tokens) / Median(prefill), flops.model / 3 / Median(prefill) * 1e-12,
+              1 / Median(decode));
           std::fflush(stdout);
         }
       },
@@ -306,7 +314,7 @@ void TrainOn(MeshShape shape, int64_t tokens, Remat remat) {
       int(shape.size()),
       [&](std::unique_ptr<Communicator> world) {
         const int rank = world->rank();
-        auto trainer = Trainer::Create(std::move(world), TestSource(kModel), options, nullptr);
+        auto trainer = Trainer::Create(std::move(world), TestSource(model_name), options, nullptr);
         ASSERT_TRUE(trainer.ok()) << trainer.status();
         const int64_t vocab = (*trainer)->config().vocab;
         TrainBatch batch;
@@ -334,8 +342,8 @@ void TrainOn(MeshShape shape, int64_t tokens, Remat remat) {
         std::printf(
             "{\"row\":\"train %s bf16 %s\",\"tokens\":%lld,\"remat\":%d,\"step_s\":%.4f,"
             "\"tokens_s_per_gpu\":%.0f,\"model_tflops_per_gpu\":%.0f,\"peak_gib\":%.1f}\n",
-            kModel, ToString(shape).c_str(), (long long)(packs * tokens), int(remat), Median(times),
-            double(packs * tokens) / Median(times) / gpus,
+            model_name.c_str(), ToString(shape).c_str(), (long long)(packs * tokens), int(remat),
+            Median(times), double(packs * tokens) / Median(times) / gpus,
             flops.model / Median(times) / gpus * 1e-12,
             double((*trainer)->peak_bytes()) / (1 << 30));
         std::fflush(stdout);
@@ -353,12 +361,22 @@ void Train() {
 }
 
 int Main(int argc, char** argv) {
-  const auto wants = [&](const char* name) {
-    for (int i = 1; i < argc; ++i) {
-      if (std::strcmp(argv[i], name) == 0) return true;
+  std::set<std::string> words;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word.starts_with("shape=")) {
+      model_name = "random:" + word.substr(6);
+    } else if (word.starts_with("tokens=")) {
+      model_tokens.clear();
+      std::istringstream list(word.substr(7));
+      for (std::string tokens; std::getline(list, tokens, ',');) {
+        model_tokens.push_back(std::stoll(tokens));
+      }
+    } else {
+      words.insert(word);
     }
-    return argc == 1;
-  };
+  }
+  const auto wants = [&](const char* name) { return words.empty() || words.contains(name); };
   const int devices = CudaDevices();
   if (devices == 0) {
     std::fprintf(stderr, "gpu_rows: no GPU\n");

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """torch's side of gpu_rows model and train: a Llama of random weights, compiled, on one GPU.
 
-python tests/bench/peers/model_gpu.py [--rows train,prefill,decode] [--tokens 8192] [--samples 5]
+python tests/bench/peers/model_gpu.py [--rows train,prefill,decode] [--tokens 8192] [--samples 5] [--shape llama-1.2b]
 
-Shape: llama-1.2b (16 layers, D 2048, F 8192, 32 heads of 64 on 8 KV heads, V 128256, tied). train: forward,
+Shape: llama-1.2b (16 layers, D 2048, F 8192, 32 heads of 64 on 8 KV heads, V 128256, tied) or llama3-8b (32 layers, D
+4096, F 14336, heads of 128; its head is tied here, which changes no product). train: forward,
 backward and a fused AdamW step of one sequence, torch.compile, without recomputation; weights and moments in float32
 under bf16 autocast ("f32 master", what toroid keeps), and all in bf16. prefill: the same model in bf16, logits of the
 last position. decode: one token after so many, a static cache, torch.compile(mode="reduce-overhead"), which is one CUDA
@@ -21,7 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-L, D, FF, H, G, K, V = 16, 2048, 8192, 32, 8, 64, 128256
+SHAPES = {"llama-1.2b": (16, 2048, 8192, 32, 8, 64, 128256), "llama3-8b": (32, 4096, 14336, 32, 8, 128, 128256)}
+NAME = "llama-1.2b"
+L, D, FF, H, G, K, V = SHAPES[NAME]
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
@@ -137,7 +140,7 @@ def train(tokens, samples, master):
         return seconds(samples, step)
 
     time, name = best(run)
-    return {"row": "torch train llama-1.2b " + ("f32 master" if master else "all bf16"), "attention": name,
+    return {"row": "torch train " + NAME + " " + ("f32 master" if master else "all bf16"), "attention": name,
             "tokens": tokens, "step_s": time, "tokens_s": tokens / time, "model_tflops": flops(tokens) / time / 1e12}
 
 
@@ -151,7 +154,7 @@ def prefill(tokens, samples):
             return seconds(samples, lambda: last(ids))
 
     time, name = best(run)
-    return {"row": "torch prefill llama-1.2b bf16", "attention": name, "tokens": tokens, "prefill_s": time,
+    return {"row": "torch prefill " + NAME + " bf16", "attention": name, "tokens": tokens, "prefill_s": time,
             "tokens_s": tokens / time, "model_tflops": flops(tokens) / 3 / time / 1e12}
 
 
@@ -168,15 +171,19 @@ def decode(tokens, samples):
 
     with torch.no_grad():
         time = seconds(samples, call) / 32
-    return {"row": "torch decode llama-1.2b bf16, one graph", "tokens": tokens, "tokens_s": 1 / time}
+    return {"row": "torch decode " + NAME + " bf16, one graph", "tokens": tokens, "tokens_s": 1 / time}
 
 
 def main():
+    global NAME, L, D, FF, H, G, K, V
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="train,prefill,decode")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--shape", default=NAME, choices=sorted(SHAPES))
     arguments = parser.parse_args()
+    NAME = arguments.shape
+    L, D, FF, H, G, K, V = SHAPES[NAME]
     torch.set_float32_matmul_precision("high")
     rows = arguments.rows.split(",")
     todo = []
