@@ -447,11 +447,9 @@ absl::StatusOr<StepReport> TrainingRun::Step() {
   TOROID_ASSIGN_OR_RETURN(const TrainBatch packs, BatchOfStep(*batches_, step_));
   StepReport report;
   const std::optional<double> waited = trainer_->exposed_seconds();
-  StepReport::Pods pods;
-  CountPods(pods, -1);
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
   if (waited) report.exposed_seconds = *trainer_->exposed_seconds() - *waited;
-  if (CountPods(pods, +1)) report.pods = pods;
+  report.pods = CountPods();
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_s = double(report.result.tokens) / report.seconds;
   report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());

@@ -63,7 +63,7 @@ struct StepReport {
   // In which this rank waited for messages, computing nothing; none on a GPU.
   std::optional<double> exposed_seconds;
   std::optional<uint64_t> param_hash;  // of the weights after the step, if it was asked for
-  // With other pods: of this rank in this step.
+  // With other pods: of this rank in this step and between it and the one before.
   struct Pods {
     int64_t taking_part = 0;
     int64_t staleness = 0;   // steps from what is sent to its being applied
@@ -145,7 +145,7 @@ class TrainingRun {
   void RecordMerges();
   absl::StatusOr<TrainingResult> EndWaiting(const absl::Status& why);
   std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);
-  bool CountPods(StepReport::Pods& pods, int sign);
+  std::optional<StepReport::Pods> CountPods();
   absl::Status Restore(const TrainingState& state);
   absl::Status RestoreExchange(const TrainingState& state);
   TrainingState State() const;
@@ -175,7 +175,8 @@ class TrainingRun {
   const TrainingEvents events_;
   ProgressBoard* const board_;  // may be null
   std::unique_ptr<Trainer> trainer_;
-  double peak_flops_ = 0;  // of all ranks
+  double peak_flops_ = 0;     // of all ranks
+  StepReport::Pods counted_;  // what reports have told so far
   TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
   int64_t end_ = 0;  // steps: plan_.steps, or fewer where batches were left out of finite data

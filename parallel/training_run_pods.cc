@@ -203,18 +203,22 @@ std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& ba
   return own;
 }
 
-// Adds what was counted so far, times sign; false: there are no other pods.
-bool TrainingRun::CountPods(StepReport::Pods& pods, int sign) {
+// Since it was last asked: what is sent between two steps is the later one's.
+std::optional<StepReport::Pods> TrainingRun::CountPods() {
   const PodExchange* exchange = trainer_->exchange();
-  if (exchange == nullptr) return false;
+  if (exchange == nullptr) return std::nullopt;
+  const StepReport::Pods before = std::exchange(
+      counted_,
+      {.bytes_sent = exchange->bytes_sent(), .seconds_waited = exchange->seconds_waited()});
+  StepReport::Pods pods;
   pods.taking_part = exchange->taking_part();
   const ExchangeSpec& exchanged = plan_.options.pods.exchange;
   pods.staleness = exchanged.mode == ExchangeSpec::Mode::kDelayed     ? 1
                    : exchanged.mode == ExchangeSpec::Mode::kStreaming ? exchanged.tau
                                                                       : 0;
-  pods.bytes_sent += sign * exchange->bytes_sent();
-  pods.seconds_waited += sign * exchange->seconds_waited();
-  return true;
+  pods.bytes_sent = counted_.bytes_sent - before.bytes_sent;
+  pods.seconds_waited = counted_.seconds_waited - before.seconds_waited;
+  return pods;
 }
 
 }  // namespace toroid
