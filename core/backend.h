@@ -215,7 +215,9 @@ std::unique_ptr<Backend> NewCpuBackend(DType type, int threads,
 struct CudaOptions {
   int device = 0;               // of those that this process sees
   DType product = DType::kF32;  // what matrices are multiplied in (kernels/matmul.h): kF32, kBF16
-  bool measures = false;        // products are measured at first sight, for work of few shapes
+  // Products are measured at first sight, for work of few shapes, and the backward of attention on
+  // tensor cores adds its sums as they come: faster, but the last bits vary from run to run.
+  bool measures = false;
 };
 
 // GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.

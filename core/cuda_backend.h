@@ -72,6 +72,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaOptions& options)
       : device_(options.device),
         bf16_(options.product == DType::kBF16),
+        sum_order_(options.measures ? SumOrder::kAny : SumOrder::kFixed),
         products_(options.product, options.measures) {}
   ~CudaBackend() override;
 
@@ -228,6 +229,7 @@ class CudaBackend final : public Backend {
   const int device_;
   const bool bf16_;            // products are of bf16
   bool tensor_cores_ = false;  // and so is attention, by kernels for compute capability 9.0
+  const SumOrder sum_order_;   // of their backward
   bool overlap_ = false;       // kernels may begin before those before them have ended
   std::string name_;
   CudaMatMul products_;

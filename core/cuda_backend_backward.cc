@@ -126,9 +126,9 @@ void CudaBackend::AttendTileBackward(Stream s, Tensor q_thK, Tensor q_positions,
   args.dv = dv_ngK.as<float>(), args.dv_stride = dv_ngK.stride;
   const Lane& lane = Maths(s);
   const bool narrow = q_thK.dtype == DType::kBF16;
-  if (tensor_cores_ &&
-      AttendTileBackwardBf16(lane.stream, args, narrow ? q_thK.data : nullptr,
-                             narrow ? do_thK.data : nullptr, lane.attention_workspace())) {
+  if (tensor_cores_ && AttendTileBackwardBf16(lane.stream, args, narrow ? q_thK.data : nullptr,
+                                              narrow ? do_thK.data : nullptr, sum_order_,
+                                              lane.attention_workspace())) {
     return;
   }
   if (narrow) return AttendBackwardWidened(lane, q_thK, do_thK, args);

@@ -4,8 +4,8 @@
 // each query sees is found from the positions on the device, so that any layout of a ring is one
 // launch.
 //
-// Sums of the backward are added by many thread blocks at once: their last bits vary from run to
-// run.
+// Sums of the backward are added by many thread blocks: in a fixed order, and then the bits are the
+// same each time, or as they come, which is faster.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@ struct AttentionWorkspace {
   int32_t* counters = nullptr;  // device, two, zero before the first call and after each
 };
 
+enum class SumOrder { kFixed, kAny };
+
 // Queries from which on the tensor cores are worth it.
 inline constexpr int64_t kFewestBf16Queries = 64;
 
@@ -31,7 +33,7 @@ inline constexpr int64_t kFewestBf16Queries = 64;
 bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& args, const void* queries,
                     int64_t kv_heads, const AttentionWorkspace& workspace);
 bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& args,
-                            const void* queries, const void* gradients,
+                            const void* queries, const void* gradients, SumOrder order,
                             const AttentionWorkspace& workspace);
 
 }  // namespace toroid

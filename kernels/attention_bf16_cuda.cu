@@ -68,9 +68,9 @@ __device__ int64_t FirstFrom(const int32_t* positions, int64_t begin, int64_t en
 }
 
 // The same queries, by keys: the first that sees each key, and tiles of `keys` keys with the
-// queries that see any of them.
+// queries that see any of them, from a multiple of `queries` on.
 __global__ void __launch_bounds__(kThreads)
-    KeyTilesKernel(AttentionArgs<float> a, int64_t begin, int64_t count, int keys,
+    KeyTilesKernel(AttentionArgs<float> a, int64_t begin, int64_t count, int keys, int queries,
                    int32_t* first_queries, AttentionTile* tiles) {
   const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (j >= a.k_count) return;
@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kThreads)
   first_queries[key] = int32_t(first);
   if (j % keys != 0) return;
   AttentionTile tile;
-  tile.q_begin = int32_t(first), tile.q_count = int32_t(count - first);
+  const int64_t from = first == count ? count : first / queries * queries;
+  tile.q_begin = int32_t(from), tile.q_count = int32_t(count - from);
   tile.k_begin = int32_t(key), tile.k_count = int32_t(min(int64_t{keys}, a.k_count - j));
   tiles[j / keys] = tile;
 }
@@ -114,7 +115,7 @@ bool Takes(const AttentionArgs<float>& a, const void* queries) {
 // Queries of a chunk; 0 if the workspace is too small.
 int64_t ChunkOf(const AttentionArgs<float>& a, int64_t fixed_bytes, int64_t row_bytes,
                 const AttentionWorkspace& workspace) {
-  constexpr int64_t kMostParts = 5;
+  constexpr int64_t kMostParts = 6;
   const int64_t rows = (workspace.bytes - fixed_bytes - kMostParts * kAlignment) / row_bytes;
   return rows < a.q_count ? rows / 256 * 256 : a.q_count;
 }
@@ -154,7 +155,7 @@ bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& a, const void* que
 }
 
 bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
-                            const void* queries, const void* gradients,
+                            const void* queries, const void* gradients, SumOrder order,
                             const AttentionWorkspace& workspace) {
   const AttentionArgs<float>& a = b.forward;
   const int keys = AttentionHopperBackwardKeys(int(a.head_dim));
@@ -166,10 +167,17 @@ bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
   }
   const int64_t cols = a.heads * a.head_dim, k_end = a.k_begin + a.k_count;
   const int64_t tile_count = CeilDiv(a.k_count, keys);
-  const int64_t fixed = 4 * k_end + tile_count * int64_t{sizeof(AttentionTile)};
+  const bool ordered = order == SumOrder::kFixed;
+  const auto turns_of = [&](int64_t q_tokens) {
+    return !ordered ? 0
+                    : AttentionHopperBackwardTurns(int(a.head_dim), q_tokens, int(a.heads),
+                                                   int(tile_count), int(b.kv_heads));
+  };
+  const int64_t fixed = 4 * (k_end + turns_of(0)) + tile_count * int64_t{sizeof(AttentionTile)};
   const int64_t narrowed = (queries == nullptr ? 2 * cols : 0) +  // bytes of a row
                            (gradients == nullptr ? 2 * cols : 0);
-  const int64_t chunk = ChunkOf(a, fixed, narrowed + 8 * a.heads, workspace);
+  const int64_t turn_bytes = ordered ? a.heads : 0;  // of a row: 16 of each 64 rows and columns
+  const int64_t chunk = ChunkOf(a, fixed, narrowed + 8 * a.heads + turn_bytes, workspace);
   if (chunk <= 0) return false;
   for (int64_t begin = a.q_begin; begin < a.q_begin + a.q_count; begin += chunk) {
     const int64_t left = a.q_begin + a.q_count - begin, count = left < chunk ? left : chunk;
@@ -179,11 +187,13 @@ bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
     float2* rows = parts.Take<float2>(count * a.heads);
     int32_t* first_queries = parts.Take<int32_t>(k_end);
     AttentionTile* tiles = parts.Take<AttentionTile>(tile_count);
+    int32_t* turns = parts.Take<int32_t>(turns_of(count));
     RowsKernel<<<unsigned(CeilDiv(count * a.heads, kThreads)), kThreads, 0, s>>>(
         a.lse + begin * a.lse_stride, a.lse_stride, b.delta + begin * b.delta_stride,
         b.delta_stride, count, a.heads, rows);
     KeyTilesKernel<<<unsigned(CeilDiv(a.k_count, kThreads)), kThreads, 0, s>>>(
-        a, begin, count, keys, first_queries, tiles);
+        a, begin, count, keys, AttentionHopperBackwardQueries(int(a.head_dim)), first_queries,
+        tiles);
     AttentionHopperBackwardArgs args;
     args.q = q.data, args.d_o = d_o.data, args.k = a.k, args.v = a.v;
     args.q_tokens = count, args.k_tokens = k_end;
@@ -196,7 +206,7 @@ bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
     args.dq = b.dq + begin * b.dq_stride, args.dq_stride = b.dq_stride;
     args.dk = b.dk, args.dk_stride = b.dk_stride;
     args.dv = b.dv, args.dv_stride = b.dv_stride;
-    args.counters = workspace.counters;
+    args.counters = workspace.counters, args.turns = ordered ? turns : nullptr;
     if (AttendTilesBackwardHopper(s, args) != cudaSuccess) return false;
   }
   return true;

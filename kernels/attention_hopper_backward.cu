@@ -18,6 +18,10 @@ constexpr int KeysOf(int head_dim) {
   return head_dim == 64 ? Backward64::kKeys : head_dim == 128 ? Backward128::kKeys : 0;
 }
 
+constexpr int QueriesOf(int head_dim) {
+  return head_dim == 64 ? Backward64::kQueries : head_dim == 128 ? Backward128::kQueries : 0;
+}
+
 constexpr int kRowsThreads = 256;
 
 // One warp per (token, head).
@@ -49,8 +53,9 @@ __global__ void __launch_bounds__(kRowsThreads)
   }
 }
 
-template <typename C>
+template <typename C, bool kOrdered>
 cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArgs& args) {
+  const auto kernel = AttentionBackwardKernel<C, kOrdered>;
   BackwardParams params = {};
   if (!MapTiles(Element::kBf16, args.q, args.q_tokens, args.q_stride, args.heads, C::kHeadDim,
                 C::kQueries, C::kHeadDim, &params.q) ||
@@ -75,14 +80,20 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
   constexpr int kSharedBytes = sizeof(BackwardShared<C>) + kSwizzleAtomBytes;
   static_assert(kSharedBytes <= 227 * 1024, "beyond what a thread block can have");
   if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(AttentionBackwardKernel<C>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  }
+  if (kOrdered && error == cudaSuccess) {
+    const int64_t turns =
+        PieceTurns<C>(args.q_tokens, args.heads) + RowTurns<C>(args.tile_count, args.kv_heads);
+    error = cudaMemsetAsync(args.turns, 0, turns * sizeof(int32_t), stream);
   }
   if (error != cudaSuccess) return error;
 
   const int64_t head_bytes = args.q_tokens * C::kHeadDim * 8;  // Q, dO and the sums dQ
-  params.tasks = {args.tiles, args.tile_count, args.heads,
-                  static_cast<int>(std::clamp<int64_t>(l2_bytes / 2 / head_bytes, 1, args.heads)),
+  // In order, all heads at a time: blocks of keys of one head would wait for each other.
+  const int64_t at_a_time =
+      kOrdered ? args.heads : std::clamp<int64_t>(l2_bytes / 2 / head_bytes, 1, args.heads);
+  params.tasks = {args.tiles, args.tile_count, args.heads, static_cast<int>(at_a_time),
                   args.counters};
   params.kv_index = args.kv_index;
   params.first_queries = args.first_queries;
@@ -95,14 +106,33 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
   params.scale = args.scale;
   params.scale_log2 = args.scale * kLog2E;
   const int blocks = std::min<int64_t>(processors, int64_t{args.tile_count} * args.heads);
-  AttentionBackwardKernel<C><<<blocks, C::kThreads, kSharedBytes, stream>>>(params);
+  params.turns = args.turns;
+  params.kv_heads = args.kv_heads;
+  kernel<<<blocks, C::kThreads, kSharedBytes, stream>>>(params);
   return cudaGetLastError();
+}
+
+template <typename C>
+cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArgs& args) {
+  return args.turns == nullptr ? LaunchBackward<C, false>(stream, args)
+                               : LaunchBackward<C, true>(stream, args);
 }
 
 }  // namespace
 }  // namespace hopper
 
 int AttentionHopperBackwardKeys(int head_dim) { return hopper::KeysOf(head_dim); }
+
+int AttentionHopperBackwardQueries(int head_dim) { return hopper::QueriesOf(head_dim); }
+
+int64_t AttentionHopperBackwardTurns(int head_dim, int64_t q_tokens, int heads, int tile_count,
+                                     int kv_heads) {
+  using namespace hopper;
+  return head_dim == 64
+             ? PieceTurns<Backward64>(q_tokens, heads) + RowTurns<Backward64>(tile_count, kv_heads)
+             : PieceTurns<Backward128>(q_tokens, heads) +
+                   RowTurns<Backward128>(tile_count, kv_heads);
+}
 
 std::vector<AttentionTile> CutTilesByKeys(const std::vector<AttentionTile>& tiles, int head_dim) {
   const int keys = hopper::KeysOf(head_dim);

@@ -5,8 +5,9 @@
 //
 // (Dao 2023, with lse merged over all rounds, so that each round's part is exact.) The gradients
 // are float32 sums: a launch adds its tiles to what is there, so that rounds of a ring, chunks and
-// query heads that share a KV head need no pass of their own; the order of additions, and with it
-// the last bits, varies from run to run. The caller zeroes them once.
+// query heads that share a KV head need no pass of their own. The order of additions, and with it
+// the last bits, varies from run to run, unless a launch is given turns. The caller zeroes the sums
+// once.
 //
 // Head dim 64 or 128; device of compute capability 9.0.
 #pragma once
@@ -22,6 +23,11 @@ namespace toroid {
 
 // Keys that one thread block takes; 0 if the kernel does not take this head dim.
 int AttentionHopperBackwardKeys(int head_dim);
+// Queries that it takes at a time.
+int AttentionHopperBackwardQueries(int head_dim);
+// Turns that a launch in order needs.
+int64_t AttentionHopperBackwardTurns(int head_dim, int64_t q_tokens, int heads, int tile_count,
+                                     int kv_heads);
 
 // The tiles cut along their keys for the backward, the longest first; what sees nothing is left
 // out.
@@ -57,6 +63,11 @@ struct AttentionHopperBackwardArgs {
   float* dv = nullptr;
   int64_t dq_stride = 0, dk_stride = 0, dv_stride = 0;  // elements; of dq a multiple of 4
   int32_t* counters = nullptr;                          // device, as in the forward
+  // Device, AttentionHopperBackwardTurns of them, for this launch alone; null: in any order. Sums
+  // are then added in the order of tiles and heads: the same bits each time. REQUIRES
+  // first_queries, and tiles that begin at multiples of AttentionHopperBackwardQueries, no earlier
+  // than the tile before, and end at the same query.
+  int32_t* turns = nullptr;
 };
 
 // Enqueues one kernel. Errors: cudaErrorInvalidValue for arguments against the comments above.

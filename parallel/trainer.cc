@@ -162,7 +162,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world,
         RankDevice device,
         NewRankDevice(std::move(world),
                       {options_.device, options_.compute, options_.share_gpus, options_.threads,
-                       /*measures=*/true},
+                       /*measures=*/!options_.deterministic},
                       board_ != nullptr ? board_->ticks() : nullptr));
     ops_ = std::move(device.ops);
     world = std::move(device.world);

@@ -62,6 +62,8 @@ struct TrainOptions {
   Device device = Device::kCpu;
   bool share_gpus = false;  // ranks may share a GPU
   int threads = 1;          // per rank, on CPUs
+  // On GPUs: the same bits from run to run, slower (CudaOptions::measures). CPUs always give them.
+  bool deterministic = false;
   Remat remat = Remat::kAttentionOutput;
   int64_t token_block = 0;     // rows of a feed-forward block; 0: the backend's own
   int64_t packs_per_rank = 1;  // of a micro-batch, on each data rank

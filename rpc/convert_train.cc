@@ -263,6 +263,7 @@ absl::Status ReadOptions(const v1::TrainTask& in, TrainOptions& options) {
   options.noise_scale_every = in.noise_scale_every();
   TOROID_RETURN_IF_ERROR(CheckNumber("train.noise_scale_every", options.noise_scale_every, 0));
   if (in.has_prefetch()) options.prefetch = in.prefetch();
+  options.deterministic = in.deterministic();
   return absl::OkStatus();
 }
 
@@ -385,6 +386,7 @@ v1::TrainTask ToProto(const TrainTask& task) {
   out.set_packs_per_rank(options.packs_per_rank);
   out.set_token_block(options.token_block);
   out.set_prefetch(options.prefetch);
+  out.set_deterministic(options.deterministic);
   out.set_noise_scale_every(options.noise_scale_every);
   out.set_param_hash_every(plan.param_hash_every);
   out.set_memory_limit(plan.memory_limit);

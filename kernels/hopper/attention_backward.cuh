@@ -15,6 +15,12 @@
 //       the piece to shared memory     under these; the copy engine adds it in device memory
 //     dK, dV are added in device memory
 //
+// Many thread blocks add to a piece of dQ, one for each block of keys, and to dK and dV, one for
+// each query head of a KV head. kOrdered: they take turns, blocks of keys and heads ascending,
+// which is the order in which tasks are taken, so that nobody waits for a task that has not begun.
+// A warp for each consumer waits for the turns of its pieces, adds them and passes the turns on
+// meanwhile.
+//
 // Atomics of the consumers in the copy engine's place cost a fifth of the speed.
 #pragma once
 
@@ -29,6 +35,7 @@
 #include "kernels/hopper/mbarrier.cuh"
 #include "kernels/hopper/online_softmax.cuh"
 #include "kernels/hopper/tma.cuh"
+#include "kernels/hopper/turns_in_memory.cuh"
 #include "kernels/hopper/warpgroup.cuh"
 #include "kernels/hopper/wgmma.cuh"
 
@@ -44,7 +51,9 @@ struct BackwardCut {
 
   static_assert(kQueries / kMmaRows * (kHeadDim / kPanelColumns) == kConsumers,
                 "dQ has one piece of 64 x 64 per warpgroup");
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 65536 / kWarpgroupThreads);
+  // What a thread block is launched with: more would be waited for for ever.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8 * (1 + kConsumers);
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= kLaunchRegisters);
 };
 
 template <typename C>
@@ -62,6 +71,7 @@ struct BackwardShared {
   Barrier kv_full, kv_empty;
   Barrier q_full[C::kStages], q_empty[C::kStages], d_o_full[C::kStages], d_o_empty[C::kStages];
   Barrier task_full[2], task_empty[2];
+  Barrier dq_full[C::kConsumers], dq_empty[C::kConsumers];  // in order alone
   Task tasks[2];
 };
 
@@ -74,7 +84,21 @@ struct BackwardParams {
   float *dk, *dv;
   int64_t q_tokens, dk_stride, dv_stride;
   float scale, scale_log2;
+  int32_t* turns;  // of PieceTurns, then of RowTurns; null: unordered
+  int kv_heads;
 };
+
+// Turns of the pieces of dQ, 64 queries by 64 columns.
+template <typename C>
+__host__ __device__ int64_t PieceTurns(int64_t q_tokens, int heads) {
+  constexpr int kPair = 2 * kMmaRows;  // a last block of queries may be beyond the last by half
+  return (q_tokens + kPair - 1) / kPair * 2 * (C::kHeadDim / kPanelColumns) * heads;
+}
+// Turns of the rows of dK and dV, 64 keys of a KV head.
+template <typename C>
+__host__ __device__ int64_t RowTurns(int tile_count, int kv_heads) {
+  return int64_t{tile_count} * kv_heads * C::kConsumers;
+}
 
 template <typename C>
 __device__ int QueryBlocks(const AttentionTile& tile) {
@@ -82,14 +106,18 @@ __device__ int QueryBlocks(const AttentionTile& tile) {
 }
 
 // One warp; its first lane speaks to the copy engine, all load lse and delta.
-template <typename C>
+template <typename C, bool kOrdered>
 __device__ void ProduceBackward(const BackwardParams& params, BackwardShared<C>& shared) {
   const int lane = threadIdx.x;
   const uint64_t keep = KeepInL2(), read_once = ReadOnceFromL2();
   Cursor<1> kv;
   Cursor<2> slot;
   Cursor<C::kStages> stage;
-  int index = blockIdx.x;
+  const auto take = [&](int index) {
+    if (lane == 0) index = kOrdered ? params.tasks.Take() : params.tasks.Next();
+    return __shfl_sync(~0u, index, 0);
+  };
+  int index = kOrdered ? take(0) : blockIdx.x;
   for (;;) {
     const Task task = params.tasks.At(index);
     shared.task_empty[slot.stage].Wait(slot.phase ^ 1);
@@ -99,8 +127,7 @@ __device__ void ProduceBackward(const BackwardParams& params, BackwardShared<C>&
     }
     slot.Advance();
     if (task.head < 0) break;
-    if (lane == 0) index = params.tasks.Next();
-    index = __shfl_sync(~0u, index, 0);
+    index = take(index);
 
     const AttentionTile& tile = task.tile;
     if (tile.q_count <= 0) continue;
@@ -245,12 +272,54 @@ __device__ void IssuePiece(float (&d)[kPanelColumns / 2], const __nv_bfloat16* d
   Commit();
 }
 
+// Which piece of dQ a consumer makes of a block of queries.
 template <typename C>
+struct Piece {
+  static constexpr int kRows = C::kQueries == kMmaRows ? 0 : kMmaRows;  // from piece to piece
+  static constexpr int kColumns = kPanelColumns - kRows;
+  int row, column;
+
+  __device__ Piece(const AttentionTile& tile, int block, int warpgroup)
+      : row(tile.q_begin + block * C::kQueries + warpgroup * kRows), column(warpgroup * kColumns) {}
+  __device__ void Add(const CUtensorMap* dq, const float* piece, int head) const {
+    AddTile(dq, piece, row, column / 32, head);
+  }
+};
+
+// One thread: the pieces of one consumer, each at its turn.
+template <typename C>
+__device__ void AddInOrder(const BackwardParams& params, BackwardShared<C>& shared, int warpgroup) {
+  Cursor<2> slot;
+  Cursor<1> dq;
+  for (;;) {
+    shared.task_full[slot.stage].Wait(slot.phase);
+    const Task task = shared.tasks[slot.stage];
+    shared.task_empty[slot.stage].Arrive();
+    slot.Advance();
+    if (task.head < 0) break;
+
+    if (task.tile.q_count <= 0) continue;
+    int32_t* turns = params.turns + task.head * PieceTurns<C>(params.q_tokens, 1);
+    for (int block = 0; block < QueryBlocks<C>(task.tile); ++block, dq.Advance()) {
+      const Piece<C> piece(task.tile, block, warpgroup);
+      int32_t* turn = turns + piece.row / kMmaRows * (C::kHeadDim / kPanelColumns) +
+                      piece.column / kPanelColumns;
+      AwaitTurn(turn, task.number);
+      shared.dq_full[warpgroup].Wait(dq.phase);
+      piece.Add(&params.dq, shared.dq[warpgroup], task.head);
+      WaitForReads();
+      shared.dq_empty[warpgroup].Arrive();
+      WaitForAdds();
+      PassTurn(turn);
+    }
+  }
+}
+
+template <typename C, bool kOrdered>
 __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>& shared,
                                 int warpgroup) {
   constexpr int kKeys = C::kKeys, kQueries = C::kQueries, kHeadDim = C::kHeadDim;
-  constexpr int kPieceRows = kQueries == kMmaRows ? 0 : kMmaRows;  // from piece to piece of dQ
-  constexpr int kPieceColumns = kPanelColumns - kPieceRows;
+  constexpr int kPieceRows = Piece<C>::kRows, kPieceColumns = Piece<C>::kColumns;
   const Place at(warpgroup);
   const __nv_bfloat16* my_k = shared.k + warpgroup * kMmaRows * kPanelColumns;
   const __nv_bfloat16* my_v = shared.v + warpgroup * kMmaRows * kPanelColumns;
@@ -258,7 +327,7 @@ __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>&
   constexpr int kAllConsumers = 1;
   const int my_barrier = 2 + warpgroup;
   const bool speaks = threadIdx.x % kWarpgroupThreads == 0;  // to the copy engine
-  Cursor<1> kv;
+  Cursor<1> kv, dq_piece;
   Cursor<2> slot, exchange;
   Cursor<C::kStages> stage;
   float dk[kHeadDim / 2], dv[kHeadDim / 2], s[kQueries / 2], d_p[kQueries / 2];
@@ -312,15 +381,21 @@ __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>&
       }
       WaitFor<kLast ? 1 : 2>();  // for dQ
       Pin(dq);
-      if (speaks) WaitForReads();
-      Meet<1>(my_barrier);  // the piece of the block before was read
-      StorePiece(shared.dq[warpgroup], dq, params.scale, at);
-      PublishStores();
-      Meet<1>(my_barrier);  // the piece is there
-      if (speaks) {
-        AddTile(&params.dq, shared.dq[warpgroup],
-                tile.q_begin + block * kQueries + warpgroup * kPieceRows,
-                warpgroup * kPieceColumns / 32, task.head);
+      if constexpr (kOrdered) {
+        shared.dq_empty[warpgroup].Wait(dq_piece.phase ^ 1);
+        StorePiece(shared.dq[warpgroup], dq, params.scale, at);
+        PublishStores();
+        Release(shared.dq_full[warpgroup]);
+        dq_piece.Advance();
+      } else {
+        if (speaks) WaitForReads();
+        Meet<1>(my_barrier);  // the piece of the block before was read
+        StorePiece(shared.dq[warpgroup], dq, params.scale, at);
+        PublishStores();
+        Meet<1>(my_barrier);  // the piece is there
+        if (speaks) {
+          Piece<C>(tile, block, warpgroup).Add(&params.dq, shared.dq[warpgroup], task.head);
+        }
       }
       WaitFor<0>();  // for dK and S^T
       Pin(s);
@@ -332,15 +407,31 @@ __device__ void ConsumeBackward(const BackwardParams& params, BackwardShared<C>&
     Pin(dv);
     Release(shared.kv_empty);
     const int kv_head = params.kv_index[task.head];
+    int32_t* row_turn = nullptr;
+    if constexpr (kOrdered) {
+      if (speaks) {
+        row_turn = params.turns + PieceTurns<C>(params.q_tokens, params.tasks.heads) +
+                   (int64_t{task.number} * params.kv_heads + kv_head) * C::kConsumers + warpgroup;
+        int before = 0;  // heads of this KV head
+        for (int head = 0; head < task.head; ++head) before += params.kv_index[head] == kv_head;
+        AwaitTurn(row_turn, before);
+      }
+      Meet<1>(my_barrier);  // it is this warpgroup's turn
+    }
     AddRows(params.dk + tile.k_begin * params.dk_stride + kv_head * kHeadDim, params.dk_stride, dk,
             params.scale, warpgroup * kMmaRows, tile.k_count, at);
     AddRows(params.dv + tile.k_begin * params.dv_stride + kv_head * kHeadDim, params.dv_stride, dv,
             1.f, warpgroup * kMmaRows, tile.k_count, at);
+    if constexpr (kOrdered) {
+      __threadfence();
+      Meet<1>(my_barrier);  // all have added
+      if (speaks) PassTurn(row_turn);
+    }
   }
   if (speaks) WaitForReads();  // before shared memory goes away
 }
 
-template <typename C>
+template <typename C, bool kOrdered>
 __global__ void __launch_bounds__(C::kThreads, 1)
     AttentionBackwardKernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ uint8_t raw[];
@@ -359,7 +450,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
     for (int i = 0; i < 2; ++i) {
       shared.task_full[i].Init(1);
-      shared.task_empty[i].Init(kConsumerWarps);
+      shared.task_empty[i].Init(kConsumerWarps + (kOrdered ? C::kConsumers : 0));
+    }
+    for (int i = 0; i < C::kConsumers; ++i) {
+      shared.dq_full[i].Init(kWarpgroupWarps);
+      shared.dq_empty[i].Init(1);
     }
     FenceBarrierInit();
     PrefetchTensorMap(&params.q);
@@ -371,10 +466,15 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     GiveBackRegisters<C::kProducerRegisters>();
-    if (threadIdx.x < kWarpThreads) ProduceBackward<C>(params, shared);
+    const int warp = __shfl_sync(~0u, threadIdx.x / kWarpThreads, 0);
+    if (warp == 0) {
+      ProduceBackward<C, kOrdered>(params, shared);
+    } else if (kOrdered && warp <= C::kConsumers && threadIdx.x % kWarpThreads == 0) {
+      AddInOrder<C>(params, shared, warp - 1);
+    }
   } else {
     TakeRegisters<C::kConsumerRegisters>();
-    ConsumeBackward<C>(params, shared, warpgroup - 1);
+    ConsumeBackward<C, kOrdered>(params, shared, warpgroup - 1);
   }
 }
 

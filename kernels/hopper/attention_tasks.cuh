@@ -10,7 +10,8 @@ namespace toroid::hopper {
 
 struct Task {
   AttentionTile tile;
-  int head;  // negative: no more
+  int head;    // negative: no more
+  int number;  // of the tile in the list
 };
 
 // Visible keys of row i of a tile: the first Limit(tile, i).
@@ -31,15 +32,18 @@ struct TaskList {
   int heads_at_a_time;  // all tiles of these heads, then of the next: what they read stays in L2
   int32_t* counters;    // tasks handed out, thread blocks that found no more
 
-  // A thread block's first task is At(blockIdx.x), its others At(Next()).
+  // A thread block's first task is At(blockIdx.x), its others At(Next()); or all are At(Take()), so
+  // that whoever waits for earlier tasks waits for thread blocks that have begun.
   __device__ Task At(int index) const {
     const int group_tasks = heads_at_a_time * tile_count;
     const int first_head = index / group_tasks * heads_at_a_time;
     const int group_heads = min(heads_at_a_time, heads - first_head);
     const int rest = index % group_tasks;
-    if (group_heads <= 0 || rest >= group_heads * tile_count) return {{}, -1};
-    return {tiles[rest / group_heads], first_head + rest % group_heads};
+    if (group_heads <= 0 || rest >= group_heads * tile_count) return {{}, -1, 0};
+    const int number = rest / group_heads;
+    return {tiles[number], first_head + rest % group_heads, number};
   }
+  __device__ int Take() const { return atomicAdd(&counters[0], 1); }
   __device__ int Next() const { return gridDim.x + atomicAdd(&counters[0], 1); }
 
   // The last thread block to find no more leaves the counters as it found them.

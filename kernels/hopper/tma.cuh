@@ -58,5 +58,7 @@ __device__ inline void AddTile(const CUtensorMap* map, const void* tile, int row
 __device__ inline void WaitForReads() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
+// What this thread had added is in device memory.
+__device__ inline void WaitForAdds() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 }  // namespace toroid::hopper

@@ -473,6 +473,19 @@ TEST_F(CudaTraining, AttentionBackwardHasTheSameBitsEachTime) {
   for (int i = 0; i < 5; ++i) EXPECT_EQ(AttendBackward(side, c), once);
 }
 
+// On tensor cores many thread blocks add to the same sums, in a fixed order.
+TEST_F(CudaTraining, AttentionBackwardInBf16HasTheSameBitsEachTime) {
+  for (Case c : {Case{1500, 1500, 16, 2, 64}, {1500, 1500, 6, 2, 128}, {1100, 2500, 4, 4, 128}}) {
+    BackendSide side(Gpu(DType::kBF16));
+    c.kv_type = DType::kBF16, c.q_bf16 = true, c.kv_before = 0;
+    const Results once = AttendBackward(side, c);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(AttendBackward(side, c), once) << Text(c);
+    c.q_step = 3, c.k_step = 2, c.first = 1;  // stripes: keys' first queries are at odd places
+    const Results striped = AttendBackward(side, c);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(AttendBackward(side, c), striped) << Text(c);
+  }
+}
+
 TEST_F(CudaTraining, AttentionBackwardNegativeControl) {
   BackendSide cpu(NewCpuBackend(DType::kF32, 2)), cuda(Gpu());
   Case c{100, 300, 4, 2, 64};

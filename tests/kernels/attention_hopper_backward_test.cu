@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -154,6 +155,34 @@ class Case {
     EXPECT_EQ(counters_.Get(), (std::vector<int32_t>{0, 0}));
   }
 
+  // The backward of causal attention to as many keys, from lists as kernels/attention_bf16_cuda.cu
+  // makes them; the gradients.
+  std::vector<float> BackwardByFirstQueries(bool in_order) {
+    const int keys = AttentionHopperBackwardKeys(s_.head_dim);
+    std::vector<AttentionTile> list;
+    std::vector<int32_t> firsts(s_.k_tokens);
+    for (int key = 0; key < s_.k_tokens; ++key) firsts[key] = key;
+    for (int key = 0; key < s_.k_tokens; key += keys) {
+      list.push_back({key, s_.q_tokens - key, key, std::min(keys, s_.k_tokens - key), 0});
+    }
+    DeviceArray<AttentionTile> tiles(list);
+    DeviceArray<int32_t> first_queries(firsts);
+    DeviceArray<int32_t> turns(AttentionHopperBackwardTurns(s_.head_dim, s_.q_tokens, s_.heads,
+                                                            int(list.size()), s_.kv_heads));
+    AttentionHopperBackwardArgs args = Args(tiles);
+    args.first_queries = first_queries.data;
+    if (in_order) args.turns = turns.data;
+    Ok(AttendTilesBackwardHopper(nullptr, args));
+    Ok(cudaDeviceSynchronize());
+    EXPECT_EQ(counters_.Get(), (std::vector<int32_t>{0, 0}));
+    std::vector<float> all;
+    for (const auto* gradient : {&dq_, &dk_, &dv_}) {
+      const std::vector<float> part = gradient->Get();
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }
+
   // The largest relative error (Frobenius) of dq, dk, dv against those of tiles begin .. end - 1.
   double Error(const std::vector<AttentionTile>& tiles, int begin, int end) {
     DeviceArray<AttentionTile> on_device(tiles);
@@ -221,6 +250,29 @@ TEST_F(AttentionHopperBackwardTest, AwkwardSizes) {
           EXPECT_LE(test.Error(tiles, 0, 1), kGradientError) << q << " " << k << " " << diagonal;
           if (HasFatalFailure()) return;
         }
+      }
+    }
+  }
+}
+
+// In order the bits are the same each time. Negative control: in any order they are not.
+TEST_F(AttentionHopperBackwardTest, SumsInOrderHaveTheSameBits) {
+  for (const auto& shape : {Shape{64, 16, 2, 1500, 1500}, {128, 16, 4, 1500, 1500}}) {
+    Case test(shape);
+    const std::vector<AttentionTile> tiles = {{0, 1500, 0, 1500, 0}};
+    for (const bool in_order : {true, false}) {
+      test.Forward(tiles);
+      const std::vector<float> once = test.BackwardByFirstQueries(in_order);
+      EXPECT_LE(test.Error(tiles, 0, 1), kGradientError);
+      int others = 0;
+      for (int i = 0; i < 8; ++i) {
+        test.Forward(tiles);
+        others += test.BackwardByFirstQueries(in_order) != once;
+      }
+      if (in_order) {
+        EXPECT_EQ(others, 0);
+      } else {
+        EXPECT_GT(others, 0);
       }
     }
   }

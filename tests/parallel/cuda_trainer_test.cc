@@ -134,6 +134,43 @@ TEST_F(CudaTrainer, TheSameBitsEachTime) {
   EXPECT_EQ(Losses("random:tiny-gqa", options, 4), Losses("random:tiny-gqa", options, 4));
 }
 
+// Heads of 64 and enough tokens for the tensor cores, where sums are added by many thread blocks.
+TEST_F(CudaTrainer, TheSameBitsEachTimeInBf16) {
+  TrainOptions options = OptionsOn(Device::kCuda);
+  options.compute = Compute::kBF16;
+  options.deterministic = true;
+  const auto gradients = [&] {
+    Results groups;
+    const auto trainer = NewTrainer("random:124m", options);
+    TrainBatch batch;
+    batch.documents = {{1000, 24}};
+    batch.read = [vocab = trainer->config().vocab](int64_t) -> absl::StatusOr<Pack> {
+      Pack pack;
+      pack.document_lengths = {1000, 24};
+      pack.ids = MixedIds(1024, vocab);
+      pack.labels.assign(pack.ids.begin() + 1, pack.ids.end());
+      pack.labels.push_back(-1);
+      pack.labels[999] = -1;
+      return pack;
+    };
+    for (int64_t step = 0; step < 3; ++step) {
+      const auto result = trainer->Step(step, batch);
+      EXPECT_TRUE(result.ok()) << result.status();
+      groups.push_back({float(result->loss), float(result->grad_norm)});
+    }
+    for (int64_t g = 0; g < trainer->store().groups().count(); ++g) {
+      const Tensor weights = trainer->store().Stored(Kind::kWeights, g);
+      std::vector<float> host(size_t(weights.size()));
+      trainer->backend().Download(trainer->stream(), weights, host.data());
+      groups.push_back(std::move(host));
+    }
+    return groups;
+  };
+  const Results once = gradients();
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(gradients() == once);
+  EXPECT_NE(once[0], once[2]);
+}
+
 // Losses of two ranks on `mesh`, which share a GPU where there is but one.
 std::vector<double> LossesOn(MeshShape mesh, const char* model, int64_t steps,
                              Compute compute = Compute::kF32) {

@@ -69,7 +69,7 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
                  skip_steps: 8 max_rewinds: 2 }
          clip: 0 zeta: 0.125 dropout: 0.5 remat: NONE packs_per_rank: 3 token_block: 99
          prefetch: false skip_limit: 4 noise_scale_every: 6 memory_limit: 77 param_hash_every: 5
-         export_model: true } verify { tokens: 9 layers: 1 })",
+         export_model: true deterministic: true } verify { tokens: 9 layers: 1 })",
       {});
   ASSERT_TRUE(spec.ok()) << spec.status();
   const v1::JobSpec once = ToProto(*spec);
@@ -85,6 +85,7 @@ TEST(TrainText, EveryFieldSurvivesTheRoundTrip) {
   EXPECT_EQ(plan.spike->max_rewinds, 2);
   EXPECT_EQ(plan.options.max_norm, 0);
   EXPECT_FALSE(plan.options.prefetch);
+  EXPECT_TRUE(plan.options.deterministic);
   EXPECT_EQ(again->verify->tokens, 9);
   // The program for the ranks loses nothing either.
   JobSpec here = *again;
