@@ -8,9 +8,10 @@
 //   attention    causal f32: 9 heads of 64, 9 on 3 KV heads, 8 on 2 of 128, at 2,048 and 8,192;
 //                backward of the same at 2,048
 //                decode: one query on 4,096 keys, f32 and bf16, cold in memory
-//   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode after each, of --batch
-//   answers train M      one step of AdamW on 1,024 tokens; with two ranks or more also one rank
-//   with all
+//                on a GPU: causal and its backward, 32 heads on 8 KV heads of 128, 16 on 1 of 256,
+//                32 on 8 of 64, at 4,096 and 16,384, by each kernel
+//   model M      prefill of 512 and 4,000 tokens, 32 tokens of decode of --batch answers after each
+//   train M      one step of AdamW on 1,024 tokens; with two ranks or more also one rank with all
 //                threads, on the same batch
 //   ring [M]     ring prefill of M at 4,000 tokens, or attention alone at 8,192: against one rank
 //                with all threads; per round compute and exposed exchange (2 ranks or more)
@@ -23,6 +24,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "kernels/isa.h"
+#include "launcher/bench_cuda.h"
 #include "launcher/exit_code.h"
 #include "launcher/json_output.h"
 #include "launcher/options.h"
@@ -77,6 +79,7 @@ std::string BenchJson(const std::string& workload, int ranks, const BenchRun& ru
                     {"unit", row.unit},
                     {"bound", row.bound > 0 ? row.bound : std::nan("")},
                     {"percent", PercentOfBound(row)}});
+    if (std::isfinite(row.error)) rows.back().push_back({"error", row.error});
   }
   double load[1] = {0};
   getloadavg(load, 1);
@@ -146,17 +149,50 @@ absl::Status CheckWorkload(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
-absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicator> world,
-                         BenchRun& run) {
+// What a workload runs on: a GPU where it can and there is one, or as --device says.
+absl::StatusOr<Device> DeviceOf(const Arguments& arguments) {
+  const std::string workload = arguments.Text("WORKLOAD");
+  const Device asked = DeviceNamed(arguments.Text("--device"));
+  const bool able = workload == "attention" || workload == "model";
+  const bool alone = ThisLauncherEnvironment().promised_size == 1;
+  const bool f64 = arguments.Text("--compute") == "f64";
+  if (asked == Device::kAuto) {
+    return able && alone && !f64 && CudaDevices() > 0 ? Device::kCuda : Device::kCpu;
+  }
+  if (asked == Device::kCpu) return asked;
+  if (!able) TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "bench " + workload));
+  if (!alone) return UsageError("--device cuda with bench on several ranks: not in this version");
+  if (f64) return UsageError("--device cuda with --compute f64: GPUs compute in f32 and bf16");
+  if (CudaDevices() > 0) return asked;
+  return absl::FailedPreconditionError(
+      "--device cuda: this toroid sees no GPU: toroid doctor --device cuda says why");
+}
+
+// On a GPU the bounds of bench model are the device's, in the arithmetic of `compute`.
+absl::Status UseBoundsOfGpu(Compute compute, BenchRun& run) {
+  CudaOptions options;
+  options.product = compute == Compute::kBF16 ? DType::kBF16 : DType::kF32;
+  TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> ops, NewCudaBackend(options));
+  const Stream s = ops->NewStream(/*communication=*/false);
+  TOROID_ASSIGN_OR_RETURN(const DeviceBounds bounds, MeasureDevice(*ops, s, run.samples()));
+  run.UseBounds(bounds.product, bounds.copy);
+  return absl::OkStatus();
+}
+
+absl::Status RunWorkload(const Arguments& arguments, Device device,
+                         std::unique_ptr<Communicator> world, BenchRun& run) {
   const std::string workload = arguments.Text("WORKLOAD");
   if (workload == "ops") return BenchOps(run);
-  if (workload == "attention") return BenchAttention(run);
+  if (workload == "attention") {
+    return device == Device::kCuda ? BenchAttentionOnGpu(run, /*device=*/0) : BenchAttention(run);
+  }
   if (workload == "collectives") return BenchCollectives(run, *world);
   const bool trains = workload == "train";
   TOROID_ASSIGN_OR_RETURN(LoadRequest load,
                           LoadOptions(arguments, trains ? "zigzag" : "striped:16"));
   load.threads = run.threads();
-  load.device = Device::kCpu;
+  load.device = device;
+  if (device == Device::kCuda) TOROID_RETURN_IF_ERROR(UseBoundsOfGpu(load.compute, run));
   TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
   TOROID_ASSIGN_OR_RETURN(load.mesh, ParseMesh(mesh, world->size(), trains ? "data" : "ring"));
   TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, Lengths(arguments, workload));
@@ -179,7 +215,7 @@ absl::Status RunWorkload(const Arguments& arguments, std::unique_ptr<Communicato
 
 absl::Status RunBench(const Arguments& arguments) {
   TOROID_RETURN_IF_ERROR(CheckWorkload(arguments));
-  TOROID_RETURN_IF_ERROR(CheckDeviceOfOthers(arguments, "bench"));
+  TOROID_ASSIGN_OR_RETURN(const Device device, DeviceOf(arguments));
   if (const std::string error = IsaError(); !error.empty()) return UsageError(error);
   const int64_t asked = arguments.Count("--threads"), samples = arguments.Count("--samples");
   if (asked > 4096) return UsageError("bad value of --threads: give 0 to 4096");
@@ -192,6 +228,9 @@ absl::Status RunBench(const Arguments& arguments) {
   if (cpu_time && (asked != 1 || (workload != "ops" && workload != "attention"))) {
     return UsageError(
         "--clock cpu: CPU time is of one thread of ops or attention: add --threads 1");
+  }
+  if (cpu_time && device == Device::kCuda) {
+    return UsageError("--clock cpu on a GPU: CPU time says nothing of it: add --device cpu");
   }
   UseBenchClock(cpu_time ? BenchClock::kCpu : BenchClock::kWall);
   EndWithLauncher();
@@ -207,7 +246,7 @@ absl::Status RunBench(const Arguments& arguments) {
                [talks](const std::string& name) {
                  if (talks) Talk(name);
                });
-  TOROID_RETURN_IF_ERROR(RunWorkload(arguments, std::move(world), run));
+  TOROID_RETURN_IF_ERROR(RunWorkload(arguments, device, std::move(world), run));
   if (rank != 0) return absl::OkStatus();
   if (run.rows().empty()) {
     return UsageError(absl::StrCat("no such case: --only ", arguments.Text("--only"),
@@ -248,13 +287,16 @@ const Verb kBenchVerb = {
     .tables = {&kBenchOptions, &kModelOptions, &kMeshOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid bench ops --only matvec\n"
+        "toroid bench attention --device cuda --only \"own bf16 h32 g8 k128\"\n"
         "toroid bench model random:124m --threads 2 -o json\n"
         "toroid bench train preset:gpt2-124m --tokens 4096 --remat block\n"
         "toroid launch -n 2 bench ring random:124m --tokens 4000",
     .run = RunBench,
     .details =
         "Each case is verified, warmed up and timed; the time is a median. Bounds are measured in\n"
-        "the same run: float32 multiply-adds, bytes read, bytes copied. Idle machines only.",
+        "the same run: float32 multiply-adds, bytes read, bytes copied; on a GPU (attention, and "
+        "a\n"
+        "model on one rank) a product of matrices and bytes copied. Idle machines only.",
 };
 
 }  // namespace toroid

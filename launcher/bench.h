@@ -38,6 +38,8 @@ class BenchRun {
   int threads() const { return pool_.threads(); }
   int samples() const { return samples_; }
   const std::vector<BenchRow>& rows() const { return rows_; }
+  // Of a device in place of this machine's, 1e9 FLOPs/s and 1e9 bytes/s.
+  void UseBounds(double flops, double bytes) { fma_peak_ = flops, memory_read_ = bytes; }
   double fma_peak();     // 1e9 FLOPs/s
   double memory_read();  // 1e9 bytes/s
   double memory_copy();

@@ -59,7 +59,7 @@ std::string TimeText(double seconds) {
 BenchRow RowOf(std::string name, double size, double seconds, double per_unit, const char* unit,
                double bound) {
   const double rate = seconds > 0 ? size / seconds / per_unit : kNaN;
-  return {std::move(name), size, seconds, rate, unit, bound};
+  return {std::move(name), size, seconds, rate, unit, bound, kNaN};
 }
 
 }  // namespace
@@ -84,9 +84,13 @@ std::vector<std::vector<std::string>> BenchCells(const std::vector<BenchRow>& ro
   const auto number = [](double x, int digits) {
     return std::isfinite(x) ? absl::StrFormat("%.*g", digits, x) : std::string("-");
   };
+  const bool errors = std::any_of(rows.begin(), rows.end(),
+                                  [](const BenchRow& row) { return std::isfinite(row.error); });
+  if (errors) cells[0].push_back("error");
   for (const BenchRow& row : rows) {
     cells.push_back({row.name, SizeText(row), TimeText(row.seconds), number(row.rate, 4), row.unit,
                      row.bound > 0 ? number(row.bound, 4) : "-", number(PercentOfBound(row), 3)});
+    if (errors) cells.back().push_back(number(row.error, 2));
   }
   return cells;
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,8 @@ struct BenchRow {
   double seconds = 0;
   double rate = 0;  // in `unit`; NaN if the time was too short to tell
   std::string unit;
-  double bound = 0;  // in `unit`; 0: none is known
+  double bound = 0;                                         // in `unit`; 0: none is known
+  double error = std::numeric_limits<double>::quiet_NaN();  // against float64, relative, if told
 };
 
 // rate = size / seconds, in 1e9 FLOPs, 1e9 bytes or tokens per second.
@@ -31,7 +33,8 @@ BenchRow TokensRow(std::string name, double tokens, double seconds, double bound
 // 100 rate / bound; NaN without a bound.
 double PercentOfBound(const BenchRow& row);
 
-// case, size, time, rate, bound, percent of bound; the first row is the heading.
+// case, size, time, rate, bound, percent of bound, error where a row has one; the first row is the
+// heading.
 std::vector<std::vector<std::string>> BenchCells(const std::vector<BenchRow>& rows);
 
 // The clock of every measurement, wall time unless told otherwise before the first: CPU time of

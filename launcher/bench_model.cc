@@ -41,7 +41,7 @@ double PrefillFlops(const ModelConfig& config, int64_t tokens) {
   return flops + 2.0 * double(config.vocab) * double(config.dim);  // the last position's logits
 }
 
-double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch) {
+double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch, int64_t kv_bytes) {
   const ModelConfig& config = engine.config();
   double bytes = double(engine.model().weight_bytes());
   const auto leave_out = [&](const char* table, int64_t rows) {  // of which only one row is read
@@ -57,7 +57,7 @@ double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch) {
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const int64_t window = config.window(layer);
     const int64_t seen = window > 0 ? std::min(window, keys) : keys;
-    bytes += 2.0 * 4.0 * double(batch * seen * config.kv_heads * config.head_dim);
+    bytes += 2.0 * double(kv_bytes) * double(batch * seen * config.kv_heads * config.head_dim);
   }
   return bytes;
 }
@@ -97,6 +97,7 @@ absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, cons
   TOROID_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(std::move(world), shared, load, nullptr));
   TOROID_RETURN_IF_ERROR(VerifyDecode(*engine, 4));
+  const int64_t kv_bytes = load.compute == Compute::kBF16 ? 2 : 4;
   for (const int64_t tokens : lengths) {
     GenerateRequest request;
     request.prompt_ids = RandomIds(tokens, engine->config().vocab);
@@ -125,7 +126,7 @@ absl::Status BenchModel(BenchRun& run, std::unique_ptr<Communicator> world, cons
         ranks * run.fma_peak() * 1e9 * double(tokens) / PrefillFlops(engine->config(), tokens)));
     // Every weight is read once in a step, and multiplied once for each row.
     const double reads = run.memory_read() * 1e9 * double(batch) /
-                         DecodeBytes(*engine, tokens + kDecodeTokens / 2, batch);
+                         DecodeBytes(*engine, tokens + kDecodeTokens / 2, batch, kv_bytes);
     const double products = ranks * run.fma_peak() * 1e9 / PrefillFlops(engine->config(), 1);
     run.Add(TokensRow(
         absl::StrCat("decode after ", tokens, batch > 1 ? absl::StrCat(", batch ", batch) : ""),

@@ -13,7 +13,10 @@ def test_mistakes_are_usage_errors():
     refused(run("generate", MODEL, "--prompt", "x", "--prompt-ids", "1"), 2, "several prompts")
     refused(run("generate", MODEL, "--prompt", "x", "--top-p", "2"), 2, "--top-p")
     refused(run("generate", MODEL, "--prompt", "x", "--device", "tpu"), 2, "--device", "cuda")
-    refused(run("bench", "ops", "--device", "cuda"), 2, "--device", "bench")
+    for workload in (["ops"], ["train", MODEL]):
+        refused(run("bench", *workload, "--device", "cuda"), 2, "--device", f"bench {workload[0]}")
+    refused(run("bench", "model", MODEL, "--device", "cuda", "--compute", "f64"), 2, "--device cuda", "f64")
+    refused(run("bench", "attention", "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""}), 3, "--device cuda", "doctor")
     refused(run("generate", MODEL, "--prompt", "x", env={"TOROID_THREADS": "some"}), 2, "TOROID_THREADS")
     for service in (["up"], ["agent", "--pod", "a", "--controller", "127.0.0.1:1"]):
         refused(run(*service, "--root", "m=/tmp", "--root", "n=/tmp", "--root", "m=/usr"), 2, "--root m", "/tmp", "/usr")

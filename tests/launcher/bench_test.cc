@@ -9,6 +9,7 @@
 #include <set>
 
 #include "kernels/dequantize.h"
+#include "launcher/bench_attention_case.h"
 #include "tests/support/run_on_ranks.h"
 
 namespace toroid {
@@ -45,6 +46,60 @@ TEST(BenchRow, CellsAreForPeople) {
                                                 "200", "68.7"));
   EXPECT_THAT(cells.at(2), testing::ElementsAre("prefill", "4000 tokens", "12.5 s", "320",
                                                 "tokens/s", "1000", "32"));
+}
+
+TEST(BenchRow, AnErrorIsShownWhereOneIsTold) {
+  BenchRow told = FlopsRow("a", 1e9, 1, 2), untold = FlopsRow("b", 1e9, 1, 2);
+  told.error = 0.00123;
+  const auto cells = BenchCells({told, untold});
+  EXPECT_EQ(cells.at(0).back(), "error");
+  EXPECT_EQ(cells.at(1).back(), "0.0012");
+  EXPECT_EQ(cells.at(2).back(), "-");
+  EXPECT_NE(BenchCells({untold}).at(0).back(), "error");
+  BenchRun run(1, 1, "");
+  run.Add(told), run.Add(untold);
+  const auto json = nlohmann::json::parse(BenchJson("attention", 1, run));
+  EXPECT_DOUBLE_EQ(json["rows"][0].at("error").get<double>(), 0.00123);
+  EXPECT_FALSE(json["rows"][1].contains("error"));
+}
+
+TEST(BenchAttention, ComparisonsSeeWhatIsOff) {
+  Comparison same, off, nan;
+  for (int i = 1; i <= 4; ++i) {
+    same.Add(i, i), off.Add(i == 4 ? 4.5 : i, i);
+    nan.Add(i == 2 ? std::numeric_limits<double>::quiet_NaN() : i, i);
+  }
+  EXPECT_EQ(same.error(), 0);
+  EXPECT_TRUE(same.Check("a", 0).ok() && same.CheckError("a", 0).ok());
+  EXPECT_DOUBLE_EQ(off.error(), std::sqrt(0.25 / 30));
+  EXPECT_TRUE(off.Check("a", 0.11).ok() && off.CheckError("a", 0.1).ok());
+  EXPECT_FALSE(off.Check("a", 0.09).ok());
+  EXPECT_FALSE(off.CheckError("a", 0.09).ok());
+  EXPECT_FALSE(nan.Check("a", 1e9).ok());
+  EXPECT_FALSE(nan.CheckError("a", 1e9).ok());
+}
+
+// Negative control of what attention is verified by: a wrong element of each result is seen.
+TEST(BenchAttention, AWrongElementIsSeen) {
+  ThreadPool pool(1);
+  AttentionInputs inputs({4, 2, 64}, DType::kF32, 64, 64, 1);
+  inputs.Attend(pool);
+  EXPECT_TRUE(inputs.Compare().Check("a", 1e-5).ok());
+  AttentionGradients gradients(inputs);
+  gradients.Backward(pool);
+  EXPECT_TRUE(gradients.Compare().Check("a", 1e-4).ok());
+  for (std::vector<float>* x : {&gradients.dq(), &gradients.dk(), &gradients.dv()}) {
+    const float was = x->front();
+    x->front() += 0.01f;
+    EXPECT_FALSE(gradients.Compare().Check("a", 1e-4).ok());
+    x->front() = was;
+  }
+  for (std::vector<float>* x : {&inputs.o(), &inputs.lse()}) {
+    const float was = x->front();
+    x->front() += 0.01f;
+    EXPECT_FALSE(inputs.Compare().Check("a", 1e-5).ok());
+    x->front() = was;
+  }
 }
 
 TEST(BenchMedian, OfOddAndEvenCounts) {
