@@ -169,6 +169,7 @@ ordered_json ExchangeJson(const ExchangeAnswer& answer) {
                        {"link",
                         {{"bytes_per_s", answer.question.link.bytes_per_s},
                          {"latency_s", answer.question.link.latency_s}}},
+                       {"host_bytes", answer.host_bytes},
                        {"own", CostJson(answer.own, timed)},
                        {"modes", std::move(modes)}};
   if (timed) {
@@ -192,7 +193,9 @@ std::string ExchangeText(const ExchangeAnswer& answer) {
                    FormatBytes(answer.question.link.bytes_per_s), "/s and ",
                    Seconds(answer.question.link.latency_s),
                    " from rank to rank; *: the job's own\n", Table(rows, ColourStdout()));
-  if (!timed) return text + "\ngive --step-seconds or --flops: what of it is exposed is told too\n";
+  absl::StrAppend(&text, "\nthe job's exchange takes ", FormatBytes(double(answer.host_bytes)),
+                  " of a rank's host memory\n");
+  if (!timed) return text + "give --step-seconds or --flops: what of it is exposed is told too\n";
   absl::StrAppendFormat(&text, "\nthe job's exchange: speed-up %.3f of %d pods, steps of %s: %s\n",
                         answer.own.speed_up, answer.job.meshes.size(), Seconds(answer.seconds.step),
                         answer.hidden ? "it is hidden" : "it is not hidden");

@@ -31,6 +31,9 @@ struct ExchangeAnswer {
   std::vector<ExchangeCost> others;  // the same of each mode and codec
   std::string advice;  // settings of the job's spec that hide it; empty: none needed, or none found
   bool hidden = false;
+  // Host memory of rank 0 for it: outer weights and momentum, what the codec left out, a fragment,
+  // bounded queues. Of a job on several pods it is part of what plan tells as `communicator`.
+  int64_t host_bytes = 0;
 };
 // `told`: the job's spec says that it has so many pods. seconds.step 0: not known.
 ExchangeAnswer AnswerExchange(const ModelConfig& config, const PlannedExchange& job, bool told,

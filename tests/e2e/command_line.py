@@ -213,6 +213,8 @@ def test_plan():
     exchange = facts["exchange"]
     check(exchange["pods"] == 2 and len(exchange["modes"]) == 16 and not exchange["hidden"], exchange)
     check(facts["seconds"]["exchange"] == exchange["own"]["turn_s"] > 0, facts["seconds"])
+    alone = run("plan", MODEL, "--mesh", "data=1", "--sequence-length", 64, "--link-rate", "1MB", "-o", "json").json()
+    check(alone["exchange"]["host_bytes"] > alone["ranks"][0]["weights"] > 0, alone["exchange"])  # own, and a peer's
     settings = facts["advice"][0].split(": ")[0].split()  # the job with its advice hides it
     check("mesh.pods=2" in settings and any("train.exchange." in word for word in settings), settings)
     changed = run(*link, *settings, "-o", "json").json()
