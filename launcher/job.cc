@@ -118,8 +118,11 @@ absl::StatusOr<JobStatus> Follow(Client& client, const std::string& id, uint64_t
 }
 
 absl::Status RunSubmit(const Arguments& arguments) {
-  TOROID_ASSIGN_OR_RETURN(const JobSpec spec,
-                          ReadJobSpec(arguments.Text("FILE"), arguments.Texts("--set")));
+  std::vector<std::string> settings = arguments.Texts("--set");
+  if (arguments.Has("--on-pool")) {
+    settings.push_back(absl::StrCat("on_pool=", arguments.Text("--on-pool")));
+  }
+  TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(arguments.Text("FILE"), settings));
   TOROID_ASSIGN_OR_RETURN(const auto client, ConnectClient(arguments));
   TOROID_ASSIGN_OR_RETURN(JobStatus job, client->SubmitJob(spec, arguments.Text("--request-id")));
   if (!arguments.Flag("--wait")) {
@@ -256,6 +259,8 @@ const OptionTable kSubmitOptions = {
          false, true},
         {"--request-id", ValueKind::kText, "ID", "",
          "a repeat with the same id submits nothing new"},
+        {"--on-pool", ValueKind::kText, "NAME", "",
+         "in the world of this pool job, in turn with its other clients"},
         {"--wait", ValueKind::kFlag, "", "", "follow the job to its end; exit 5 if it fails"},
     }};
 const OptionTable kListOptions = {
@@ -288,7 +293,8 @@ const Verb kJobSubmitVerb = {
     .tables = {&kSubmitOptions, &kClientOptions, &kOutputOptions, &kDetailOptions},
     .examples =
         "toroid job submit deploy/jobs/generate.textproto --wait\n"
-        "toroid job submit job.yaml --set generate.max_tokens=64 --set mesh.ring=2",
+        "toroid job submit job.yaml --set generate.max_tokens=64 --set mesh.ring=2\n"
+        "toroid job submit deploy/jobs/pool.textproto && toroid job submit job.yaml --on-pool pool",
     .run = RunSubmit,
 };
 const Verb kJobListVerb = {

@@ -127,6 +127,13 @@ const Option kTlsDir = {
     "ca.pem, cert.pem, key.pem (toroid pki): TLS, both sides verified; also TOROID_TLS_DIR",
     true};
 
+const Option kOnPool = {"--on-pool",
+                        ValueKind::kText,
+                        "NAME",
+                        "",
+                        "there: in the world of this pool job, in turn with its other clients",
+                        true};
+
 const OptionTable kControllerOptions = {
     "on a cluster",
     {
@@ -135,6 +142,7 @@ const OptionTable kControllerOptions = {
         kTlsDir,
         {"--pod", ValueKind::kText, "POD", "", "there: on this pod; default: any that is free",
          true},
+        kOnPool,
         {"--keep-alive", ValueKind::kSeconds, "T", "5m",
          "there: how long the model stays loaded after this", true},
     }};
@@ -203,6 +211,7 @@ absl::StatusOr<InferenceRequest> InferenceOptions(const Arguments& arguments,
   TOROID_ASSIGN_OR_RETURN(const std::string mesh, MeshText(arguments));
   TOROID_ASSIGN_OR_RETURN(request.placement.mesh, ParseMeshWish(mesh));
   request.placement.pod = arguments.Text("--pod");
+  request.placement.on_pool = arguments.Text("--on-pool");
   request.keep_alive = absl::Seconds(arguments.Real("--keep-alive"));
   const double timeout = arguments.Real("--timeout");
   if (timeout > 0) request.timeout = absl::Seconds(timeout);
@@ -367,7 +376,7 @@ ProgressMode ProgressOption(const Arguments& arguments) {
 
 absl::StatusOr<std::string> ControllerOption(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
-  for (const char* flag : {"--pod", "--keep-alive", "--tls-dir"}) {
+  for (const char* flag : {"--pod", "--on-pool", "--keep-alive", "--tls-dir"}) {
     if (!UnderLauncher() && controller.empty() && arguments.OriginOf(flag) == Origin::kFlag) {
       return UsageError(absl::StrCat(flag,
                                      " without --controller: it is of pods, and nothing runs "

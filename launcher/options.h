@@ -17,8 +17,9 @@ extern const OptionTable kRunOptions;         // --timeout --stall-timeout
 extern const OptionTable kOutputOptions;      // -o --progress -q
 extern const OptionTable kLinesOptions;       // the same, for verbs whose answer is a stream
 extern const OptionTable kDetailOptions;      // -v, of verbs that run a model
-extern const OptionTable kControllerOptions;  // --controller --pod --keep-alive
+extern const OptionTable kControllerOptions;  // --controller --pod --on-pool --keep-alive
 extern const Option kTlsDir;                  // --tls-dir
+extern const Option kOnPool;                  // --on-pool
 extern const OptionTable kModelOptions;       // --model, --seed
 
 // The mesh as text: --mesh, or what -tp, -cp, -dp say; both is a usage error. Empty: nothing said.

@@ -298,6 +298,10 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
   }
   TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
   const LoadRequest& load = spec.placement.load;
+  if (std::holds_alternative<PoolTask>(spec.task)) {
+    return absl::UnimplementedError(
+        absl::StrCat(path, ": a pool has no model: plan the jobs that are to run in it"));
+  }
   Question question;
   TOROID_RETURN_IF_ERROR(Open(load.model, load.seed, question));
   if (mesh.empty()) {

@@ -216,7 +216,12 @@ absl::Status ThroughController(const Arguments& arguments) {
 
 absl::Status RunTrain(const Arguments& arguments) {
   TOROID_ASSIGN_OR_RETURN(const std::string controller, ControllerAloneOption(arguments));
-  if (controller.empty()) return OnRanks(arguments);
+  if (controller.empty()) {
+    if (!UnderLauncher() && arguments.OriginOf("--on-pool") == Origin::kFlag) {
+      return UsageError("--on-pool without --controller: it has the pools: add --controller");
+    }
+    return OnRanks(arguments);
+  }
   for (const char* flag : {"--pod", "--pod-peers"}) {
     if (!arguments.Has(flag)) continue;
     return UsageError(absl::StrCat(flag, " with --controller: that is of worlds which are started ",
@@ -245,6 +250,7 @@ const OptionTable kTrainOptions = {
          "instead of the job's: what a rank may take; 0: its share of what its host has free"},
         {"--controller", ValueKind::kText, "HOST:PORT", "",
          "run there instead of in this process (also TOROID_CONTROLLER)", true},
+        kOnPool,
         kTlsDir,
     }};
 

@@ -21,7 +21,11 @@ bool Given(const Arguments& arguments, const char* flag) {
 }  // namespace
 
 absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::string& path) {
-  TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, arguments.Texts("--set")));
+  std::vector<std::string> settings = arguments.Texts("--set");
+  if (arguments.Has("--on-pool")) {
+    settings.push_back(absl::StrCat("on_pool=", arguments.Text("--on-pool")));
+  }
+  TOROID_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(path, settings));
   if (!std::holds_alternative<TrainTask>(spec.task)) {
     return absl::InvalidArgumentError(
         absl::StrCat("not a training job: ", path, ": give it train { ... }, or submit it"));

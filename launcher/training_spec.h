@@ -10,8 +10,8 @@
 
 namespace toroid {
 
-// --set, --mesh, --layout, --threads, --compute and --device, which the verb has. InvalidArgument
-// if the job does not train.
+// --set, --mesh, --layout, --threads, --compute, --device and --on-pool, which the verb has.
+// InvalidArgument if the job does not train.
 absl::StatusOr<JobSpec> TrainingSpec(const Arguments& arguments, const std::string& path);
 
 // The wish as ParseMesh reads it, whose errors propose a mesh that fits.

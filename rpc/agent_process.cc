@@ -221,7 +221,9 @@ class AgentLoop {
   }
 
   absl::StatusOr<int> Start(const LaunchOrder& order) {
-    TOROID_RETURN_IF_ERROR(ResolvePath(order.model, options_.roots).status());
+    if (!order.model.empty()) {  // a pool's programs bring theirs
+      TOROID_RETURN_IF_ERROR(ResolvePath(order.model, options_.roots).status());
+    }
     std::error_code error;
     world_dir_ = absl::StrCat(options_.scratch_dir, "/", order.world.job, "-", order.world.epoch);
     std::filesystem::remove_all(world_dir_, error);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -43,7 +44,7 @@ struct LaunchOrder {
   WorldId world;
   int ranks = 1;
   std::string credential;
-  std::string model;  // checked before anything is started
+  std::string model;  // checked before anything is started; empty: of a pool
 };
 
 // Orders to one agent. Called under the controller's lock: must neither block nor call back.
@@ -73,6 +74,13 @@ struct TrainOrder {
 };
 struct ExitTask {};
 
+// What a program of a pool's client brings along.
+struct PoolPart {
+  std::string job;     // whose task it is; empty: of a request
+  uint64_t epoch = 0;  // of the job's launches
+  LoadRequest load;    // its model; one that trains loads for itself
+};
+
 // One numbered thing for a world to do.
 struct WorldProgram {
   uint64_t number = 0;
@@ -80,6 +88,7 @@ struct WorldProgram {
                DetokenizeTask, ExitTask>
       task;
   std::string output_dir;
+  std::optional<PoolPart> pool{};  // of a pool: it may be sent while earlier ones run
 };
 
 struct LoadAnswer {

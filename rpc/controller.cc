@@ -62,14 +62,25 @@ void Controller::CheckDeadlines() {
     if (request->deadline <= now) late.push_back(id);
   }
   for (uint64_t id : late) {
-    for (const auto& [name, pod] : pods_) {
-      if (pod->world != nullptr && pod->world->request == id) CancelProgram(*pod->world);
-    }
+    CancelRun(id);
     FinishRequest(*requests_.at(id), absl::DeadlineExceededError("the request ran out of time"));
   }
   std::vector<Job*> jobs;
   for (const auto& [id, job] : jobs_) jobs.push_back(job.get());
   for (Job* job : jobs) CheckJob(*job);
+}
+
+// The world that is at the request, or is to be, wants it no more.
+void Controller::CancelRun(uint64_t request) {
+  for (const auto& [name, pod] : pods_) {
+    World* world = pod->world.get();
+    if (world == nullptr) continue;
+    if (world->is_pool) {
+      CancelSent(*world, request, CancelHow::kNow, /*awaited=*/false);
+    } else if (world->request == request) {
+      CancelProgram(*world);
+    }
+  }
 }
 
 bool Controller::GiveToKeptWorld(Request& request) {
@@ -98,12 +109,13 @@ bool Controller::GiveToKeptWorld(Request& request) {
 
 // Waiting requests take kept worlds; then jobs and requests together take pods.
 void Controller::ScheduleWork() {
+  FeedPools();
   std::vector<Waiting> waiting;
   std::vector<uint64_t> request_keys;
   std::vector<Job*> job_keys;
   std::vector<Request*> asked;
   for (const auto& [id, request] : requests_) {
-    if (request->waiting) asked.push_back(request.get());
+    if (request->waiting && request->pool.empty()) asked.push_back(request.get());
   }
   for (Request* request : asked) {
     if (GiveToKeptWorld(*request)) continue;
@@ -113,7 +125,8 @@ void Controller::ScheduleWork() {
   }
   for (const auto& [id, job] : jobs_) {
     const JobState state = job->status.state;
-    if ((state != JobState::kQueued && state != JobState::kRestarting) || job->not_before > Now()) {
+    if ((state != JobState::kQueued && state != JobState::kRestarting) || !job->pool.empty() ||
+        job->not_before > Now()) {
       continue;
     }
     ExplainWaiting(*job);
@@ -221,6 +234,10 @@ uint64_t Controller::StartRequest(const RequestSpec& spec, RequestSink sink) {
     refusal = MakeError(absl::StatusCode::kResourceExhausted,
                         absl::StrCat("too many requests wait: ", requests_.size(), ": try later"),
                         {"QUEUE_FULL", {}, {}});
+  } else if (!spec.placement.on_pool.empty()) {
+    auto pool = PoolFor(spec.placement, /*pods=*/1);
+    refusal = pool.status();
+    if (pool.ok()) request->pool = *std::move(pool);
   } else {
     refusal = CannotServe(spec.placement);
   }
@@ -237,9 +254,7 @@ void Controller::CancelRequest(uint64_t id) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto it = requests_.find(id);
   if (it == requests_.end()) return;
-  for (const auto& [name, pod] : pods_) {
-    if (pod->world != nullptr && pod->world->request == id) CancelProgram(*pod->world);
-  }
+  CancelRun(id);
   FinishRequest(*it->second, absl::CancelledError("cancelled"));
   ScheduleWork();
 }

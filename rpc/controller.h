@@ -15,6 +15,9 @@
 // 0 attaches again and the program goes on. A controller that was started anew waits for the agents
 // of such jobs to report their worlds, a lease and five seconds at most.
 //
+// A pool is a job whose world runs the programs of other jobs and of requests, in one order: each
+// is stamped with its place in it, and some are sent ahead, to be prepared beside those that run.
+//
 // Invariants: an epoch is durable before its launch is ordered; an acknowledged job is durable; a
 // job's terminal state never changes; every request's sink gets `done` exactly once.
 // Thread-safe: one lock. Links and sinks are called under it.
@@ -119,6 +122,7 @@ class Controller {
   // controller.cc
   absl::Time Now() const { return now_(); }
   void CheckDeadlines();
+  void CancelRun(uint64_t request);
   void ScheduleWork();
   bool GiveToKeptWorld(Request& request);
   absl::Status CannotServe(const Placement& placement, int64_t pods = 1) const;
@@ -134,6 +138,7 @@ class Controller {
   absl::Status StartWorld(Pod& pod, const Placement& placement, absl::Duration keep_alive);
   void Assign(World& world, Request& request);
   void SendTask(World& world);
+  WorldProgram ProgramOf(const World& world, const Request& request, uint64_t number) const;
   bool Trains(const World& world) const;
   void Answer(World& world, const WorldAnswer& answer);
   void Loaded(World& world, const LoadAnswer& answer);
@@ -145,6 +150,21 @@ class Controller {
   void EndWorld(Pod& pod, const absl::Status& failure, const WorldExit& exit, bool confirmed);
   void FinishRequest(Request& request, const absl::StatusOr<RequestResult>& result);
   void CheckWorld(Pod& pod);
+
+  // controller_pools.cc
+  absl::StatusOr<std::string> PoolFor(const Placement& placement, int64_t pods) const;
+  World* WorldOfPool(const std::string& pool, std::string* pod) const;
+  void FeedPools();
+  void EndOrphans();
+  bool SendNext(const std::string& pool, World& world, const std::string& pod);
+  absl::Status SendJob(Job& job, World& world, const std::string& pod);
+  void Send(Request& request, World& world, const std::string& pod, uint64_t epoch);
+  void BeginFirst(World& world);
+  void PoolAnswered(World& world, const absl::StatusOr<RequestResult>& result);
+  void CancelSent(World& world, uint64_t request, CancelHow how, bool awaited);
+  void EndOnPool(Job& job, CancelHow how);
+  void PoolWorldEnded(World& world, const absl::Status& why, const WorldExit& exit);
+  void LogOfPool(const World& world, const std::vector<LogLine>& lines);
 
   // controller_recovery.cc
   void LoadJobs();
@@ -158,7 +178,8 @@ class Controller {
   Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);
   void JobProgressed(Job& job, const World& world, const TaskProgress& progress);
-  void JobCommits(const World& world, JobCheckpoint checkpoint);
+  void JobCommits(const World& world, const std::string& job, uint64_t epoch,
+                  JobCheckpoint checkpoint);
   void JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result);
   bool GoesOnWithout(Job& job, const absl::Status& ended);
   bool SpeaksForJob(const World& world) const;

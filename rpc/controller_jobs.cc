@@ -36,7 +36,9 @@ absl::Status CheckSpec(const JobSpec& spec, const std::string& request_id) {
     return BadField(
         "name", absl::StrCat("'", spec.name, "' is no name: up to 63 letters, digits, '-', '_'"));
   }
-  if (spec.placement.load.model.empty()) return BadField("model.path", "missing: name a model");
+  const bool pool = std::holds_alternative<PoolTask>(spec.task);
+  if (spec.placement.load.model.empty() && !pool)
+    return BadField("model.path", "missing: name a model");
   if (spec.device == Device::kCuda) {
     return BadField("device", "CUDA: pods compute on CPUs in this version: take AUTO or CPU");
   }
@@ -119,6 +121,12 @@ absl::StatusOr<JobStatus> Controller::SubmitJob(const JobSpec& spec,
     }
     if (known.status().code() != absl::StatusCode::kNotFound) return known.status();
   }
+  std::string pool;
+  if (!spec.placement.on_pool.empty()) {
+    const auto* train = std::get_if<TrainTask>(&spec.task);
+    TOROID_ASSIGN_OR_RETURN(
+        pool, PoolFor(spec.placement, train == nullptr ? 1 : train->plan.options.pods.count));
+  }
   if (jobs_.size() >= kMaxJobs) {
     return MakeError(absl::StatusCode::kResourceExhausted,
                      absl::StrCat("too many jobs wait: ", jobs_.size(), ": try later"),
@@ -138,6 +146,8 @@ absl::StatusOr<JobStatus> Controller::SubmitJob(const JobSpec& spec,
                      absl::ToUnixMicros(Now())));
   TOROID_ASSIGN_OR_RETURN(const StoredJob stored, store_->Get(job->status.id));
   job->order = stored.order;
+  job->pool = std::move(pool);
+  job->arrival = ++last_id_;
   const JobStatus status = job->status;
   jobs_[status.id] = std::move(job);
   ScheduleWork();
@@ -240,12 +250,19 @@ void Controller::Unwatch(uint64_t subscription) {
 Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
   auto request = std::make_unique<Request>();
   request->id = ++last_id_;
-  std::visit([&request](const auto& task) { request->spec.task = task; }, job.spec.task);
+  std::visit(
+      [&request](const auto& task) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(task)>, PoolTask>) {
+          request->spec.task = task;
+        }
+      },
+      job.spec.task);
   // One directory for each job of a spec; of a job without a name its id.
   request->output_dir = PodDirectory(
       OutputDirectory(job.spec, job.status.name.empty() ? job.status.id : job.status.name), pod,
       job.pods());
   request->job = job.status.id;
+  request->spec.placement = job.spec.placement;
   request->pod = pod;
   Request& task = *request;
   requests_[request->id] = std::move(request);
@@ -281,7 +298,9 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   job.answered = 0;
   job.lost = 0;
   for (size_t i = 0; i < pods.size(); ++i) {
+    worlds[i]->is_pool = job.is_pool();
     Launch(*pods[i], std::move(worlds[i]));
+    if (job.is_pool()) continue;  // its programs are others'
     Assign(*pods[i]->world, NewRequest(job, static_cast<int64_t>(i)));
   }
   if (job.status.started == absl::InfinitePast()) job.status.started = Now();
@@ -300,14 +319,15 @@ void Controller::JobProgressed(Job& job, const World& world, const TaskProgress&
 }
 
 // Of the launch that is present, since it has come by its stream; the store has the last word.
-void Controller::JobCommits(const World& world, JobCheckpoint checkpoint) {
-  const auto found = jobs_.find(world.job);
+void Controller::JobCommits(const World& world, const std::string& id, uint64_t epoch,
+                            JobCheckpoint checkpoint) {
+  const auto found = jobs_.find(id);
   if (found == jobs_.end()) {
     ++stale_dropped_;
     return;
   }
   Job& job = *found->second;
-  checkpoint.epoch = world.id.epoch;
+  checkpoint.epoch = epoch;
   PodCommits(job, world, checkpoint);  // epochs of pods are not each other's: the store keeps one
   JobStatus status = job.status;
   const bool later = !status.checkpoint || checkpoint.step > status.checkpoint->step;
@@ -472,10 +492,11 @@ void Controller::CheckJob(Job& job) {
   const bool saves = job.trains() && job.end_state == JobState::kFailed;
   if (saves && awaited && Now() < job.awaited) return;
   if (waits) return EndJob(job);
+  if (!job.pool.empty()) return EndOnPool(job, saves ? CancelHow::kSave : CancelHow::kNow);
   for (const auto& [name, pod] : pods_) {
     World* world = pod->world.get();
     if (world == nullptr || world->job != job.status.id || world->ending()) continue;
-    if (world->state == World::State::kBusy) {
+    if (world->state == World::State::kBusy && !world->is_pool) {
       // Whoever cancels does not wait for one that saves.
       const bool told = world->cancel_deadline != absl::InfiniteFuture();
       if (!told || (!saves && world->cancel_deadline > Now() + times_.cancel)) {

@@ -152,7 +152,9 @@ void Controller::WorldEnded(uint64_t session, const WorldId& id, const WorldExit
 
 void Controller::LogLines(uint64_t session, const WorldId& id, const std::vector<LogLine>& lines) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (WorldOf(session, id) == nullptr) return;
+  const World* world = WorldOf(session, id);
+  if (world == nullptr) return;
+  if (world->is_pool) LogOfPool(*world, lines);
   logs_->Append(id.job, lines);
   for (const auto& [number, subscription] : subscriptions_) {
     if (subscription->job == id.job) subscription->sink.more_log();

@@ -23,6 +23,11 @@ void Controller::LoadJobs() {
     jobs_[item.id] = std::move(owned);
     if (job.status.state == JobState::kStarting || job.status.state == JobState::kRunning) {
       // Its world may still run: until its pod says otherwise, wait for the lease.
+      if (!job.spec.placement.on_pool.empty()) {  // its pool's world will take it
+        (void)SetState(job, JobState::kRestarting, "ControllerRestarted",
+                       "the controller was restarted");
+        continue;
+      }
       if (job.trains() && job.pods() == 1) {
         job.awaited = Now() + times_.lease + times_.lease_margin;
         continue;
@@ -32,6 +37,14 @@ void Controller::LoadJobs() {
       (void)SetState(job, JobState::kRestarting, "ControllerRestarted",
                      "the controller was restarted");
     }
+  }
+  for (auto item = stored->rbegin(); item != stored->rend(); ++item) {  // the oldest first
+    const auto found = jobs_.find(item->id);
+    if (found == jobs_.end()) continue;
+    Job& job = *found->second;
+    job.arrival = ++last_id_;
+    if (job.spec.placement.on_pool.empty()) continue;
+    job.pool = PoolFor(job.spec.placement, /*pods=*/1).value_or(job.spec.placement.on_pool);
   }
 }
 

@@ -2,6 +2,7 @@
 // only.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -42,7 +43,20 @@ struct Controller::World {
   std::optional<ModelStatus> model;
   double load_s = 0;  // told with the first result, then 0
   uint64_t last_program = 0, program = 0, request = 0;
-  absl::Status failure;  // why it ends, if nobody asked it to
+
+  // Of a pool: the programs that it has been sent and has not answered, in their order. The first
+  // is `program`, of `request`.
+  struct Sent {
+    uint64_t number = 0;
+    uint64_t request = 0;             // 0: it was cancelled
+    std::string job;                  // whose task it is; empty: of a client's request
+    uint64_t epoch = 0;               // of that job
+    std::optional<CancelHow> told{};  // to end
+  };
+  bool is_pool = false;
+  std::deque<Sent> sent;
+  std::deque<std::string> served;  // jobs whose programs it was sent last: it writes of them
+  absl::Status failure;            // why it ends, if nobody asked it to
 
   bool ending() const { return state == State::kExiting || state == State::kStopping; }
 };
@@ -62,8 +76,9 @@ struct Controller::Request {
   RequestSpec spec;
   RequestSink sink;
   std::string output_dir;
-  std::string job;  // whose task it is; empty: a client's
-  int64_t pod = 0;  // of the job's pods, whose part it is
+  std::string job;   // whose task it is; empty: a client's
+  std::string pool;  // the id of the pool job in whose world it runs; empty: in one of its own
+  int64_t pod = 0;   // of the job's pods, whose part it is
   absl::Time deadline = absl::InfiniteFuture();
   bool waiting = true;  // has no world yet
 };
@@ -71,6 +86,8 @@ struct Controller::Request {
 struct Controller::Job {
   JobSpec spec;
   uint64_t order = 0;
+  std::string pool;      // the id of the pool job in whose world it runs; empty: in one of its own
+  uint64_t arrival = 0;  // among the requests of its pool
   JobStatus status;
   uint64_t sequence = 0;
   absl::Time not_before = absl::InfinitePast();
@@ -98,6 +115,7 @@ struct Controller::Job {
   };
   std::vector<Told> told_by_pods;
 
+  bool is_pool() const { return std::holds_alternative<PoolTask>(spec.task); }
   bool trains() const { return std::holds_alternative<TrainTask>(spec.task) && !spec.verify; }
   bool goes_on() const {
     return pods() > 1 && std::get<TrainTask>(spec.task).plan.options.pods.policy ==

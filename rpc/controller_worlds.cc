@@ -111,6 +111,13 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
   world->state = World::State::kLoading;
   world->deadline = absl::InfiniteFuture();
   world->resumes = false;
+  if (world->is_pool) {
+    world->state = World::State::kIdle;
+    world->idle_since = Now();
+    (void)SetState(*jobs_.at(world->job), JobState::kRunning, "", "");
+    FeedPools();
+    return world->worker;
+  }
   if (Trains(*world)) {  // the program loads its model for itself
     Job& trains = *jobs_.at(world->job);
     if (trains.status.state != JobState::kRunning) {
@@ -146,18 +153,23 @@ void Controller::SendTask(World& world) {
   const Request& request = *requests_.at(world.request);
   world.state = World::State::kBusy;
   world.program = ++world.last_program;
+  world.link.run(ProgramOf(world, request, world.program));
+}
+
+WorldProgram Controller::ProgramOf(const World& world, const Request& request,
+                                   uint64_t number) const {
   WorldProgram program;
-  program.number = world.program;
+  program.number = number;
   program.output_dir = request.output_dir;
   std::visit(Overloaded{[&](const TrainTask&) {
-                          TrainOrder order{jobs_.at(world.job)->spec};
-                          order.spec.placement = world.placement;
+                          TrainOrder order{jobs_.at(request.job)->spec};
+                          order.spec.placement.load.mesh = world.placement.load.mesh;
                           order.pod = world.pod;
                           program.task = std::move(order);
                         },
                         [&](const auto& task) { program.task = task; }},
              request.spec.task);
-  world.link.run(program);
+  return program;
 }
 
 bool Controller::Trains(const World& world) const {
@@ -189,15 +201,20 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     return;
   }
   if (const auto* checkpoint = std::get_if<JobCheckpoint>(&answer.body)) {
-    return JobCommits(world, *checkpoint);  // of a cancelled program too
+    const World::Sent* sent = world.sent.empty() ? nullptr : &world.sent.front();
+    if (!world.is_pool) return JobCommits(world, world.job, world.id.epoch, *checkpoint);
+    if (sent != nullptr && sent->number == answer.number) {
+      JobCommits(world, sent->job, sent->epoch, *checkpoint);
+    }
+    return;  // of a cancelled program too
   }
   if (world.ending() || answer.number != world.program) return;  // of a cancelled program
   const auto it = requests_.find(world.request);
   Request* request = it == requests_.end() ? nullptr : it->second.get();
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
-    const auto job = jobs_.find(world.job);
     world.stepped = world.stepped || (progress->phase == "train" && progress->done > 0);
+    const auto job = jobs_.find(request != nullptr ? request->job : world.is_pool ? "" : world.job);
     if (job != jobs_.end()) JobProgressed(*job->second, world, *progress);
   } else if (const auto* listens = std::get_if<ListensAnswer>(&answer.body)) {
     world.listens = listens->addresses;
@@ -264,6 +281,7 @@ void Controller::Loaded(World& world, const LoadAnswer& loaded) {
 
 // Program `world.program` has been answered: the world is free again, or of no more use.
 void Controller::Finished(World& world, const absl::StatusOr<RequestResult>& answer) {
+  if (world.is_pool) return PoolAnswered(world, answer);
   absl::StatusOr<RequestResult> result = answer;
   if (result.ok()) {  // what loading took belongs to the request that caused it
     Timing* timing = nullptr;
@@ -390,11 +408,15 @@ void Controller::EndWorld(Pod& pod, const absl::Status& failure, const WorldExit
   if (!refused && !(world->ending() && failure.ok() && world->request == 0)) {
     why = WorldDied(world->id, name, exit, failure);
   }
+  if (world->is_pool) {
+    if (why.ok()) why = WorldDied(world->id, name, exit, failure);
+    PoolWorldEnded(*world, why, exit);
+  }
   if (!world->job.empty()) {
     const bool answered = requests_.erase(world->request) == 0;
     const auto job = jobs_.find(world->job);
     // Its part is done; the job's other pods may still be at theirs.
-    if (job != jobs_.end() && (!answered || job->second->failed)) {
+    if (job != jobs_.end() && (!answered || world->is_pool || job->second->failed)) {
       if (why.ok()) why = WorldDied(world->id, name, exit, failure);
       if (!confirmed) job->second->unconfirmed_pod = name;
       const absl::Time expired = std::max(leases_.Deadline(name), Now());

@@ -59,17 +59,44 @@ internal::v1::WorldId ToProto(const WorldId& id) {
 
 WorldId FromProto(const internal::v1::WorldId& id) { return {id.job(), id.epoch(), id.view()}; }
 
+namespace {
+
+internal::v1::Load LoadMessage(const LoadRequest& load) {
+  Placement placement;
+  placement.load = load;
+  const v1::Placement message = ToProto(placement, absl::ZeroDuration());
+  internal::v1::Load out;
+  *out.mutable_model() = message.model();
+  *out.mutable_mesh() = ToProto(load.mesh);
+  out.set_compute(message.compute());
+  return out;
+}
+
+absl::StatusOr<LoadRequest> ReadLoad(const internal::v1::Load& in) {
+  v1::Placement placement;
+  *placement.mutable_model() = in.model();
+  placement.set_compute(in.compute());
+  TOROID_ASSIGN_OR_RETURN(Placement read, FromProto(placement, nullptr));
+  read.load.mesh = MeshFromProto(in.mesh());
+  return std::move(read.load);
+}
+
+}  // namespace
+
 internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& program) {
   internal::v1::WorldMessage out;
   *out.mutable_world() = ToProto(world);
   out.set_number(program.number);
+  if (program.pool.has_value()) {
+    internal::v1::Pooled& pooled = *out.mutable_pooled();
+    pooled.set_job(program.pool->job);
+    pooled.set_epoch(program.pool->epoch);
+    if (!std::holds_alternative<TrainOrder>(program.task)) {
+      *pooled.mutable_load() = LoadMessage(program.pool->load);
+    }
+  }
   if (const auto* load = std::get_if<LoadTask>(&program.task)) {
-    Placement placement;
-    placement.load = load->load;
-    const v1::Placement message = ToProto(placement, absl::ZeroDuration());
-    *out.mutable_load()->mutable_model() = message.model();
-    *out.mutable_load()->mutable_mesh() = ToProto(load->load.mesh);
-    out.mutable_load()->set_compute(message.compute());
+    *out.mutable_load() = LoadMessage(load->load);
   } else if (const auto* generate = std::get_if<GenerateTask>(&program.task)) {
     *out.mutable_generate()->mutable_task() = ToProto(*generate);
     out.mutable_generate()->set_output_dir(program.output_dir);
@@ -101,14 +128,17 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
   using Message = internal::v1::WorldMessage;
   WorldProgram out;
   out.number = in.number();
+  if (in.has_pooled()) {
+    out.pool.emplace(PoolPart{in.pooled().job(), in.pooled().epoch(), {}});
+    if (in.pooled().has_load()) {
+      TOROID_ASSIGN_OR_RETURN(out.pool->load, ReadLoad(in.pooled().load()));
+    }
+  }
   switch (in.body_case()) {
     case Message::kLoad: {
-      v1::Placement placement;
-      *placement.mutable_model() = in.load().model();
-      placement.set_compute(in.load().compute());
-      TOROID_ASSIGN_OR_RETURN(Placement read, FromProto(placement, nullptr));
-      read.load.mesh = MeshFromProto(in.load().mesh());
-      out.task = LoadTask{read.load};
+      LoadTask task;
+      TOROID_ASSIGN_OR_RETURN(task.load, ReadLoad(in.load()));
+      out.task = std::move(task);
       return out;
     }
     case Message::kGenerate: {

@@ -73,9 +73,29 @@ absl::Status PlaceTraining(const v1::JobSpec& in, JobSpec& out) {
   if (out.output_dir.empty()) {
     return BadField("output.dir", "missing: name a directory for checkpoints and metrics");
   }
-  if (in.model().layout().empty()) out.placement.load.layout = {LayoutRule::Kind::kZigzag, 1};
-  if (out.placement.mesh == MeshWish()) out.placement.mesh.data = MeshWish::kRest;
+  Placement& placement = out.placement;
+  if (in.model().layout().empty()) placement.load.layout = {LayoutRule::Kind::kZigzag, 1};
+  if (placement.mesh == MeshWish() && placement.on_pool.empty()) {
+    placement.mesh.data = MeshWish::kRest;
+  }
   return absl::OkStatus();
+}
+
+// A pool has a mesh and a place; the rest is its programs'.
+absl::StatusOr<Placement> PlacePool(const v1::JobSpec& in) {
+  if (!in.model().path().empty() || !in.model().shape().preset().empty()) {
+    return BadField("model", "of a pool: each of its programs has its own: leave it out");
+  }
+  if (!in.on_pool().empty()) {
+    return BadField("on_pool", "of a pool: pools do not run in pools: leave it out");
+  }
+  if (!in.output().dir().empty()) {
+    return BadField("output.dir", "of a pool: each of its programs has its own: leave it out");
+  }
+  Placement out;
+  TOROID_ASSIGN_OR_RETURN(out.mesh, WishFromProto(in.mesh()));
+  out.pod = in.pod();
+  return out;
 }
 
 }  // namespace
@@ -105,9 +125,14 @@ v1::JobSpec ToProto(const JobSpec& spec) {
       mesh.set_ring(int32_t(wish.ring));
       mesh.set_tensor(int32_t(wish.tensor));
     }
+  } else if (const auto* score = std::get_if<ScoreTask>(&spec.task)) {
+    *out.mutable_score() = ToProto(*score);
   } else {
-    *out.mutable_score() = ToProto(std::get<ScoreTask>(spec.task));
+    out.mutable_pool();
+    out.clear_model();
+    out.clear_compute();
   }
+  out.set_on_pool(spec.placement.on_pool);
   out.set_max_restarts(spec.max_restarts);
   if (spec.active_deadline != absl::InfiniteDuration()) {
     out.set_active_deadline(absl::FormatDuration(spec.active_deadline));
@@ -140,7 +165,9 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
   if (in.has_train()) placement.mutable_mesh()->clear_pods();  // ReadPods
   placement.set_compute(in.compute());
   placement.set_pod(in.pod());
-  TOROID_ASSIGN_OR_RETURN(out.placement, FromProto(placement, nullptr));
+  placement.set_on_pool(in.on_pool());
+  TOROID_ASSIGN_OR_RETURN(out.placement,
+                          in.has_pool() ? PlacePool(in) : FromProto(placement, nullptr));
   if (out.placement.load.seed == 0) out.placement.load.seed = in.seed();
   switch (in.task_case()) {
     case v1::JobSpec::kGenerate: {
@@ -162,8 +189,11 @@ absl::StatusOr<JobSpec> FromProto(const v1::JobSpec& in) {
       TOROID_RETURN_IF_ERROR(PlaceTraining(in, out));
       break;
     }
+    case v1::JobSpec::kPool:
+      out.task = PoolTask();
+      break;
     case v1::JobSpec::TASK_NOT_SET:
-      return BadField("task", "missing: give generate, score or train");
+      return BadField("task", "missing: give generate, score, train or pool");
   }
   if (in.pod_mesh_size() > 0 && !in.has_train()) {
     return BadField("pod_mesh", "only training runs on several pods: leave it out");

@@ -22,18 +22,6 @@ v1::Mesh ToProto(const MeshWish& wish) {
   return out;
 }
 
-absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh) {
-  if (mesh.pods() != 0 && mesh.pods() != 1) {
-    return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": only training runs on several pods"));
-  }
-  for (const auto& [name, size] :
-       {std::pair("mesh.data", mesh.data()), std::pair("mesh.ring", mesh.ring()),
-        std::pair("mesh.tensor", mesh.tensor())}) {
-    if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
-  }
-  return MeshWish{mesh.data(), mesh.ring(), mesh.tensor()};
-}
-
 v1::Prompt ToProto(const PromptSpec& prompt) {
   v1::Prompt out;
   switch (prompt.kind) {
@@ -128,6 +116,18 @@ MeshShape MeshFromProto(const v1::Mesh& mesh) {
   return {std::max(1, mesh.data()), std::max(1, mesh.ring()), std::max(1, mesh.tensor())};
 }
 
+absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh) {
+  if (mesh.pods() != 0 && mesh.pods() != 1) {
+    return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": only training runs on several pods"));
+  }
+  for (const auto& [name, size] :
+       {std::pair("mesh.data", mesh.data()), std::pair("mesh.ring", mesh.ring()),
+        std::pair("mesh.tensor", mesh.tensor())}) {
+    if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
+  }
+  return MeshWish{mesh.data(), mesh.ring(), mesh.tensor()};
+}
+
 v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive) {
   v1::Placement out;
   const LoadRequest& load = placement.load;
@@ -149,6 +149,7 @@ v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive) {
                   : load.compute == Compute::kF64 ? v1::FP64
                                                   : v1::BF16);
   out.set_pod(placement.pod);
+  out.set_on_pool(placement.on_pool);
   out.set_keep_alive(absl::FormatDuration(keep_alive));
   return out;
 }
@@ -200,6 +201,7 @@ absl::StatusOr<Placement> FromProto(const v1::Placement& in, absl::Duration* kee
   }
   TOROID_ASSIGN_OR_RETURN(out.mesh, WishFromProto(in.mesh()));
   out.pod = in.pod();
+  out.on_pool = in.on_pool();
   if (keep_alive != nullptr) {
     TOROID_ASSIGN_OR_RETURN(*keep_alive,
                             ReadDuration(in.keep_alive(), "keep_alive", absl::Minutes(5)));

@@ -82,7 +82,9 @@ struct TrainResult {
   int64_t peak_bytes = 0;     // accounted, of rank 0
   std::string directory;      // of the run
 };
-using Task = std::variant<GenerateTask, ScoreTask, TrainTask>;
+// A world for the programs of others: of jobs and requests whose placement says on_pool.
+struct PoolTask {};
+using Task = std::variant<GenerateTask, ScoreTask, TrainTask, PoolTask>;
 using TaskResult =
     std::variant<std::monostate, GenerateResult, ScoreResult, TrainResult, VerifyResult>;
 
@@ -109,7 +111,8 @@ struct TaskProgress {
 struct Placement {
   LoadRequest load;  // load.mesh is resolved from `mesh`
   MeshWish mesh;
-  std::string pod;  // empty: any
+  std::string pod;      // empty: any
+  std::string on_pool;  // name or id of a pool job, in whose world it runs; empty: in its own
   // Of a job on several pods: those that take part in any case, with another mesh.
   PodMeshes pod_meshes = {};
 };

@@ -6,17 +6,17 @@
 #include <deque>
 #include <fstream>
 #include <set>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
+#include "parallel/gang_queue.h"
 #include "parallel/host_exchange.h"
 #include "rpc/connect_pods.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
-#include "rpc/prompt.h"
+#include "rpc/prepared_program.h"
 #include "rpc/roots.h"
 #include "rpc/training_job.h"
 #include "rpc/worker_link.h"
@@ -29,22 +29,9 @@ using internal::v1::WorldMessage;
 
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
 constexpr absl::Duration kLogInterval = absl::Seconds(5);
-constexpr int64_t kMaxPromptFile = int64_t{256} << 20;
-
-absl::StatusOr<std::string> ReadPromptFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat("file not readable: ", path));
-  const std::streamoff size = file.tellg();
-  if (size < 0 || size > kMaxPromptFile) {
-    return absl::InvalidArgumentError(absl::StrCat("file is too large: ", path, ": ", size,
-                                                   " bytes, the most is ", kMaxPromptFile));
-  }
-  std::string text(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  file.read(text.data(), size);
-  if (!file) return absl::NotFoundError(absl::StrCat("file not readable: ", path));
-  return text;
-}
+// Threads that prepare programs of a pool: they wait for files, and hand texts to a tokenizer.
+constexpr int kPreparers = 2;
+constexpr size_t kKnownModels = 4;  // whose tokenizers are kept for programs that are to come
 
 absl::Status NoTokenizer() {
   return MakeError(absl::StatusCode::kFailedPrecondition,
@@ -95,8 +82,15 @@ class Connection final : public WorkerConnection {
       Tell(number, std::vector<TokenEvent>{token});
     };
     channel.on_loaded = [this](uint64_t number, const absl::StatusOr<LoadedModel>& model) {
-      if (!model.ok()) return Tell(number, model.status());
+      if (!model.ok()) {
+        waiting_.reset();
+        return Tell(number, model.status());
+      }
       model_ = *model;
+      if (waiting_ != nullptr) {  // of a pool's program, which answers for both
+        Know(*waiting_->load, *model);
+        return;
+      }
       ModelStatus status;
       status.name = model->name;
       status.context = model->context;
@@ -151,22 +145,59 @@ class Connection final : public WorkerConnection {
 
  private:
   void Receive(const WorldMessage& message) {
+    if (!message.has_pods() && !message.has_cancel()) return Push(message);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (message.has_pods()) {
       PodTable table = FromProto(message.pods());
       if (!table_ || table.view > table_->view) table_ = std::move(table);
-    } else if (message.has_cancel()) {
-      (message.cancel().save() ? saved_ : cancelled_).insert(message.number());
     } else {
-      inbox_.push_back(message);
+      (message.cancel().save() ? saved_ : cancelled_).insert(message.number());
     }
     changed_.notify_all();
+  }
+
+  // Programs of a pool need nothing of earlier ones but, some, a model, which they wait for.
+  void Push(const WorldMessage& message) {
+    auto prepared = std::make_shared<PreparedProgram>();
+    const auto prepare = [this, prepared, message] {
+      auto order = FromProto(message);
+      prepared->status = order.status();
+      if (order.ok()) prepared->order = *std::move(order);
+      prepared->order.number = message.number();
+      if (Cancelled(message.number())) return;  // by the time that it could begin
+      PrepareFiles(*prepared, options_.roots);
+      if (const auto model = Known(prepared->load)) PrepareIds(*prepared, *model);
+    };
+    programs_.Push({message.number(), prepare, /*ahead=*/message.has_pooled(),
+                    [this, prepared] { taken_ = prepared; }});
   }
 
   void Gone() {
     const std::lock_guard<std::mutex> lock(mutex_);
     gone_ = true;
     changed_.notify_all();
+    programs_.Close();
+  }
+
+  bool Cancelled(uint64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return cancelled_.count(number) > 0;
+  }
+
+  // The model is loaded now; its tokenizer serves what is prepared from here on.
+  void Know(const LoadRequest& load, const LoadedModel& model) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    loaded_ = load;
+    std::erase_if(known_, [&load](const auto& known) { return known.first == load; });
+    known_.push_front({load, model});
+    if (known_.size() > kKnownModels) known_.pop_back();
+  }
+  std::optional<LoadedModel> Known(const std::optional<LoadRequest>& load) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [known, model] : known_) {
+      if (load.has_value() && known == *load) return model;
+    }
+    return std::nullopt;
   }
 
   template <typename Body>
@@ -192,86 +223,75 @@ class Connection final : public WorkerConnection {
   // The next program for the ranks; what needs no ranks is answered on the way.
   Program Next() {
     while (true) {
-      WorldMessage message;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return gone_ || !inbox_.empty(); });
-        if (gone_) return Program();  // kExit
-        message = std::move(inbox_.front());
-        inbox_.pop_front();
+      std::shared_ptr<PreparedProgram> prepared = std::exchange(waiting_, nullptr);
+      if (prepared == nullptr) {
+        const std::optional<GangQueue::Gang> gang = programs_.Next();
+        if (!gang.has_value()) return Program();  // the controller is lost: kExit
+        gang->run();
+        prepared = std::exchange(taken_, nullptr);
         link_.Release();  // the controller has what the last program had to say
-        if (cancelled_.count(message.number()) > 0) {
-          Tell(message.number(), absl::Status(absl::CancelledError("cancelled")));
-          continue;
-        }
+      }
+      const uint64_t number = prepared->order.number;
+      if (Cancelled(number)) {
+        Tell(number, absl::Status(absl::CancelledError("cancelled")));
+        continue;
+      }
+      if (prepared->status.ok() && prepared->load.has_value() && loaded_ != prepared->load) {
+        Program load;
+        load.number = number;
+        load.kind = ProgramKind::kLoad;
+        load.load = *prepared->load;
+        loaded_.reset();  // of the ranks, whatever becomes of this one
+        waiting_ = std::move(prepared);
+        return load;
       }
       Program program;
-      program.number = message.number();
-      const absl::StatusOr<bool> runs = Prepare(message, program);
+      const absl::StatusOr<bool> runs = Begin(*prepared, program);
       if (runs.ok() && *runs) return program;
-      if (!runs.ok()) Tell(message.number(), runs.status());
+      if (!runs.ok()) Tell(number, runs.status());
     }
   }
 
-  // Fills `program`. False: it has been answered.
-  absl::StatusOr<bool> Prepare(const WorldMessage& message, Program& program) {
-    TOROID_ASSIGN_OR_RETURN(const WorldProgram task, FromProto(message));
-    output_dir_.clear();
-    if (!task.output_dir.empty()) {
-      TOROID_ASSIGN_OR_RETURN(output_dir_, MakeOutputDirectory(task.output_dir, options_.roots));
-    }
-    if (const auto* load = std::get_if<LoadTask>(&task.task)) {
-      program.kind = ProgramKind::kLoad;
-      program.load = load->load;
-      TOROID_ASSIGN_OR_RETURN(program.load.model, ResolvePath(load->load.model, options_.roots));
-      if (!load->load.tokenizer.empty()) {
-        TOROID_ASSIGN_OR_RETURN(program.load.tokenizer,
-                                ResolvePath(load->load.tokenizer, options_.roots));
-      }
-    } else if (const auto* generate = std::get_if<GenerateTask>(&task.task)) {
-      program.kind = ProgramKind::kGenerate;
-      GenerateTask filled = *generate;
-      TOROID_RETURN_IF_ERROR(
-          SetPromptIds(filled, [this](const PromptSpec& prompt) { return Ids(prompt); }));
-      program.generate = std::move(filled.request);
-    } else if (const auto* score = std::get_if<ScoreTask>(&task.task)) {
-      program.kind = ProgramKind::kScore;
-      program.score = score->request;
-      PromptSpec text = score->text;
-      TOROID_ASSIGN_OR_RETURN(program.score.ids, Ids(text, score->limit));
-    } else if (const auto* train = std::get_if<TrainOrder>(&task.task)) {
-      TOROID_ASSIGN_OR_RETURN(const JobSpec spec, ResolveTraining(train->spec, options_.roots));
-      if (spec.verify.has_value()) {
-        program = VerifyProgram(spec, output_dir_);
-        program.number = message.number();
-        return true;
-      }
-      TOROID_ASSIGN_OR_RETURN(
-          job_, TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(options_.epoch)));
-      program = job_->program();
-      program.number = number_ = message.number();
-      pod_ = train->pod;
-      pods_ = std::get<TrainTask>(spec.task).plan.options.pods.count;
-      link_.Hold(program.number);
-    } else if (const auto* verify = std::get_if<VerifyTask>(&task.task)) {
-      program.kind = ProgramKind::kVerify;
-      program.verify = verify->request;
-      std::string text;
-      if (verify->text.has_value()) {
-        TOROID_ASSIGN_OR_RETURN(text, Text(*verify->text));
-      }
-      TOROID_ASSIGN_OR_RETURN(program.verify.ids, VerifyIds(*verify, text, model_));
-    } else if (const auto* tokenize = std::get_if<TokenizeTask>(&task.task)) {
+  // Fills `program`, which is at its turn. False: it has been answered.
+  absl::StatusOr<bool> Begin(PreparedProgram& prepared, Program& program) {
+    const WorldProgram& order = prepared.order;
+    PrepareIds(prepared, model_);
+    TOROID_RETURN_IF_ERROR(prepared.status);
+    output_dir_ = prepared.output_dir;
+    speaks_for_ = order.pool.has_value() ? order.pool->job : "";
+    if (const auto* tokenize = std::get_if<TokenizeTask>(&order.task)) {
       TOROID_ASSIGN_OR_RETURN(TokenizeResult result, Tokenize(*tokenize));
-      Tell(message.number(), std::move(result));
+      Tell(order.number, std::move(result));
       return false;
-    } else if (const auto* detokenize = std::get_if<DetokenizeTask>(&task.task)) {
-      if (model_.tokenizer == nullptr) return NoTokenizer();
-      Tell(message.number(), DetokenizeAnswer{model_.tokenizer->Decode(detokenize->ids, false)});
-      return false;
-    } else {
-      program.kind = ProgramKind::kExit;
     }
+    if (const auto* detokenize = std::get_if<DetokenizeTask>(&order.task)) {
+      if (model_.tokenizer == nullptr) return NoTokenizer();
+      Tell(order.number, DetokenizeAnswer{model_.tokenizer->Decode(detokenize->ids, false)});
+      return false;
+    }
+    if (prepared.training.has_value()) return BeginTraining(prepared, program);
+    program = std::move(prepared.program);
+    return true;
+  }
+
+  absl::StatusOr<bool> BeginTraining(const PreparedProgram& prepared, Program& program) {
+    const WorldProgram& order = prepared.order;
+    const JobSpec& spec = *prepared.training;
+    loaded_.reset();  // it takes the place of what was loaded
+    if (spec.verify.has_value()) {
+      program = VerifyProgram(spec, output_dir_);
+      program.number = order.number;
+      return true;
+    }
+    epoch_ = order.pool.has_value() ? order.pool->epoch : options_.epoch;
+    TOROID_ASSIGN_OR_RETURN(job_,
+                            TrainingJob::Open(spec, output_dir_, static_cast<int64_t>(epoch_)));
+    program = job_->program();
+    program.number = number_ = order.number;
+    pod_ = std::get<TrainOrder>(order.task).pod;
+    pods_ = std::get<TrainTask>(spec.task).plan.options.pods.count;
+    // A pool's world does not outlive its stream: its other programs would wait for nobody.
+    if (!order.pool.has_value()) link_.Hold(program.number);
     return true;
   }
 
@@ -330,32 +350,17 @@ class Connection final : public WorkerConnection {
   }
 
   void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {
-    TellDurably(number, JobCheckpoint{options_.epoch, checkpoint.step,
+    TellDurably(number, JobCheckpoint{epoch_, checkpoint.step,
                                       NameRoots(checkpoint.path, options_.roots), checkpoint.hash});
   }
 
   // Into the job's log.
   void Print(const std::string& line) const {
-    const std::string text = absl::StrCat(pods_ > 1 ? absl::StrCat("pod ", pod_, ": ") : "",
+    const std::string text = absl::StrCat(speaks_for_, speaks_for_.empty() ? "" : ": ",
+                                          pods_ > 1 ? absl::StrCat("pod ", pod_, ": ") : "",
                                           NameRoots(line, options_.roots), "\n");
     std::fputs(text.c_str(), stdout);
     std::fflush(stdout);
-  }
-
-  // What the prompt says, or its file.
-  absl::StatusOr<std::string> Text(const PromptSpec& prompt) {
-    if (prompt.kind != PromptSpec::Kind::kFile) return prompt.text;
-    TOROID_ASSIGN_OR_RETURN(const std::string path, ResolvePath(prompt.file, options_.roots));
-    return ReadPromptFile(path);
-  }
-
-  absl::StatusOr<std::vector<int32_t>> Ids(const PromptSpec& prompt, int64_t limit = 0) {
-    TOROID_ASSIGN_OR_RETURN(const std::string text, Text(prompt));
-    LoadedModel model = model_;
-    if (limit > 0) model.context = 0;  // of a longer text only the first tokens are wanted
-    TOROID_ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(prompt, text, model));
-    if (limit > 0 && static_cast<int64_t>(ids.size()) > limit) ids.resize(limit);
-    return ids;
   }
 
   absl::StatusOr<TokenizeResult> Tokenize(const TokenizeTask& task) {
@@ -401,17 +406,23 @@ class Connection final : public WorkerConnection {
   const WorldId world_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<WorldMessage> inbox_;
   std::set<uint64_t> cancelled_, saved_;  // programs that are to end, and how
   bool gone_ = false;
   std::optional<PodTable> table_;
-  LoadedModel model_;       // of the loop's thread
-  std::string output_dir_;  // of the program that runs; of the loop's thread
-  // Of the program that trains; of the loop's thread.
+  std::deque<std::pair<LoadRequest, LoadedModel>> known_;  // of a pool: the newest first
+  // From here on of the loop's thread.
+  std::shared_ptr<PreparedProgram> taken_;    // from the queue
+  std::shared_ptr<PreparedProgram> waiting_;  // for its model, which is being loaded
+  std::optional<LoadRequest> loaded_;         // what the ranks hold for a pool
+  LoadedModel model_;
+  std::string output_dir_;  // of the program that runs
+  std::string speaks_for_;  // the job of a pool's client whose program runs; empty: of its own
+  // Of the program that trains.
   std::unique_ptr<TrainingJob> job_;
-  uint64_t number_ = 0;
+  uint64_t number_ = 0, epoch_ = 0;
   int64_t pod_ = 0, pods_ = 1;
   absl::Time next_line_ = absl::InfinitePast();
+  GangQueue programs_{kPreparers};
   WorkerLink link_;  // last: its end waits for its reactions
 };
 

@@ -118,6 +118,8 @@ TEST(Contract, LogicKnowsNoGrpc) {
     const bool header = absl::EndsWith(name, ".h");
     static const std::set<std::string> kLogic = {"controller",
                                                  "controller_jobs",
+                                                 "controller_pods",
+                                                 "controller_pools",
                                                  "controller_recovery",
                                                  "controller_worlds",
                                                  "controller_state",
@@ -132,6 +134,7 @@ TEST(Contract, LogicKnowsNoGrpc) {
                                                  "error_info",
                                                  "roots",
                                                  "prompt",
+                                                 "prepared_program",
                                                  "world_exit",
                                                  "world_process",
                                                  "launch_file",
@@ -173,6 +176,15 @@ TEST(JobText, TextJsonAndSettings) {
   EXPECT_THAT(ParseJobSpec("name: \"a\"\nseed: \"b\"", {}).status().ToString(),
               HasSubstr("line 2"));
   EXPECT_FALSE(ParseJobSpec("model { path: \"m\" }", {}).ok());  // no task
+  EXPECT_EQ(ParseJobSpec(text, {"on_pool=crew"})->placement.on_pool, "crew");
+  const auto pool = ParseJobSpec("pool {} mesh { ring: 2 } pod: \"a\"", {});
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  EXPECT_EQ(JobSpecText(*ParseJobSpec(JobSpecText(*pool), {})), JobSpecText(*pool));
+  EXPECT_EQ(pool->placement.mesh.ring, 2);
+  for (const char* wrong :
+       {"model { path: \"m\" }", "on_pool: \"other\"", "output { dir: \"d\" }"}) {
+    EXPECT_FALSE(ParseJobSpec(absl::StrCat("pool {} ", wrong), {}).ok()) << wrong;
+  }
   EXPECT_THAT(ParseJobSpec(text, {"generate.n=0"}).status().ToString(), HasSubstr("n is 0"));
   EXPECT_THAT(ParseJobSpec(text, {"generate.n=1025"}).status().ToString(),
               HasSubstr("at most 1024 answers"));

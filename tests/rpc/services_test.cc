@@ -6,11 +6,14 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <condition_variable>
 #include <filesystem>
+#include <fstream>
 #include <future>
 #include <mutex>
 #include <numeric>
@@ -194,6 +197,7 @@ class FakePod {
       options.epoch = order.world.epoch;
       options.pod = name_;
       options.credential = order.credential;
+      options.roots = {{"tests", ::testing::TempDir()}};
       auto connection = ConnectWorker(options);
       WorldExit exit{0, 0, -1, "", ""};
       if (connection.ok()) {
@@ -566,6 +570,77 @@ TEST_F(ServicesTest, JobFromSubmitToDelete) {
   EXPECT_TRUE(client_->DeleteJob(job->id).ok());
   EXPECT_EQ(client_->GetJob(job->id).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(GetErrorInfo(client_->CancelJob("nope").status()).reason, "NO_JOB");
+}
+
+// While the first client's program runs (it waits for the gate) the second's is made ready: its
+// file is read, and may go away.
+TEST_F(ServicesTest, ProgramsOfAPoolArePreparedWhileOthersRun) {
+  StartPod();
+  JobSpec pool;
+  pool.name = "crew";
+  pool.task = PoolTask();
+  ASSERT_TRUE(client_->SubmitJob(pool, "").ok());
+  const std::string path = absl::StrCat(::testing::TempDir(), "/pooled-", getpid(), ".txt");
+  std::ofstream(path) << "abcdef";
+  const int watch = inotify_init1(IN_CLOEXEC);
+  ASSERT_GE(inotify_add_watch(watch, path.c_str(), IN_CLOSE_NOWRITE), 0);
+
+  gate_.Set(false);
+  std::promise<void> begun;
+  GenerateObserver observer;
+  observer.on_token = [&, told = false](const TokenEvent&) mutable {
+    if (!std::exchange(told, true)) begun.set_value();
+  };
+  auto first = std::async(std::launch::async, [&] {
+    InferenceRequest request = Request("abc");
+    request.placement.on_pool = "crew";
+    return client_->Generate(request, observer);
+  });
+  ASSERT_EQ(begun.get_future().wait_for(kLimit), std::future_status::ready);
+  auto second = std::async(std::launch::async, [&] {
+    InferenceRequest request = Request("");
+    request.placement.on_pool = "crew";
+    ScoreTask task;
+    task.text.kind = PromptSpec::Kind::kFile;
+    task.text.file = path;
+    request.task = task;
+    return client_->Score(request);
+  });
+  pollfd readable = {watch, POLLIN, 0};
+  EXPECT_EQ(poll(&readable, 1, 10000), 1) << "the file was not read while the first ran";
+  close(watch);
+  std::filesystem::remove(path);
+  EXPECT_EQ(second.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  gate_.Set(true);
+  const auto generated = first.get();
+  const auto scored = second.get();
+  ASSERT_TRUE(generated.ok()) << generated.status();
+  EXPECT_EQ(generated->text, "abc");
+  ASSERT_TRUE(scored.ok()) << scored.status();
+  EXPECT_EQ(scored->tokens, 5);
+}
+
+TEST_F(ServicesTest, ProgramsOfAPoolFailAlone) {
+  StartPod();
+  JobSpec pool;
+  pool.name = "crew";
+  pool.task = PoolTask();
+  const auto submitted = client_->SubmitJob(pool, "");
+  ASSERT_TRUE(submitted.ok());
+  const auto ask = [&](const std::string& model, const std::string& text) {
+    InferenceRequest request = Request(text);
+    request.placement.load.model = model;
+    request.placement.on_pool = submitted->id;
+    return client_->Generate(request, GenerateObserver());
+  };
+  EXPECT_THAT(std::string(ask("random:bad", "abc").status().message()), HasSubstr("unknown shape"));
+  EXPECT_EQ(ask("random:tiny", "abc")->text, "abc");
+  EXPECT_THAT(std::string(ask("random:tiny", std::string(101, 'x')).status().message()),
+              HasSubstr("101"));
+  EXPECT_THAT(std::string(ask("random:no-tokenizer", "abc").status().message()),
+              HasSubstr("no tokenizer"));
+  EXPECT_EQ(ask("random:tiny", "de")->text, "de");
+  EXPECT_EQ(client_->GetJob(submitted->id)->state, JobState::kRunning);
 }
 
 TEST_F(ServicesTest, CancelledJobEndsAtTheNextLayer) {
