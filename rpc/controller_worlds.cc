@@ -128,6 +128,7 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
     } else {  // it goes on
       world->state = World::State::kBusy;
       world->program = world->last_program = attachment.program;
+      if (trains.goes_on()) TellPods(world->job);  // it may have missed a view
     }
     return world->worker;
   }
