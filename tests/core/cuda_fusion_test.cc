@@ -158,11 +158,11 @@ TEST_F(CudaFusion, WhatDependsOnEachOtherKeepsItsOrder) {
           ops.Scale(s, x, 0.5);  // of a product that waits
           ops.MatMul(s, a, w, Tensor(), y);
           ops.MatMul(s, a, v, Tensor(), z);
-          ops.SwiGlu(s, z, y, z);  // the other way round
-          ops.MatMul(s, z, w, Tensor(), y);
-          ops.Fill(s, z, 3);  // over what a waiting product reads
+          ops.SwiGlu(s, z, y, b);  // the other way round
+          ops.MatMul(s, b, w, Tensor(), y);
+          ops.Fill(s, b, 3);  // over what a waiting product reads
           ops.Copy(s, y, a);
-          ops.Add(s, a, z);
+          ops.Add(s, a, b);
           ops.Copy(s, a.Rows(0, 1), a.Rows(1, 1));
           ops.MatMul(s, a, w, Tensor(), b);
         });
