@@ -92,6 +92,31 @@ def test_streaming_pods_agree_on_the_outer_weights():
     no_orphans()
 
 
+def test_merges_are_made_again():
+    with tempfile.TemporaryDirectory() as top:
+        for result in pods(top, *STREAMING, "train.param_hash_every=1", "train.exchange.keep_contributions=true"):
+            good(result)
+        answer = good(run("verify", "--replay", top, "-o", "json")).json()
+        check(answer["pass"] and [pod["merges"] for pod in answer["pods"]] == [6, 6], answer)
+        check(all(pod["replayed"] == 6 for pod in answer["pods"]), answer)
+        check(len({pod["outer_hash"] for pod in answer["pods"]}) == 1, answer)
+        good(run("verify", "--replay", of_pod(top, 1)))
+        kept = os.path.join(of_pod(top, 1), "contributions", "from-00000000", "step-00000006-0.rank-0000")
+        with open(kept, "r+b") as file:
+            file.seek(-9, os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(-9, os.SEEK_END)
+            file.write(bytes([byte ^ 1]))
+        changed = run("verify", "--replay", top)
+        check(changed.code == 1 and "pod-1: merge of step 6, fragment 0" in changed.err, changed.code, changed.err)
+        os.remove(kept)
+        refused(run("verify", "--replay", top), 3, "step-00000006-0.rank-0000", "keep_contributions")
+        refused(run("verify", "--replay", os.path.join(top, "nowhere")), 3, "merges.log")
+        refused(run("verify", "random:tiny-gqa", "--replay", top), 2, "--replay")
+        refused(run(*words(top, 4, "mesh.pods=2", "train.exchange.policy=CONTINUE"), "--pod", 0, "--pod-peers",
+                    addresses()), 3, "CONTINUE", "HALT")
+
+
 def test_a_slow_link_that_breaks():
     """The same weights, later: what waits is shown."""
     def waited(*link):
@@ -247,6 +272,37 @@ def test_a_controller_gives_pods_unlike_meshes_and_tells_of_each():
         one, two = (lines(of_pod(job, pod)) for pod in range(2))
         check([line["param_hash"] for line in one] == [line["param_hash"] for line in two], one, two)
         check(one[-1]["param_hash"] == agreement["hash"], one[-1], agreement)
+    no_orphans()
+
+
+def test_pods_go_on_without_one_that_is_killed():
+    """No restart: the two that are left end the job, alike, and their merges can be made again."""
+    for mode in (["train.exchange.exact={}"], ["train.exchange.streaming.every=4", "train.exchange.streaming.tau=1",
+                                                "train.exchange.streaming.fragments=2", "train.exchange.codec=INT8"]):
+        with tempfile.TemporaryDirectory() as runs, Up(3, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+            settings = ["mesh.pods=3", "train.steps=300", "train.schedule.kind=CONSTANT", "train.param_hash_every=1",
+                        "train.exchange.policy=CONTINUE", "train.exchange.keep_contributions=true", *mode]
+            sets = [word for setting in settings for word in ("--set", setting)]
+            job = os.path.join(runs, "licence")
+            id = good(up.run("job", "submit", JOB, *sets)).out.strip()
+            wait_for("steps are made", lambda: len(lines(of_pod(job, 2))) >= 25, 60)
+            os.kill(processes(r"^\S*toroid worker ")[0], signal.SIGKILL)
+            watched = good(up.run("job", "watch", id, "--from-sequence", 1, "-o", "jsonl", timeout=120))
+            events = [json.loads(line)["job"] for line in watched.out.splitlines()]
+            check(all(event["state"] != "RESTARTING" for event in events) and events[-1]["state"] == "SUCCEEDED", events)
+            check(any("1 of 3 pods lost" in event.get("message", "") for event in events), events)
+            left = [pod for pod in range(3) if lines(of_pod(job, pod))[-1]["step"] == 300]
+            check(len(left) == 2, "two pods end:", left)
+            one, two = (lines(of_pod(job, pod)) for pod in left)
+            name = "param_hash" if "exact" in mode[0] else "outer_hash"
+            hashes = [[{**line, **line["pods"]}.get(name) for line in pod] for pod in (one, two)]
+            check(len(hashes[0]) == 300 and hashes[0] == hashes[1], "other weights")
+            check(one[0]["pods"]["taking_part"] == 3 and one[-1]["pods"]["taking_part"] == 2, one[0], one[-1])
+            waits = max(line["step_s"] for line in one[10:])
+            check(waits < (5 if "exact" in mode[0] else 2), "idle for", waits)
+            for pod in left:
+                answer = good(run("verify", "--replay", of_pod(job, pod), "-o", "json")).json()
+                check(answer["pass"], answer)
     no_orphans()
 
 
