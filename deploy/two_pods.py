@@ -74,7 +74,7 @@ def say(text):
 
 def watch(toroid, id, run, total, up):
     """Shows the job until it has ended; half way kills one of the ranks below `up`, unless that is 0."""
-    told, kill_at, epochs = 0, total // 2 if up else total + 1, None
+    told, kill_at, epochs, late = 0, total // 2 if up else total + 1, None, 0
     while True:
         pods = pods_of(run)
         done = min(lines[-1]["step"] if lines else 0 for lines in pods)
@@ -83,7 +83,7 @@ def watch(toroid, id, run, total, up):
         if done >= told + EVERY or (done == total and told < total):
             told = done
             print(progress(pods, total), flush=True)
-        if done >= kill_at:
+        if done >= kill_at and worlds(up):
             victim = worlds(up)[-1]
             os.kill(victim, signal.SIGKILL)
             say(f"killed process {victim}, the only rank of a pod, after step {done}")
@@ -94,9 +94,10 @@ def watch(toroid, id, run, total, up):
         state = json.loads(subprocess.run([toroid, "job", "get", id, "-o", "json"], check=True,
                                           capture_output=True).stdout)["state"]
         if state in ("SUCCEEDED", "FAILED", "CANCELLED"):
-            if told < total and state == "SUCCEEDED":
-                continue  # the last lines have come meanwhile
-            return state == "SUCCEEDED"
+            if told < total and state == "SUCCEEDED" and late < 20:
+                late += 1  # the last lines have come meanwhile
+            else:
+                return state == "SUCCEEDED"
         time.sleep(0.3)
 
 

@@ -66,7 +66,8 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
       !MapTiles(Element::kBf16, args.v, args.k_tokens, args.v_stride, args.kv_heads, C::kHeadDim,
                 C::kKeys, C::kHeadDim, &params.v) ||
       !MapTiles(Element::kF32, args.dq, args.q_tokens, args.dq_stride, args.heads, C::kHeadDim,
-                kMmaRows, kPanelColumns, &params.dq)) {
+                kMmaRows, kPanelColumns, &params.dq) ||
+      (args.turns != nullptr && args.first_queries == nullptr)) {
     return cudaErrorInvalidValue;
   }
   int device = 0, processors = 0, l2_bytes = 0;

@@ -70,7 +70,8 @@ struct AttentionHopperBackwardArgs {
   int32_t* turns = nullptr;
 };
 
-// Enqueues one kernel. Errors: cudaErrorInvalidValue for arguments against the comments above.
+// Enqueues one kernel. Errors: cudaErrorInvalidValue for arguments against the comments above; the
+// order of tiles, which lie on the device, is not seen: with turns another order waits for ever.
 cudaError_t AttendTilesBackwardHopper(cudaStream_t stream, const AttentionHopperBackwardArgs& args);
 
 }  // namespace toroid

@@ -11,8 +11,9 @@
 //
 // Ties go to the lowest id everywhere. On a CPU all arithmetic is double. On a CUDA device z, log p
 // and the greedy margin are too, and w are integers of 2^-(62 - log2 V) so that no order of adding
-// them matters: the same logits give the CPU's token, unless u or a sum lies within 1e-9 of an
-// edge. What weighs less than that makes no edge for the margin there.
+// them matters: the same logits give the CPU's token, unless u or a sum lies within
+// V^2 2^-63 of an edge (V rounded up to a power of two: 2e-9 at 128k). What weighs less than that
+// makes no edge for the margin there.
 #pragma once
 
 #include <cstdint>

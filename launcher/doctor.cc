@@ -1,10 +1,13 @@
 // toroid doctor: what this machine has for toroid, what is wrong with it, and what toroid will use.
+#include <poll.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +16,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "core/backend.h"
 #include "core/status_macros.h"
 #include "core/version.h"
@@ -72,7 +77,11 @@ struct Ended {
   std::string output;
 };
 
-// Runs a program of ours or of MPI to its end. Its stderr is read where `of_error` says so.
+// For a program that asks a driver which may be what is broken.
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+// Runs a program of ours or of MPI to its end, or kills it. Its stderr is read where `of_error`
+// says so.
 Ended RunToEnd(const std::vector<std::string>& argv, bool of_error) {
   ProcessSpec spec;
   spec.argv = argv;
@@ -82,7 +91,14 @@ Ended RunToEnd(const std::vector<std::string>& argv, bool of_error) {
   Ended ended;
   const int from = of_error ? child->error : child->output;
   std::array<char, 4096> block;
+  const absl::Time deadline = absl::Now() + kPatience;
   while (true) {
+    pollfd ready = {from, POLLIN, 0};
+    const int left = int(std::max<int64_t>(0, absl::ToInt64Milliseconds(deadline - absl::Now())));
+    const int polled = poll(&ready, 1, left);
+    if (polled == 0) kill(child->pid, SIGKILL);  // code stays -1
+    if (polled < 0 && errno == EINTR) continue;
+    if (polled <= 0) break;
     const ssize_t n = read(from, block.data(), block.size());
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) break;

@@ -183,7 +183,10 @@ Finding Nccl(const DoctorFacts& facts) {
 DoctorChoice Choose(const DoctorFacts& facts, Device asked) {
   DoctorChoice choice;
   const bool gpus = asked != Device::kCpu && Usable(facts);
-  choice.device = gpus ? "cuda" : "cpu";
+  const bool broken = asked != Device::kCpu && !gpus && !facts.cuda.devices.empty();
+  choice.device = gpus     ? "cuda"
+                  : broken ? "none, where a rank's GPU is the one that cannot be used: --device cpu"
+                           : "cpu";
   if (!gpus) {
     choice.attention = absl::StrCat("CPU, ", facts.isa);
     choice.communicator = choice.link = "MPI";
@@ -193,7 +196,7 @@ DoctorChoice Choose(const DoctorFacts& facts, Device asked) {
                                      "256; f32: plain CUDA"
                                    : "plain CUDA";
   if (facts.nccl.empty()) {
-    choice.communicator = "none: one rank, or the host's memory with --allow-gpu-sharing";
+    choice.communicator = "none: one rank; several that share a GPU with --allow-gpu-sharing";
   } else {
     choice.communicator = "NCCL among ranks with a GPU each";
   }

@@ -70,7 +70,7 @@ absl::Status Check(const ContributionsAbout& about) {
     for (const int64_t axis : {mesh.data, mesh.ring, mesh.tensor}) {
       fits = fits && axis >= 1 && axis <= kMost;
     }
-    fits = fits && mesh.size() <= kMost;
+    fits = fits && mesh.size() <= kMost && mesh.tensor <= about.model.query_heads;
   }
   return fits ? Validate(about.exchange) : absl::InvalidArgumentError("a number out of range");
 }

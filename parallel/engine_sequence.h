@@ -59,12 +59,12 @@ struct Engine::Answer {
   GenerateResult result;
   Traffic traffic;
   TokenSource source;
-  absl::Status failure;        // of the source
-  int64_t cached = -1;         // its number in the cache
-  int64_t length = 0;          // tokens so far, prompt and new
-  int64_t made = 0;            // new ones
-  int32_t id = 0;              // the last of them
-  bool ended = false;          // it was its last
+  absl::Status failure;  // of the source
+  int64_t cached = -1;   // its number in the cache
+  int64_t length = 0;    // tokens so far, prompt and new
+  int64_t made = 0;      // new ones
+  int32_t id = 0;        // the last of them
+  bool ended = false;    // it was its last
   // Behind its last token, on rank 0: logits [V]; empty: what the device has drawn of them.
   std::vector<double> logits;
   SampledRow drawn;

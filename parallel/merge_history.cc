@@ -139,7 +139,9 @@ void MergeHistory::End(uint64_t result) {
 }
 
 void MergeHistory::Sync() {
-  if (log_ != nullptr) Note(log_->Sync());
+  if (log_ == nullptr) return;
+  Note(log_->Sync());
+  Alarm(false);
 }
 
 }  // namespace toroid

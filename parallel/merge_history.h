@@ -5,7 +5,8 @@
 //                                    weights: `step` is the number of steps after which the
 //                                    fragment was sent, `result` is of its outer weights after the
 //                                    outer step. Hashes are RangeHash's summed over groups and
-//                                    ranks, so that the logs of all pods are alike on any meshes.
+//                                    ranks, so that the logs of all pods are alike on any meshes,
+//                                    but for the view.
 // and, if contributions are kept,
 //   contributions/from-00000040/     of the launch that went on from step 40
 //     about.json                     what the numbers are of: model, meshes, exchange

@@ -31,6 +31,7 @@ constexpr absl::Duration kSend = absl::Milliseconds(250);
 constexpr auto kFlush = std::chrono::seconds(10);
 // The receiving thread looks so often whether it shall end.
 constexpr absl::Duration kReceive = absl::Milliseconds(50);
+constexpr char kNewerView[] = "toroid.newer_view";  // payload of a status
 
 double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -285,7 +286,14 @@ absl::Status PodMail::Install(Communicator& world, const std::optional<Membershi
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   view_ = std::move(view);
-  return absl::AbortedError(absl::StrCat("the job's pods changed: view ", view_.number));
+  absl::Status newer =
+      absl::AbortedError(absl::StrCat("the job's pods changed: view ", view_.number));
+  newer.SetPayload(kNewerView, absl::Cord());
+  return newer;
+}
+
+bool PodMail::IsNewerView(const absl::Status& status) {
+  return status.GetPayload(kNewerView).has_value();
 }
 
 // Ranks that have all they need meet the others at the end of a slice at the latest; the others

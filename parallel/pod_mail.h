@@ -86,6 +86,8 @@ class PodMail {
   // board ticks meanwhile, and rank 0 says so now and then.
   absl::Status Await(Communicator& world, absl::string_view what,
                      const std::function<int64_t()>& missing);
+  // Of Await's errors: the newer view, under which to wait anew.
+  static bool IsNewerView(const absl::Status& status);
   // Who takes part. What others send is dropped and counted, what is sent to them goes nowhere.
   MembershipView view() const;
   // A change for whoever awaits one: work has come to something.

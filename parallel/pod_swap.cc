@@ -51,14 +51,14 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
   TOROID_CHECK(swap->pod_ >= 0 && swap->pod_ < pods);
   TOROID_CHECK_EQ(link.identity().self.rank, store.mesh().rank());
   swap->meshes_.resize(size_t(pods));
-  TOROID_RETURN_IF_ERROR(swap->Meet(watch));
+  TOROID_RETURN_IF_ERROR(swap->Meet(config, watch));
   swap->LayOut(config, layers);
   swap->mail_->Changed();
   return swap;
 }
 
 // All pods; the number of the view is rank 0's.
-absl::Status PodSwap::Meet(const PodMail::Watch& watch) {
+absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watch) {
   MembershipView view;
   if (watch.view) view.number = watch.view().value_or(view).number;
   std::vector<double> number = {double(view.number)};
@@ -75,10 +75,14 @@ absl::Status PodSwap::Meet(const PodMail::Watch& watch) {
                           SwapCards(kHello, PodMail::kBeginning, hello, "its mesh"));
   for (int64_t q = 0; q < pods(); ++q) {
     const std::vector<double>& card = cards[size_t(q)];
-    const MeshShape shape = {int64_t(card[0]), int64_t(card[1]), int64_t(card[2])};
+    MeshShape shape;
     absl::Status fits;
-    for (const int64_t axis : {shape.data, shape.ring, shape.tensor}) {
-      if (axis < 1 || axis > 1 << 20) fits = absl::InvalidArgumentError("its mesh is none");
+    if (std::all_of(card.begin(), card.begin() + 3,
+                    [](double axis) { return axis >= 1 && axis <= 1 << 20; }) &&
+        card[2] <= double(config.query_heads)) {
+      shape = {int64_t(card[0]), int64_t(card[1]), int64_t(card[2])};
+    } else {
+      fits = absl::InvalidArgumentError("its mesh is none");
     }
     if (card[3] != hello[3]) {
       fits = absl::FailedPreconditionError(
@@ -191,7 +195,7 @@ absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
       return MissingCard(kCard, step);
     });
     if (gathered.ok() && options_.go_on) gathered = Agree(step, what, has);
-    if (!absl::IsAborted(gathered)) return gathered;
+    if (!PodMail::IsNewerView(gathered)) return gathered;
   }
 }
 
@@ -372,7 +376,7 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::SwapCards(Kind kind, i
     const absl::Status here = mail_->Await(world(), what, [&] { return MissingCard(kind, step); });
     if (here.ok()) return TakeCards(kind, step, own);
     // A view may have a higher number and be the same.
-    if (!absl::IsAborted(here) || int64_t(mail_->view().members.size()) < pods()) return here;
+    if (!PodMail::IsNewerView(here) || int64_t(mail_->view().members.size()) < pods()) return here;
   }
 }
 

@@ -125,7 +125,7 @@ class PodSwap {
     std::vector<double> pods;
   };
   PodSwap(PodLink& link, const Options& options, ParamStore& store);
-  absl::Status Meet(const PodMail::Watch& watch);
+  absl::Status Meet(const ModelConfig& config, const PodMail::Watch& watch);
   void LayOut(const ModelConfig& config, int64_t layers);
   bool LacksPart(int64_t step, int64_t group, int64_t pod) const;
   int64_t Missing(int64_t step, int64_t group) const;

@@ -215,9 +215,12 @@ absl::Status Trainer::MeetPods(const PodAccess& access) {
   At("meet pods", -1);
   PodExchange::Options pods;
   pods.pods = options_.pods.count;
-  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads,
-               options_.pods.policy == PodsOptions::Policy::kContinue};
+  const bool goes_on = options_.pods.policy == PodsOptions::Policy::kContinue;
+  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads, goes_on};
   pods.watch = {board_, access.interrupted, access.note, access.view};
+  if (access.view && !goes_on) {  // the number that this world begins with stays
+    pods.watch.view = [begun = access.view()] { return begun; };
+  }
   TOROID_ASSIGN_OR_RETURN(exchange_,
                           PodExchange::Create(*access.link, pods, config(), layers_, *store_));
   optimizer_->TakeSquaresFrom([this] { return SquaredSums(Kind::kWeights); });

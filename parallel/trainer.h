@@ -51,7 +51,7 @@ struct PodAccess {
   // Cancelled; a sentence for the user. All may be null.
   std::function<PodMail::Interrupt()> interrupted;
   std::function<void(const std::string&)> note;
-  // Of rank 0, asked by several threads: who takes part now; with policy `continue` alone.
+  // Of rank 0, asked by several threads: who takes part now; policy `halt` asks once.
   std::function<std::optional<MembershipView>()> view;
 };
 

@@ -191,7 +191,6 @@ absl::Status Controller::SendJob(Job& job, World& world, const std::string& pod)
   job.status.pod = pod;
   job.status.mesh = world.placement.load.mesh;
   job.status.epoch = *epoch;
-  if (job.status.started == absl::InfinitePast()) job.status.started = Now();
   (void)SetState(job, JobState::kStarting, "", "");
   world.served.push_back(job.status.id);
   if (world.served.size() > kMostServed) world.served.pop_front();
@@ -223,11 +222,14 @@ void Controller::BeginFirst(World& world) {
   if (first.told) world.cancel_deadline = Now() + times_.save;
   const auto job = jobs_.find(first.job);
   if (job != jobs_.end() && first.request != 0) {
+    absl::Time& started = job->second->status.started;
+    if (started == absl::InfinitePast()) started = Now();
     (void)SetState(*job->second, JobState::kRunning, "", "");
   }
 }
 
 void Controller::PoolAnswered(World& world, const absl::StatusOr<RequestResult>& result) {
+  if (world.sent.empty()) return;  // it answers what nobody asked
   const uint64_t id = world.sent.front().request;
   world.sent.pop_front();
   if (const auto it = requests_.find(id); it != requests_.end()) FinishRequest(*it->second, result);
@@ -258,7 +260,7 @@ void Controller::EndOnPool(Job& job, CancelHow how) {
     if (sent.job != job.status.id) continue;
     const uint64_t request = sent.request;
     const bool runs = sent.number == world->program;
-    CancelSent(*world, request, how, /*awaited=*/runs);
+    CancelSent(*world, request, runs ? how : CancelHow::kNow, /*awaited=*/runs);
     if (runs) return;
     requests_.erase(request);
     return EndJob(job);

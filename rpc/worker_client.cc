@@ -156,7 +156,9 @@ class Connection final : public WorkerConnection {
     changed_.notify_all();
   }
 
-  // Programs of a pool need nothing of earlier ones but, some, a model, which they wait for.
+  // Programs of a pool need nothing of earlier ones but, some, a model, which they wait for, and
+  // some, files that were not there yet: what could not be prepared ahead is, once more, at its
+  // turn.
   void Push(const WorldMessage& message) {
     auto prepared = std::make_shared<PreparedProgram>();
     const auto prepare = [this, prepared, message] {
@@ -168,8 +170,14 @@ class Connection final : public WorkerConnection {
       PrepareFiles(*prepared, options_.roots);
       if (const auto model = Known(prepared->load)) PrepareIds(*prepared, *model);
     };
-    programs_.Push({message.number(), prepare, /*ahead=*/message.has_pooled(),
-                    [this, prepared] { taken_ = prepared; }});
+    const auto run = [this, prepared, prepare, ahead = message.has_pooled()] {
+      if (ahead && !prepared->status.ok()) {
+        *prepared = PreparedProgram();
+        prepare();
+      }
+      taken_ = prepared;
+    };
+    programs_.Push({message.number(), prepare, /*ahead=*/message.has_pooled(), run});
   }
 
   void Gone() {
@@ -177,6 +185,14 @@ class Connection final : public WorkerConnection {
     gone_ = true;
     changed_.notify_all();
     programs_.Close();
+  }
+
+  // Programs before this one are through.
+  void ForgetBefore(uint64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (std::set<uint64_t>* numbers : {&cancelled_, &saved_}) {
+      numbers->erase(numbers->begin(), numbers->lower_bound(number));
+    }
   }
 
   bool Cancelled(uint64_t number) {
@@ -232,6 +248,7 @@ class Connection final : public WorkerConnection {
         link_.Release();  // the controller has what the last program had to say
       }
       const uint64_t number = prepared->order.number;
+      ForgetBefore(number);
       if (Cancelled(number)) {
         Tell(number, absl::Status(absl::CancelledError("cancelled")));
         continue;

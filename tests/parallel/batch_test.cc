@@ -122,7 +122,6 @@ TEST(BatchTest, InFloat32WhereverTheMarginTells) {
 TEST(BatchTest, TextsWhoseFrequenciesDifferDoNotMeet) {
   const std::string model = GoldenModelPath("llama_dynamic");  // its base follows the length
   GenerateRequest request = Several(4, 2, 1, model);
-  request.max_tokens = 600;
   request.more_prompt_ids[1].resize(500, 1);
   const EngineCase c{.model = model, .context = 4096};
   request.max_tokens = 8;

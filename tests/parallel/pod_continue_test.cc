@@ -144,6 +144,9 @@ class PodContinueTest : public TrainingRunTest {
       const auto replayed = ReplayMerges(PosixFiles(), OfPod(q), [](int64_t, int64_t) {});
       ASSERT_TRUE(replayed.ok()) << replayed.status();
       EXPECT_EQ(replayed->differs, "");
+      const auto compared = CompareMergeLogs(PosixFiles(), {OfPod(left[0]), OfPod(q)});
+      ASSERT_TRUE(compared.ok()) << compared.status();
+      EXPECT_EQ(*compared, "");
       const std::vector<MergeRecord> log = LogOf(q), first = LogOf(left[0]);
       ASSERT_EQ(log.size(), first.size());
       for (size_t i = 0; i < log.size(); ++i) {

@@ -248,10 +248,41 @@ TEST_F(PoolsTest, APoolThatEndsFailsItsProgramsByName) {
   }
   ASSERT_EQ(client->done.size(), 1u);
   EXPECT_EQ(GetErrorInfo(client->done[0].status()).metadata["pool"], pool_);
+}
 
-  const std::string queued = SubmitPool("empty").id;  // one whose world was never there
-  auto other = Connect("b");
-  ASSERT_TRUE(controller_->CancelJob(queued).ok());
+// A job that was sent ahead has all of its time left when its turn comes, and one that is cancelled
+// before is not begun in order to be saved.
+TEST_F(PoolsTest, AJobBeginsAtItsTurn) {
+  auto agent = Connect("a");
+  auto world = Begin("crew", *agent);
+  const std::string first = Submit(On("crew", Job("talk"))).id;
+  JobSpec spec = On("crew", Training(Job("book")));
+  spec.active_deadline = absl::Seconds(5);
+  const std::string train = Submit(spec).id;
+  const std::string never = Submit(On("crew", Training(Job("never")))).id;
+  ASSERT_THAT(Numbers(*world), ElementsAre(1, 2, 3));
+  Beat(*agent, 9);
+  EXPECT_EQ(State(train), JobState::kStarting);
+  EXPECT_TRUE(world->saves.empty());
+  ASSERT_TRUE(controller_->CancelJob(never).ok());
+  EXPECT_EQ(State(never), JobState::kCancelled);
+  EXPECT_THAT(world->cancels, ElementsAre(3));
+  EXPECT_TRUE(world->saves.empty());
+  Tell(*world, 1, GenerateResult());
+  EXPECT_EQ(State(train), JobState::kRunning);
+  Beat(*agent, 4);
+  EXPECT_TRUE(world->saves.empty());
+  Beat(*agent, 2);  // the control: now its time is up
+  EXPECT_THAT(world->saves, ElementsAre(2));
+  Tell(*world, 9, TrainResult());  // nobody asked
+  EXPECT_EQ(State(train), JobState::kRunning);
+}
+
+TEST_F(PoolsTest, AnAnswerThatNobodyAskedForIsDropped) {
+  auto agent = Connect("a");
+  auto world = Begin("crew", *agent);
+  Tell(*world, 0, GenerateResult());
+  EXPECT_EQ(State(pool_), JobState::kRunning);
 }
 
 TEST_F(PoolsTest, RefusalsNamePoolAndMesh) {
