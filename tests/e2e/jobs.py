@@ -47,7 +47,7 @@ def test_every_file_runs():
     files = sorted(glob.glob(os.path.join(DIRECTORY, "*.textproto")))
     check([os.path.basename(f) for f in files] ==
           ["generate.textproto", "pool.textproto", "score.textproto", "train.textproto"], files)
-    files = [file for file in files if not file.endswith("pool.textproto")]  # it ends when it is told to
+    files = [file for file in files if not file.endswith("pool.textproto")]  # it ends when it is told to: pools.py
     with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
         submitted = {}
         for file in files:
