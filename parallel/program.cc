@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <optional>
@@ -128,34 +129,8 @@ void Fields(Stream&& field, P& p) {
 // --- the loop
 // -------------------------------------------------------------------------------------------
 
-// Waits for rank 0's next program. An idle world polls with sleeps: it must not burn the cores of
-// others.
-absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel) {
-  Program program;
-  std::string bytes;
-  int64_t size = 0;
-  if (world.rank() == 0) {
-    program = channel.next();
-    bytes = SerialiseProgram(program);
-    size = int64_t(bytes.size());
-  }
-  CpuStream queue(/*inline_work=*/false);
-  const Stream s{&queue, nullptr};
-  const auto wait = [&] {
-    const auto patient = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
-    while (!queue.Drive()) {
-      const bool idle = std::chrono::steady_clock::now() > patient;
-      std::this_thread::sleep_for(std::chrono::microseconds(idle ? 1000 : 50));
-    }
-  };
-  world.Broadcast(s, Tensor(DType::kI64, {1}, &size), 0);
-  wait();
-  bytes.resize(size);
-  world.Broadcast(s, Tensor(DType::kU8, {size}, bytes.data()), 0);
-  wait();
-  TOROID_RETURN_IF_ERROR(world.Health());
-  return ParseProgram(bytes);
-}
+// The first message of a program: its length, and as much of it as fits. Most fit whole.
+constexpr int64_t kFirstBytes = 4000;  // with the length, what MPI sends at once
 
 // One rank's state between programs: the model that is loaded.
 class Runner {
@@ -418,6 +393,39 @@ absl::StatusOr<Program> ParseProgram(absl::string_view bytes) {
     return absl::InvalidArgumentError("not a program: its bytes do not end where its fields do");
   }
   return program;
+}
+
+// Each message that a sleeping rank has to notice costs it half a pause, so most programs are one.
+absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel) {
+  std::string first(sizeof(int64_t) + kFirstBytes, '\0'), bytes;
+  int64_t size = 0;
+  if (world.rank() == 0) {
+    bytes = SerialiseProgram(channel.next());
+    size = int64_t(bytes.size());
+    std::memcpy(first.data(), &size, sizeof(size));
+    std::memcpy(first.data() + sizeof(size), bytes.data(), std::min(size, kFirstBytes));
+  }
+  CpuStream queue(/*inline_work=*/false);
+  const Stream s{&queue, nullptr};
+  const auto wait = [&] {  // an idle world must not burn the cores of others
+    const auto patient = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+    while (!queue.Drive()) {
+      const bool idle = std::chrono::steady_clock::now() > patient;
+      std::this_thread::sleep_for(std::chrono::microseconds(idle ? 1000 : 50));
+    }
+  };
+  world.Broadcast(s, Tensor(DType::kU8, {int64_t(first.size())}, first.data()), 0);
+  wait();
+  TOROID_RETURN_IF_ERROR(world.Health());
+  std::memcpy(&size, first.data(), sizeof(size));
+  if (world.rank() != 0) bytes.assign(first, sizeof(size), std::min(size, kFirstBytes));
+  if (size > kFirstBytes) {
+    bytes.resize(size);
+    world.Broadcast(s, Tensor(DType::kU8, {size - kFirstBytes}, bytes.data() + kFirstBytes), 0);
+    wait();
+    TOROID_RETURN_IF_ERROR(world.Health());
+  }
+  return ParseProgram(bytes);
 }
 
 absl::Status RunPrograms(std::unique_ptr<Communicator> world, const ProgramChannel& channel,

@@ -106,6 +106,9 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<TrainingResult>&) {};
 };
 
+// Rank 0's next program, on every rank. Collective; as RunPrograms.
+absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel);
+
 // Runs programs until kExit. Collective over `world`; but for `meet`, `channel` is used on rank 0
 // only. An error that leaves the world unusable (a peer or link died) is returned on every rank
 // that can still return. A model stays loaded until another kLoad with a different request; the

@@ -97,6 +97,29 @@ TEST(ProgramTest, BytesComeBackAndDamageIsRefused) {
   EXPECT_FALSE(ParseProgram("").ok());
 }
 
+// Programs travel in one message or in two; the lengths meet the border exactly, too.
+TEST(ProgramTest, EveryRankHasAllOfALongProgram) {
+  const int64_t empty = int64_t(SerialiseProgram(GenerateProgram(1)).size());
+  for (const int64_t bytes :
+       {empty + 4, int64_t{3996}, int64_t{4000}, int64_t{4004}, int64_t{400000}}) {
+    Program program = GenerateProgram(1);
+    program.generate.stop = {std::string((4 - empty % 4) % 4, 'x')};
+    const int64_t rest = bytes - int64_t(SerialiseProgram(program).size());
+    for (int64_t i = 0; i < rest / 4; ++i) program.generate.prompt_ids.push_back(int32_t(i));
+    const std::string want = SerialiseProgram(program);
+    if (rest > 0) {
+      EXPECT_EQ(int64_t(want.size()), bytes);
+    }
+    RunOnRanks(3, [&](std::unique_ptr<Communicator> world) {
+      ProgramChannel channel;
+      channel.next = [&] { return program; };
+      const auto got = NextProgram(*world, channel);
+      ASSERT_TRUE(got.ok()) << got.status();
+      EXPECT_EQ(SerialiseProgram(*got), want) << world->rank();
+    });
+  }
+}
+
 TEST(ProgramTest, LoadsOnceAndGenerates) {
   const Heard heard = RunAll(2, {LoadProgram(1, {1, 2, 1}), GenerateProgram(2),
                                  LoadProgram(3, {1, 2, 1}), GenerateProgram(4)});
