@@ -95,8 +95,8 @@ TEST(JobSpec, VariablesOfFieldsAndOfFlagsAreApart) {
       shared.push_back(field.variable);
     }
   }
-  EXPECT_THAT(shared,
-              UnorderedElementsAre("TOROID_SEED", "TOROID_DEVICE", "TOROID_COMPUTE", "TOROID_POD"));
+  EXPECT_THAT(shared, UnorderedElementsAre("TOROID_SEED", "TOROID_DEVICE", "TOROID_COMPUTE",
+                                           "TOROID_POD", "TOROID_ON_POOL"));
   for (const char* name : {"TOROID_CONTROLLER", "TOROID_MODELS", "TOROID_ISA", "TOROID_PROGRESS",
                            "TOROID_TLS_DIR", "TOROID_MAX_TOKENS"}) {
     EXPECT_THAT(own, Contains(name));
