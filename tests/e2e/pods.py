@@ -108,7 +108,7 @@ def test_merges_are_made_again():
             file.seek(-9, os.SEEK_END)
             file.write(bytes([byte ^ 1]))
         changed = run("verify", "--replay", top)
-        check(changed.code == 1 and "pod-1: merge of step 6, fragment 0" in changed.err, changed.code, changed.err)
+        refused(changed, 3, "step-00000006-0.rank-0000", "not whole")
         os.remove(kept)
         refused(run("verify", "--replay", top), 3, "step-00000006-0.rank-0000", "keep_contributions")
         refused(run("verify", "--replay", os.path.join(top, "nowhere")), 3, "merges.log")
@@ -299,7 +299,7 @@ def test_pods_go_on_without_one_that_is_killed():
             check(len(hashes[0]) == 300 and hashes[0] == hashes[1], "other weights")
             check(one[0]["pods"]["taking_part"] == 3 and one[-1]["pods"]["taking_part"] == 2, one[0], one[-1])
             waits = max(line["step_s"] for line in one[10:])
-            check(waits < (5 if "exact" in mode[0] else 2), "idle for", waits)
+            check(waits < 3, "idle for", waits)  # mpirun takes two seconds to say that a rank was killed
             for pod in left:
                 answer = good(run("verify", "--replay", of_pod(job, pod), "-o", "json")).json()
                 check(answer["pass"], answer)
