@@ -21,7 +21,7 @@ case $mode in
   exact) exchange="exact {}  codec: BF16" ;;
   delayed) exchange="delayed {}  codec: BF16" lr=1e-4 final_lr=1e-5 ;;
   diloco) exchange="diloco { every: 20 }  codec: INT8  outer_lr: 1  outer_momentum: 0.5" ;;
-  streaming) exchange="streaming { every: 20  fragments: 2  tau: 2  alpha: 0.25 }  codec: INT8  outer_lr: 1  outer_momentum: 0.7" ;;
+  streaming) exchange="streaming { every: 20  fragments: 2  tau: 2  alpha: 0.25 }  codec: INT8  outer_lr: 1  outer_momentum: 0.6" ;;
   *) fail "unknown mode: $mode: exact, delayed, diloco, streaming" ;;
 esac
 
