@@ -1,22 +1,20 @@
 """A job on pods of different hosts: controller on one, an agent on each of two others, certificates
 everywhere, a slow cable between the pods, a cable that is pulled and put back.
 
-Hosts are namespaces, as in two_hosts.py; every two of them have a cable of their own, so that what
+Hosts are namespaces (hosts.py); every two of them have a cable of their own, so that what
 becomes of the pods' cable concerns neither the controller nor its clients. Exits 77 (skipped) where
 namespaces are not allowed.
 """
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
 from harness import *
+from hosts import Hosts, only_with_hosts, succeeded
 from tls import Pki
 from train import JOB, good, lines
-from two_hosts import succeeded
 
 TEXT = "/usr/share/common-licenses"
 HEAD, FIRST, SECOND = range(3)
@@ -31,56 +29,18 @@ def address(end, other):
     return f"198.18.{cable}.{1 if end < other else 2}"
 
 
-class Hosts:
+class PodHosts(Hosts):
     """Three hosts, a cable between every two; the cable of host i to host j is `to-j` there."""
 
-    def __init__(self):
-        self.top = tempfile.mkdtemp(prefix="toroid-pod-hosts-")
-        self.hosts = []
-
-    def __enter__(self):
-        try:
-            for own, name in enumerate(NAMES):
-                table = "127.0.0.1 localhost\n"
-                for other, its in enumerate(NAMES):
-                    table += f"{address(other, own) if other != own else address(own, (own + 1) % 3)} {its}\n"
-                table += f"{address(HEAD, own) if own != HEAD else '127.0.0.1'} {OTHER}\n"
-                path = os.path.join(self.top, f"hosts-{own}")
-                with open(path, "w") as file:
-                    file.write(table)
-                self.hosts.append(self.start_host(name, path))
-            for one, two in CABLES:
-                succeeded(*self.inside(one), "ip", "link", "add", f"to-{two}", "type", "veth", "peer", "name", f"to-{one}",
-                          "netns", str(self.hosts[two].pid))
-                for end, other in ((one, two), (two, one)):
-                    succeeded(*self.inside(end), "ip", "address", "add", f"{address(end, other)}/30", "dev", f"to-{other}")
-                    succeeded(*self.inside(end), "ip", "link", "set", f"to-{other}", "up")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        for host in self.hosts:
-            host.stdin.close()
-            host.wait(timeout=20)
-        shutil.rmtree(self.top)
-
-    def start_host(self, name, table):
-        script = ("set -e; hostname \"$1\"; ip link set lo up; mount --bind \"$2\" /etc/hosts\n"
-                  "mount -t tmpfs none /dev/shm; echo up; exec cat")
-        host = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sh", "-c", script, "host", name, table],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = host.stdout.readline().decode("utf-8", "replace")
-        if said != "up\n":
-            host.stdin.close()
-            rest = host.stdout.read().decode("utf-8", "replace")
-            host.wait(timeout=20)
-            raise OSError(f"cannot make a host: {said}{rest}")
-        return host
-
-    def inside(self, host):
-        return ["nsenter", "-t", str(self.hosts[host].pid), "--net", "--uts", "--mount"]
+    def lay(self):
+        for own, name in enumerate(NAMES):
+            table = "127.0.0.1 localhost\n"
+            for other, its in enumerate(NAMES):
+                table += f"{address(other, own) if other != own else address(own, (own + 1) % 3)} {its}\n"
+            table += f"{address(HEAD, own) if own != HEAD else '127.0.0.1'} {OTHER}\n"
+            self.add_host(name, table)
+        for one, two in CABLES:
+            self.lay_cable((one, f"to-{two}", address(one, two)), (two, f"to-{one}", address(two, one)))
 
     def start(self, host, *words, env=None):
         """toroid on that host."""
@@ -159,7 +119,7 @@ def ended(cluster, runs, id, name, steps):
 
 
 def test_pods_on_two_hosts_over_a_slow_cable_that_is_pulled():
-    with Hosts() as hosts, Pki(*NAMES) as pki, tempfile.TemporaryDirectory() as runs:
+    with PodHosts() as hosts, Pki(*NAMES) as pki, tempfile.TemporaryDirectory() as runs:
         with Cluster(hosts, pki, runs) as cluster:
             fast = ended(cluster, runs, submit(cluster, "fast", 10), "fast", 10)
             names = {pod["host"] for pod in cluster.run("pods", "-o", "json").json()["pods"]}
@@ -190,7 +150,7 @@ def test_pods_on_two_hosts_over_a_slow_cable_that_is_pulled():
 
 
 def test_hosts_that_are_refused():
-    with Hosts() as hosts, Pki(*NAMES) as pki, Pki(*NAMES) as other, tempfile.TemporaryDirectory() as runs:
+    with PodHosts() as hosts, Pki(*NAMES) as pki, Pki(*NAMES) as other, tempfile.TemporaryDirectory() as runs:
         with Cluster(hosts, pki, runs) as cluster:
             agent = ["agent", "--pod", "z", "--slots", 1, "--controller"]
             refused(hosts.run(FIRST, *agent, cluster.address, "--tls-dir", other.folders[FIRST]), 3, "not of the CA")
@@ -203,15 +163,11 @@ def test_hosts_that_are_refused():
     no_orphans()
 
 
+def make_hosts():
+    with PodHosts() as hosts:
+        hosts.slow("8mbit")
+
+
 if __name__ == "__main__":
-    try:
-        if os.geteuid() != 0:  # whoever may have a user namespace is root in it
-            mapped = ["unshare", "--user", "--map-root-user"]
-            succeeded(*mapped, "true")
-            os.execvp(mapped[0], [*mapped, sys.executable, *sys.argv])
-        with Hosts() as made:
-            made.slow("8mbit")
-    except OSError as why:
-        print(f"SKIPPED: hosts need namespaces of their own: {why}")
-        sys.exit(77)
+    only_with_hosts(make_hosts)
     main()

@@ -1,19 +1,16 @@
 """A world over two hosts: the same tokens, a dead rank named with its host, one model for all.
 
-A host is a process in its own network, mount and UTS namespaces: its own name, its own /etc/hosts,
-scratch and model files under the same paths as on the other, and one veth cable between the two.
-Nothing is made outside these namespaces, so nothing can be left behind: they go with their last
-process, and a host ends when the test that holds its standard input does, however that ends.
+Hosts are namespaces (hosts.py) with one cable between them; model files and scratch lie under the
+same paths on both, and are not the same.
 Exits 77 (skipped) where namespaces are not allowed.
 """
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 
 from harness import *
+from hosts import Hosts, only_with_hosts
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "models", "llama")
 IDS = ",".join(str(1 + i * 37 % 90) for i in range(23))
@@ -22,84 +19,28 @@ NAMES = ("toroid-h1", "toroid-h2")
 ADDRESSES = ("198.18.0.1", "198.18.0.2")  # on the cable alone
 
 
-def succeeded(*command):
-    """Runs a tool of the system."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=20)
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(map(str, command))}: {done.stdout.decode('utf-8', 'replace')}")
-
-
-class TwoHosts:
+class TwoHosts(Hosts):
     """Two hosts and the cable. `model` and `scratch` are paths that every host fills by itself."""
 
-    def __init__(self):
-        self.top = tempfile.mkdtemp(prefix="toroid-two-hosts-")
+    def lay(self):
         self.model, self.scratch = (os.path.join(self.top, name) for name in ("model", "scratch"))
-        self.hosts = []
-
-    def __enter__(self):
-        try:
-            for name in (self.model, self.scratch):
-                os.mkdir(name)
-            hosts_file = self.write("hosts", "127.0.0.1 localhost\n" + "".join(
-                f"{address} {name}\n" for address, name in zip(ADDRESSES, NAMES)))
-            for name in NAMES:
-                self.hosts.append(self.start_host(name, hosts_file))
-            first, second = (str(host.pid) for host in self.hosts)
-            succeeded(*self.inside(0), "ip", "link", "add", "cable", "type", "veth", "peer", "name",
-                      "cable", "netns", second)
-            for i, address in enumerate(ADDRESSES):
-                succeeded(*self.inside(i), "ip", "address", "add", f"{address}/30", "dev", "cable")
-                succeeded(*self.inside(i), "ip", "link", "set", "cable", "up")
-            # What mpirun has instead of ssh. As there, the environment is not carried.
-            self.agent = self.write("agent", "\n".join([
-                "#!/bin/sh",
-                "host=$1; shift",
-                f"[ \"$host\" = {NAMES[1]} ] || exit 1",
-                f"exec {' '.join(self.inside(1))} env -i PATH=\"$PATH\" TMPDIR={self.scratch}"
-                f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
-            os.chmod(self.agent, 0o700)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        for host in self.hosts:
-            host.stdin.close()
-            host.wait(timeout=20)
-        shutil.rmtree(self.top)
-
-    def write(self, name, text):
-        path = os.path.join(self.top, name)
-        with open(path, "w") as file:
-            file.write(text)
-        return path
-
-    def start_host(self, name, hosts_file):
-        own = {path: os.path.join(self.top, name, os.path.basename(path))
-               for path in (self.model, self.scratch)}
-        shutil.copytree(GOLDEN, own[self.model])
-        os.mkdir(own[self.scratch])
-        script = "set -e; hostname \"$1\"; ip link set lo up; mount --bind \"$2\" /etc/hosts\n"
-        script += "mount -t tmpfs none /dev/shm\n"
-        for path, source in own.items():
-            script += f"mount --bind '{source}' '{path}'\n"
-        script += "echo up; exec cat"
-        host = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sh", "-c", script, "host",
-                                 name, hosts_file], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
-        said = host.stdout.readline().decode("utf-8", "replace")
-        if said != "up\n":
-            host.stdin.close()
-            rest = host.stdout.read().decode("utf-8", "replace")
-            host.wait(timeout=20)
-            raise OSError(f"cannot make a host: {said}{rest}")
-        return host
-
-    def inside(self, host):
-        return ["nsenter", "-t", str(self.hosts[host].pid), "--net", "--uts", "--mount"]
+        for name in (self.model, self.scratch):
+            os.mkdir(name)
+        table = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for address, name in zip(ADDRESSES, NAMES))
+        for name in NAMES:
+            own = [(path, os.path.join(self.top, name, os.path.basename(path))) for path in (self.model, self.scratch)]
+            shutil.copytree(GOLDEN, own[0][1])
+            os.mkdir(own[1][1])
+            self.add_host(name, table, own)
+        self.lay_cable(*((i, "cable", address) for i, address in enumerate(ADDRESSES)))
+        # What mpirun has instead of ssh. As there, the environment is not carried.
+        self.agent = self.write("agent", "\n".join([
+            "#!/bin/sh",
+            "host=$1; shift",
+            f"[ \"$host\" = {NAMES[1]} ] || exit 1",
+            f"exec {' '.join(self.inside(1))} env -i PATH=\"$PATH\" TMPDIR={self.scratch}"
+            f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
+        os.chmod(self.agent, 0o700)
 
     def launch(self, *words):
         """`toroid launch` typed on the first host."""
@@ -164,15 +105,11 @@ def test_another_model_on_one_host_is_refused():
     no_orphans()
 
 
+def make_hosts():
+    with TwoHosts():
+        pass
+
+
 if __name__ == "__main__":
-    try:
-        if os.geteuid() != 0:  # whoever may have a user namespace is root in it
-            mapped = ["unshare", "--user", "--map-root-user"]
-            succeeded(*mapped, "true")
-            os.execvp(mapped[0], [*mapped, sys.executable, *sys.argv])
-        with TwoHosts():
-            pass
-    except OSError as why:
-        print(f"SKIPPED: hosts need namespaces of their own: {why}")
-        sys.exit(77)
+    only_with_hosts(make_hosts)
     main()
