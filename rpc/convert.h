@@ -27,6 +27,8 @@ absl::Status FromProto(const google::rpc::Status& status);
 v1::Mesh ToProto(const MeshShape& mesh);
 MeshShape MeshFromProto(const v1::Mesh& mesh);
 absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh);
+// field: what holds the sizes, "mesh".
+absl::Status CheckSizes(absl::string_view field, const MeshWish& wish);
 v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive);
 absl::StatusOr<Placement> FromProto(const v1::Placement& placement, absl::Duration* keep_alive);
 v1::GenerateTask ToProto(const GenerateTask& task);

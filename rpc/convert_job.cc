@@ -49,11 +49,7 @@ absl::Status ReadPodMeshes(const v1::JobSpec& in, JobSpec& out) {
   for (const v1::PodMesh& pod : in.pod_mesh()) {
     if (pod.pod().empty()) return BadField("pod_mesh.pod", "missing: name a pod");
     MeshWish wish{pod.data(), pod.ring(), pod.tensor()};
-    for (const auto& [name, size] :
-         {std::pair("pod_mesh.data", wish.data), std::pair("pod_mesh.ring", wish.ring),
-          std::pair("pod_mesh.tensor", wish.tensor)}) {
-      if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
-    }
+    TOROID_RETURN_IF_ERROR(CheckSizes("pod_mesh", wish));
     if (wish == MeshWish()) wish.data = MeshWish::kRest;
     if (!out.placement.pod_meshes.emplace(pod.pod(), wish).second) {
       return BadField("pod_mesh.pod", absl::StrCat(pod.pod(), " is named twice"));

@@ -116,16 +116,23 @@ MeshShape MeshFromProto(const v1::Mesh& mesh) {
   return {std::max(1, mesh.data()), std::max(1, mesh.ring()), std::max(1, mesh.tensor())};
 }
 
+absl::Status CheckSizes(absl::string_view field, const MeshWish& wish) {
+  for (const auto& [axis, size] : {std::pair("data", wish.data), std::pair("ring", wish.ring),
+                                   std::pair("tensor", wish.tensor)}) {
+    if (size < MeshWish::kRest) {
+      return BadField(absl::StrCat(field, ".", axis), absl::StrCat(size, " is no size"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<MeshWish> WishFromProto(const v1::Mesh& mesh) {
   if (mesh.pods() != 0 && mesh.pods() != 1) {
     return BadField("mesh.pods", absl::StrCat(mesh.pods(), ": only training runs on several pods"));
   }
-  for (const auto& [name, size] :
-       {std::pair("mesh.data", mesh.data()), std::pair("mesh.ring", mesh.ring()),
-        std::pair("mesh.tensor", mesh.tensor())}) {
-    if (size < MeshWish::kRest) return BadField(name, absl::StrCat(size, " is no size"));
-  }
-  return MeshWish{mesh.data(), mesh.ring(), mesh.tensor()};
+  const MeshWish wish{mesh.data(), mesh.ring(), mesh.tensor()};
+  TOROID_RETURN_IF_ERROR(CheckSizes("mesh", wish));
+  return wish;
 }
 
 v1::Placement ToProto(const Placement& placement, absl::Duration keep_alive) {
