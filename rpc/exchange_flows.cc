@@ -1,0 +1,40 @@
+#include "rpc/exchange_flows.h"
+
+#include <memory>
+
+#include "rpc/exchange_link_state.h"
+#include "rpc/grpc_method.h"
+
+namespace toroid::exchange {
+
+void Flow::OnReadDone(bool ok) {
+  if (!ok) return link->ReadsEnded(this);
+  link->Acknowledged(this, in);
+  StartRead(&in);
+}
+void Flow::OnWriteDone(bool ok) { link->Written(this, ok); }
+void Flow::OnDone(const grpc::Status& status) { link->Ended(this, status); }
+
+void Arrival::OnReadDone(bool ok) {
+  if (!ok) return outbox_.Close([this] { this->Finish(grpc::Status::OK); }, /*discard=*/true);
+  const absl::Status taken = link_->Arrived(this, in_);
+  if (!taken.ok()) {
+    return outbox_.Close([this, taken] { this->Finish(ToGrpc(taken)); }, /*discard=*/true);
+  }
+  StartRead(&in_);
+}
+void Arrival::OnDone() { link_->Ended(this); }
+
+grpc::ServerUnaryReactor* Service::Meet(grpc::CallbackServerContext* context,
+                                        const wire::MeetRequest* request,
+                                        wire::MeetResponse* response) {
+  return Answer(context, *request, [&] { return ToGrpc(link_->Met(*request, response)); });
+}
+grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck>* Service::Stream(
+    grpc::CallbackServerContext*) {
+  const std::shared_ptr<Arrival> arrival = link_->NewArrival();
+  arrival->Begin();
+  return arrival.get();
+}
+
+}  // namespace toroid::exchange

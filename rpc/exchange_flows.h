@@ -1,0 +1,98 @@
+// The streams between two ranks as gRPC drives them: each reaction tells the link, under whose
+// mutex all that follows is decided. Included by exchange_*.cc only.
+#pragma once
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/client_callback.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <algorithm>
+#include <deque>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "rpc/exchange_wire.h"
+#include "rpc/grpc_stream.h"
+#include "toroid/internal/v1/exchange.grpc.pb.h"
+
+namespace toroid::exchange {
+
+class Link;
+
+// One flow that we dialled. Its fields are under the link's mutex, but for those that gRPC fills.
+class Flow final : public grpc::ClientBidiReactor<wire::StreamFrame, wire::StreamAck> {
+ public:
+  Flow(Link* link, PodRank peer, int index) : link(link), peer(peer), index(index) {}
+
+  void Begin(wire::Exchange::Stub& stub) {
+    stub.async()->Stream(&context, this);
+    AddHold();  // for writes from outside of the reactions
+    StartRead(&in);
+    StartWrite(&out);
+    StartCall();
+  }
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnDone(const grpc::Status& status) override;
+
+  Link* const link;
+  const PodRank peer;
+  const int index;
+  grpc::ClientContext context;
+  wire::StreamFrame out;
+  wire::StreamAck in;
+  const absl::Time dialled = absl::Now();
+  bool up = false;      // the peer has said hello
+  bool writing = true;  // hello first
+  bool ended = false;   // no read will come: the hold goes with the last write
+  bool holding = true;
+  struct Delayed {
+    absl::Time at;
+    PodFrame frame;
+  };
+  std::deque<Delayed> delayed;  // on the throttled line
+};
+
+// One flow that dialled us.
+class Arrival final : public grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck> {
+ public:
+  explicit Arrival(Link* link)
+      : link_(link),
+        outbox_([this](const wire::StreamAck* ack) { this->StartWrite(ack); },
+                [](wire::StreamAck& last, const wire::StreamAck& next) {
+                  last.set_received(std::max(last.received(), next.received()));
+                  last.set_taken(std::max(last.taken(), next.taken()));
+                  return true;
+                }) {}
+
+  void Begin() { StartRead(&in_); }
+  void Push(wire::StreamAck ack) { outbox_.Push(std::move(ack)); }
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override { outbox_.Written(ok); }
+  void OnDone() override;
+
+  // Under the link's mutex.
+  PodRank from;
+  Launch launch;  // known once it has said hello
+
+ private:
+  Link* const link_;
+  wire::StreamFrame in_;
+  Outbox<wire::StreamAck> outbox_;
+};
+
+class Service final : public wire::Exchange::CallbackService {
+ public:
+  explicit Service(Link* link) : link_(link) {}
+  grpc::ServerUnaryReactor* Meet(grpc::CallbackServerContext* context,
+                                 const wire::MeetRequest* request,
+                                 wire::MeetResponse* response) override;
+  grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck>* Stream(
+      grpc::CallbackServerContext*) override;
+
+ private:
+  Link* const link_;
+};
+
+}  // namespace toroid::exchange

@@ -1,0 +1,85 @@
+#include <grpcpp/create_channel.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "core/status_macros.h"
+#include "rpc/exchange_link_state.h"
+#include "rpc/grpc_credentials.h"
+#include "rpc/grpc_status.h"
+
+namespace toroid::exchange {
+
+constexpr absl::Duration kMeetCall = absl::Seconds(1);
+
+// What the caller is told of us; what we are told of it stays.
+absl::Status Link::Compare(const PodIdentity& other) {
+  if (other.self.pod == identity_.self.pod) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("pod ", other.self.pod, " is there twice: give each pod its own number"));
+  }
+  const absl::Status ours = CompareTerms(identity_, other);
+  if (ours.ok()) return ours;
+  Refuse(other.self, ours);
+  return CompareTerms(other, identity_);
+}
+
+void Link::Refuse(PodRank rank, const absl::Status& why) {
+  Peer& peer = PeerOf(rank);
+  if (peer.refused.ok()) peer.refused = why;
+  if (refused_.ok()) refused_ = why;
+  changed_.notify_all();
+  pump_.notify_all();
+}
+
+absl::Status Link::Met(const wire::MeetRequest& request, wire::MeetResponse* response) {
+  const std::lock_guard lock(mutex_);
+  TOROID_RETURN_IF_ERROR(Compare(FromProto(request.identity())));
+  if (addresses_.empty()) {
+    return absl::UnavailableError(
+        absl::StrCat(ToString(identity_.self), " still gathers its ranks"));
+  }
+  *response->mutable_identity() = Card();
+  for (const std::string& address : addresses_) response->add_addresses(address);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> Link::Meet(int64_t pod, const std::string& address,
+                                                    absl::Time deadline) {
+  const auto stub = wire::Exchange::NewStub(
+      grpc::CreateCustomChannel(address, DialCredentials(options_.tls), ClientChannelArguments()));
+  while (true) {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    const absl::Time limit = std::min(deadline, absl::Now() + kMeetCall);
+    context.set_deadline(absl::ToChronoTime(limit));
+    wire::MeetRequest request;
+    *request.mutable_identity() = Card();
+    wire::MeetResponse response;
+    const absl::Status met = FromGrpc(stub->Meet(&context, request, &response));
+    if (met.ok()) {
+      if (response.identity().pod() != pod) {
+        return absl::FailedPreconditionError(absl::StrCat("pod ", response.identity().pod(),
+                                                          " listens at ", address, ", not pod ",
+                                                          pod, ": give all pods the same list"));
+      }
+      return std::vector<std::string>(response.addresses().begin(), response.addresses().end());
+    }
+    if (met.code() != absl::StatusCode::kUnavailable &&
+        met.code() != absl::StatusCode::kDeadlineExceeded) {
+      return met;
+    }
+    TOROID_RETURN_IF_ERROR(WhyNoConnection(address, options_.tls));
+    Lock lock(mutex_);
+    TOROID_RETURN_IF_ERROR(refused_);
+    if (absl::Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrCat("pod ", pod, " does not answer: ", address,
+                                                      ": ", met.message(),
+                                                      ": start it, or correct its address"));
+    }
+    (void)changed_.wait_for(lock, absl::ToChronoMilliseconds(kRedial));
+  }
+}
+
+}  // namespace toroid::exchange

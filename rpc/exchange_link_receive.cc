@@ -1,0 +1,94 @@
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "core/status_macros.h"
+#include "rpc/exchange_link_state.h"
+
+namespace toroid::exchange {
+
+std::shared_ptr<Arrival> Link::NewArrival() {
+  const auto arrival = std::make_shared<Arrival>(this);
+  const std::lock_guard lock(mutex_);
+  arrivals_[arrival.get()] = arrival;
+  return arrival;
+}
+
+absl::Status Link::Hello(Arrival* arrival, const wire::ExchangeIdentity& card) {
+  const PodIdentity other = FromProto(card);
+  TOROID_RETURN_IF_ERROR(Compare(other));
+  Peer& peer = PeerOf(other.self);
+  const Launch launch = LaunchOf(card);
+  if (peer.sends.known && !(peer.sends == launch)) {
+    if (launch.epoch <= peer.sends.epoch) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          ToString(other.self), " comes with epoch ", launch.epoch,
+          ", a launch before it had epoch ", peer.sends.epoch, ": each launch needs a higher one"));
+    }
+    const auto stale = [&](const Here& here) { return here.from == other.self; };
+    counters_.stale_dropped += std::count_if(inbox_.begin(), inbox_.end(), stale);
+    inbox_.erase(std::remove_if(inbox_.begin(), inbox_.end(), stale), inbox_.end());
+    peer.in = PodReceiveQueue(options_.queue_bytes);
+    if (peer.takes.known && !(peer.takes == launch)) peer.out.LineLost();
+  }
+  peer.sends = launch;
+  arrival->from = other.self;
+  arrival->launch = launch;
+  peer.arrivals.insert(arrivals_.at(arrival));
+  peer.was_up = true;
+  return absl::OkStatus();
+}
+
+absl::Status Link::Arrived(Arrival* arrival, const wire::StreamFrame& in) {
+  const bool hello = in.has_hello();
+  const PodFrame frame = FromProto(in);
+  if (!hello && FrameChecksum(frame) != in.crc32c()) {
+    return absl::DataLossError(absl::StrCat("wrong checksum: frame ", frame.number));
+  }
+  wire::StreamAck ack;
+  {
+    const std::lock_guard lock(mutex_);
+    if (hello == arrival->launch.known) {
+      return absl::InvalidArgumentError("broken stream: hello comes first, and once");
+    }
+    if (hello) {
+      TOROID_RETURN_IF_ERROR(Hello(arrival, in.hello()));
+      *ack.mutable_hello() = Card();
+    }
+    Peer& peer = PeerOf(arrival->from);
+    if (!(arrival->launch == peer.sends)) {
+      if (frame.offset == 0) ++counters_.stale_dropped;
+      return absl::FailedPreconditionError(
+          absl::StrCat("a later launch of ", ToString(arrival->from), " is there"));
+    }
+    if (!hello) {
+      TOROID_ASSIGN_OR_RETURN(const bool fresh, peer.in.Take(frame));
+      (void)fresh;
+      while (std::optional<PodMessage> message = peer.in.PopWhole()) {
+        message->from = arrival->from;
+        message->epoch = arrival->launch.epoch;
+        inbox_.push_back({arrival->from, arrival->launch, *std::move(message)});
+      }
+    }
+    ack.set_received(peer.in.received());
+    ack.set_taken(peer.in.taken());
+    arrival->Push(std::move(ack));
+    changed_.notify_all();
+  }
+  return absl::OkStatus();
+}
+
+void Link::Ended(Arrival* arrival) {
+  std::shared_ptr<Arrival> last;  // destroyed without the mutex
+  const std::lock_guard lock(mutex_);
+  last = arrivals_.at(arrival);
+  arrivals_.erase(arrival);
+  if (arrival->launch.known) {
+    Peer& peer = PeerOf(arrival->from);
+    peer.arrivals.erase(last);
+    Lost(peer, absl::Now());
+  }
+  changed_.notify_all();
+}
+
+}  // namespace toroid::exchange
