@@ -91,7 +91,7 @@ std::optional<CodedRange> CodedOf(const std::vector<std::string>& blobs, Codec c
   }
   coded.codes = blobs[0];
   coded.scales.resize(size_t(scales));
-  std::memcpy(coded.scales.data(), blobs[1].data(), blobs[1].size());
+  if (scales > 0) std::memcpy(coded.scales.data(), blobs[1].data(), blobs[1].size());
   return coded;
 }
 

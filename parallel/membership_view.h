@@ -26,7 +26,16 @@ namespace toroid {
 struct MembershipView {
   uint64_t number = 1;
   std::vector<int64_t> members;  // ascending
+  // Of each member the epoch of its present launch, which tells it from the one that was lost;
+  // empty: there is only one launch of each.
+  std::vector<uint64_t> launches;
   bool Has(int64_t pod) const { return std::binary_search(members.begin(), members.end(), pod); }
+  uint64_t LaunchOf(int64_t pod) const {  // 0: it is no member, or there is only one
+    const auto at = std::lower_bound(members.begin(), members.end(), pod);
+    return launches.empty() || at == members.end() || *at != pod
+               ? 0
+               : launches[size_t(at - members.begin())];
+  }
 };
 
 }  // namespace toroid

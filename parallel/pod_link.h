@@ -22,6 +22,8 @@
 
 namespace toroid {
 
+class Communicator;
+
 // A rank of a pod of this job.
 struct PodRank {
   int64_t pod = 0, rank = 0;
@@ -77,9 +79,15 @@ class PodLink {
   virtual absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) = 0;
   // The next message of any peer; empty at `deadline`. FailedPrecondition as above.
   virtual absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) = 0;
-  // Since when nothing has been heard of a peer; InfinitePast if it never was, Now while its line
-  // is up.
+  // When something was last heard of a peer: a process that stands still says nothing although its
+  // line is up. InfinitePast: it never was heard of.
   virtual absl::Time LastHeard(PodRank peer) const = 0;
+  // Collective over `world`, this pod's: from here on Send reaches those launches of other pods
+  // that rank 0 has heard of.
+  virtual absl::Status Renew(Communicator& world) {
+    (void)world;
+    return absl::OkStatus();
+  }
   virtual PodLinkCounters counters() const = 0;
 };
 

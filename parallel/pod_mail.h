@@ -51,6 +51,8 @@ class PodMail {
     std::function<void(const std::string&)> note;
     // Asked on rank 0, by several threads: the newest view of who takes part.
     std::function<std::optional<MembershipView>()> view;
+    // Told on rank 0: a pod that is waited for is silent. Once of each launch.
+    std::function<void(int64_t pod)> on_silent;
   };
 
   // on_view is called on the receiving thread of rank 0, once for each view that it hears of, which

@@ -53,6 +53,9 @@ struct PodAccess {
   std::function<void(const std::string&)> note;
   // Of rank 0, asked by several threads: who takes part now; policy `halt` asks once.
   std::function<std::optional<MembershipView>()> view;
+  // Of rank 0: another pod is waited for and silent.
+  std::function<void(int64_t pod)> on_silent;
+  bool joins = false;  // the others train already
 };
 
 struct TrainOptions {

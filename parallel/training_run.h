@@ -37,6 +37,9 @@ struct TrainingPlan {
   int64_t checkpoint_every = 0;  // steps; 0: at the end alone
   int64_t keep = 3;              // checkpoints; never less than two are kept
   int64_t epoch = 0;             // of this launch
+  // The job's other pods train already: this one takes their state, and goes on with them. Policy
+  // `continue`.
+  bool joins = false;
   std::optional<SpikeRule> spike;
   int64_t skip_limit = 10;       // steps in a row whose gradient is not finite
   int64_t param_hash_every = 0;  // steps from one hash of all weights to the next; 0: never
@@ -100,6 +103,9 @@ struct TrainingEvents {
   // Which of the job's pods take part, the newest that is known; asked by several threads, for as
   // long as the run is there. Null: all, always.
   std::function<std::optional<MembershipView>()> view;
+  // This pod waits for another one that is silent; said once of each launch. Whoever makes views
+  // may leave that one out.
+  std::function<void(int64_t pod)> on_silent = [](int64_t) {};
 };
 
 struct TrainingResult {
