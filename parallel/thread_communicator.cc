@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -20,18 +21,37 @@ struct alignas(64) Place {
   int64_t bytes = 0;
 };
 
-// Messages from one rank to another, one at a time: the sender waits until it is taken.
+// Messages from one rank to another, one at a time: the sender waits until it is taken. `posted` is
+// the number of the message that lies here, its negative once the receiver has begun to take it, or
+// kWithdrawn for ever: a sender that gives up must know that nobody will read its memory.
+constexpr int64_t kWithdrawn = std::numeric_limits<int64_t>::min();
 struct alignas(64) Mailbox {
   std::atomic<int64_t> posted{0}, taken{0};
   const void* data = nullptr;
   int64_t bytes = 0;
 };
 
+// The receiver's: whether message `number` lies here; it may then be read, and must be.
+bool Take(Mailbox& box, int64_t number) {
+  int64_t expected = number;
+  return box.posted.compare_exchange_strong(expected, -number, std::memory_order_acq_rel);
+}
+// The sender's: false: the receiver is at it.
+bool Withdraw(Mailbox& box, int64_t number) {
+  int64_t expected = number;
+  return box.posted.compare_exchange_strong(expected, kWithdrawn, std::memory_order_acq_rel);
+}
+
 // A meeting has three gates: all have arrived (places are readable), all have done their first
 // share of the work, all have done their second (places and inputs may be reused). A gate of
 // meeting m is open once its count has reached (m + 1) size, so nothing is ever reset, and as no
 // rank enters a meeting before the last gate of the one before, one place per rank is enough.
+//
+// A rank gives up at the first gate only, and shuts it: either all ranks pass it or none, and no
+// rank reads the place of one that has gone. Behind it the others are at work and will be there,
+// unless one has left.
 constexpr int kGates = 3;
+constexpr int64_t kShut = std::numeric_limits<int64_t>::min();
 
 struct Group {
   Group(std::vector<int> world_ranks, std::shared_ptr<ThreadWorldMonitor> watcher)
@@ -101,6 +121,8 @@ class ThreadCommunicator final : public OrderedCommunicator {
   void Meet(Stream s, const Place& place, std::function<void()> first,
             std::function<void()> second);
   absl::Status Agreement() const;
+  // Of the first gate of a meeting: it stays closed from now on. False: it had opened.
+  bool Shut(int64_t open);
   // True when the wait is over without what it waits for: the world was abandoned, or `awaited`
   // (any rank if negative) has left. The error is kept.
   bool Hopeless(int awaited);
@@ -159,6 +181,7 @@ void ThreadCommunicator::Meet(Stream s, const Place& place, std::function<void()
   Enqueue(s, [this, place, first = std::move(first), second = std::move(second),
               next_gate = -1]() mutable {
     auto& gates = group_->gates;
+    const int64_t open = (meetings_ + 1) * size();
     if (next_gate < 0) {
       Enter(place.verb);
       group_->places[rank()] = place;
@@ -166,11 +189,12 @@ void ThreadCommunicator::Meet(Stream s, const Place& place, std::function<void()
       next_gate = 0;
     }
     while (next_gate < kGates) {
-      const int64_t open = (meetings_ + 1) * size();
       if (gates[next_gate].load(std::memory_order_acquire) < open) {
-        const bool over = group_->monitor->abandoned() || group_->first_left.load() >= 0;
+        const bool left = group_->first_left.load() >= 0;
+        const bool over = left || (next_gate == 0 && group_->monitor->abandoned());
         // A rank that left after its part of this meeting has opened all its gates: look again.
         if (!over || gates[next_gate].load(std::memory_order_acquire) >= open) return false;
+        if (next_gate == 0 && !Shut(open)) continue;
         Hopeless(-1);
         break;
       }
@@ -187,6 +211,15 @@ void ThreadCommunicator::Meet(Stream s, const Place& place, std::function<void()
     ++meetings_;
     return true;
   });
+}
+
+bool ThreadCommunicator::Shut(int64_t open) {
+  int64_t count = group_->gates[0].load(std::memory_order_acquire);
+  while (count < open) {
+    if (group_->gates[0].compare_exchange_weak(count, kShut, std::memory_order_acq_rel))
+      return true;
+  }
+  return false;
 }
 
 void ThreadCommunicator::DoAllReduce(Stream s, void* x, int64_t count, DType type, ReduceOp op) {
@@ -278,7 +311,7 @@ void ThreadCommunicator::DoSendRecv(Stream s, const void* send, int64_t send_byt
         out->posted.store(++sent_[to], std::memory_order_release);
       }
     }
-    if (to_receive && in->posted.load(std::memory_order_acquire) > received_[from]) {
+    if (to_receive && Take(*in, received_[from] + 1)) {
       if (in->bytes == recv_bytes) {
         std::memcpy(recv, in->data, recv_bytes);
       } else {
@@ -298,6 +331,7 @@ void ThreadCommunicator::DoSendRecv(Stream s, const void* send, int64_t send_byt
       const bool over = to_receive ? in->posted.load(std::memory_order_acquire) > received_[from]
                                    : out->taken.load(std::memory_order_acquire) == sent_[to];
       if ((!abandoned && !gone) || over) return false;
+      if (to_send && !Withdraw(*out, sent_[to])) return false;
       Hopeless(awaited);
     }
     Enter(nullptr);
