@@ -42,6 +42,25 @@ TEST(Crc32c, TablesAndInstructionAgree) {
   }
 }
 
+// Long texts are read in three lanes of 1 KiB.
+TEST(Crc32c, TablesAndInstructionAgreeOfLongTexts) {
+  if (!__builtin_cpu_supports("sse4.2")) GTEST_SKIP() << "no SSE 4.2";
+  std::vector<uint8_t> bytes(20000);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(i * 151 + (i >> 7));
+  for (size_t size = 3060; size < bytes.size(); size = size * 9 / 8 + size % 7) {
+    for (size_t begin : {0, 1, 5}) {
+      absl::Span<uint8_t> text(bytes.data() + begin, size - begin);
+      const uint32_t whole = Crc32cByInstruction(text, 77);
+      EXPECT_EQ(Crc32cByTables(text, 77), whole) << size << " from " << begin;
+      for (size_t i = size % 11; i < text.size(); i += 997) {  // negative control: of every lane
+        text[i] ^= 4;
+        EXPECT_NE(Crc32cByInstruction(text, 77), whole) << i << " of " << size;
+        text[i] ^= 4;
+      }
+    }
+  }
+}
+
 TEST(Crc32c, SeesEveryBit) {
   std::string text(40, 'x');
   const uint32_t whole = Of(text);
