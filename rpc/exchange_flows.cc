@@ -1,12 +1,23 @@
 #include "rpc/exchange_flows.h"
 
 #include <memory>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "rpc/exchange_link_state.h"
 #include "rpc/grpc_method.h"
 
 namespace toroid::exchange {
 
+void Flow::Begin(StreamStub& stub) {
+  static const std::string method =
+      absl::StrCat("/", wire::Exchange::service_full_name(), "/Stream");
+  stub.PrepareBidiStreamingCall(&context, method, {}, this);
+  AddHold();  // for writes from outside of the reactions
+  StartRead(&in);
+  StartWrite(&out);
+  StartCall();
+}
 void Flow::OnReadDone(bool ok) {
   if (!ok) return link->ReadsEnded(this);
   link->Acknowledged(this, in);
@@ -30,7 +41,7 @@ grpc::ServerUnaryReactor* Service::Meet(grpc::CallbackServerContext* context,
                                         wire::MeetResponse* response) {
   return Answer(context, *request, [&] { return ToGrpc(link_->Met(*request, response)); });
 }
-grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck>* Service::Stream(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::Stream(
     grpc::CallbackServerContext*) {
   const std::shared_ptr<Arrival> arrival = link_->NewArrival();
   arrival->Begin();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/client_callback.h>
 #include <grpcpp/support/server_callback.h>
 
@@ -20,18 +21,15 @@ namespace toroid::exchange {
 
 class Link;
 
+// Calls Exchange.Stream with frames as bytes (exchange_wire.h).
+using StreamStub = grpc::TemplatedGenericStub<grpc::ByteBuffer, wire::StreamAck>;
+
 // One flow that we dialled. Its fields are under the link's mutex, but for those that gRPC fills.
-class Flow final : public grpc::ClientBidiReactor<wire::StreamFrame, wire::StreamAck> {
+class Flow final : public grpc::ClientBidiReactor<grpc::ByteBuffer, wire::StreamAck> {
  public:
   Flow(Link* link, PodRank peer, int index) : link(link), peer(peer), index(index) {}
 
-  void Begin(wire::Exchange::Stub& stub) {
-    stub.async()->Stream(&context, this);
-    AddHold();  // for writes from outside of the reactions
-    StartRead(&in);
-    StartWrite(&out);
-    StartCall();
-  }
+  void Begin(StreamStub& stub);
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
@@ -40,7 +38,7 @@ class Flow final : public grpc::ClientBidiReactor<wire::StreamFrame, wire::Strea
   const PodRank peer;
   const int index;
   grpc::ClientContext context;
-  wire::StreamFrame out;
+  grpc::ByteBuffer out;
   wire::StreamAck in;
   const absl::Time dialled = absl::Now();
   bool up = false;      // the peer has said hello
@@ -55,16 +53,20 @@ class Flow final : public grpc::ClientBidiReactor<wire::StreamFrame, wire::Strea
 };
 
 // One flow that dialled us.
-class Arrival final : public grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck> {
+class Arrival final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit Arrival(Link* link)
       : link_(link),
-        outbox_([this](const wire::StreamAck* ack) { this->StartWrite(ack); },
-                [](wire::StreamAck& last, const wire::StreamAck& next) {
-                  last.set_received(std::max(last.received(), next.received()));
-                  last.set_taken(std::max(last.taken(), next.taken()));
-                  return true;
-                }) {}
+        outbox_(
+            [this](const wire::StreamAck* ack) {
+              out_ = ToBytes(*ack);
+              this->StartWrite(&out_);
+            },
+            [](wire::StreamAck& last, const wire::StreamAck& next) {
+              last.set_received(std::max(last.received(), next.received()));
+              last.set_taken(std::max(last.taken(), next.taken()));
+              return true;
+            }) {}
 
   void Begin() { StartRead(&in_); }
   void Push(wire::StreamAck ack) { outbox_.Push(std::move(ack)); }
@@ -78,17 +80,18 @@ class Arrival final : public grpc::ServerBidiReactor<wire::StreamFrame, wire::St
 
  private:
   Link* const link_;
-  wire::StreamFrame in_;
+  grpc::ByteBuffer in_, out_;
   Outbox<wire::StreamAck> outbox_;
 };
 
-class Service final : public wire::Exchange::CallbackService {
+class Service final : public wire::Exchange::WithRawCallbackMethod_Stream<
+                          wire::Exchange::WithCallbackMethod_Meet<wire::Exchange::Service>> {
  public:
   explicit Service(Link* link) : link_(link) {}
   grpc::ServerUnaryReactor* Meet(grpc::CallbackServerContext* context,
                                  const wire::MeetRequest* request,
                                  wire::MeetResponse* response) override;
-  grpc::ServerBidiReactor<wire::StreamFrame, wire::StreamAck>* Stream(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Stream(
       grpc::CallbackServerContext*) override;
 
  private:

@@ -97,9 +97,9 @@ Peer& Link::PeerOf(PodRank rank) {
 }
 
 void Link::AddPeer(PodRank rank, const std::string& address) {
-  std::vector<std::shared_ptr<wire::Exchange::Stub>> stubs;
+  std::vector<std::shared_ptr<StreamStub>> stubs;
   for (int i = 0; i < options_.flows; ++i) {  // each its own connection
-    stubs.push_back(wire::Exchange::NewStub(grpc::CreateCustomChannel(
+    stubs.push_back(std::make_shared<StreamStub>(grpc::CreateCustomChannel(
         address, DialCredentials(options_.tls), ClientChannelArguments())));
   }
   {

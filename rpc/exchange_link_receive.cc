@@ -39,10 +39,11 @@ absl::Status Link::Hello(Arrival* arrival, const wire::ExchangeIdentity& card) {
   return absl::OkStatus();
 }
 
-absl::Status Link::Arrived(Arrival* arrival, const wire::StreamFrame& in) {
-  const bool hello = in.has_hello();
-  const PodFrame frame = FromProto(in);
-  if (!hello && FrameChecksum(frame) != in.crc32c()) {
+absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
+  TOROID_ASSIGN_OR_RETURN(const ReceivedFrame received, FromBytes(bytes));
+  const bool hello = received.hello.has_value();
+  const PodFrame& frame = received.frame;
+  if (!hello && FrameChecksum(frame) != received.crc32c) {
     return absl::DataLossError(absl::StrCat("wrong checksum: frame ", frame.number));
   }
   wire::StreamAck ack;
@@ -52,7 +53,7 @@ absl::Status Link::Arrived(Arrival* arrival, const wire::StreamFrame& in) {
       return absl::InvalidArgumentError("broken stream: hello comes first, and once");
     }
     if (hello) {
-      TOROID_RETURN_IF_ERROR(Hello(arrival, in.hello()));
+      TOROID_RETURN_IF_ERROR(Hello(arrival, *received.hello));
       *ack.mutable_hello() = Card();
     }
     Peer& peer = PeerOf(arrival->from);

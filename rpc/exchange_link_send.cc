@@ -122,7 +122,9 @@ absl::Time Link::Plan(Peer& peer, PodRank rank, absl::Time now, Work* work) {
       next = std::min(next, flow->dialled + kHelloLimit);
     } else if (now >= peer.next_dial) {
       flow = std::make_shared<Flow>(this, rank, static_cast<int>(i));
-      *flow->out.mutable_hello() = Card();
+      wire::StreamFrame hello;
+      *hello.mutable_hello() = Card();
+      flow->out = ToBytes(hello);
       ++flows_alive_;
       work->begin.emplace_back(flow, peer.stubs[i]);
     } else {
@@ -139,7 +141,7 @@ absl::Time Link::PlanFrames(Peer& peer, absl::Time now, Work* work) {
     const bool free = peer.line.has_value() ? peer.line->free_at() <= now : !flow->writing;
     if (free && peer.out.HasFrame()) {
       PodFrame frame = peer.out.Next(flow->index);
-      const int64_t bytes = static_cast<int64_t>(frame.data.size());
+      const int64_t bytes = frame.bytes();
       const absl::Time at = peer.line.has_value() ? peer.line->Send(bytes, now) : now;
       flow->delayed.push_back({at, std::move(frame)});
     }
@@ -163,8 +165,8 @@ void Link::Do(Work work) {
   for (const auto& [flow, stub] : work.begin) flow->Begin(*stub);
   int64_t bytes = 0;
   for (auto& [flow, frame] : work.write) {
-    ToProto(frame, flow->out);
-    bytes += static_cast<int64_t>(flow->out.ByteSizeLong());
+    flow->out = ToBytes(frame);
+    bytes += static_cast<int64_t>(flow->out.Length());
   }
   {
     const std::lock_guard lock(mutex_);

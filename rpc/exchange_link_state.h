@@ -31,8 +31,8 @@ struct Peer {
     if (throttle.on()) line.emplace(throttle, absl::Now());
   }
 
-  std::string address;                                       // empty: nobody has said yet
-  std::vector<std::shared_ptr<wire::Exchange::Stub>> stubs;  // by flow
+  std::string address;                             // empty: nobody has said yet
+  std::vector<std::shared_ptr<StreamStub>> stubs;  // by flow
   PodSendQueue out;
   std::optional<LinkThrottle> line;
   Launch takes;  // that receives from us
@@ -83,7 +83,7 @@ class Link final : public GrpcPodLink {
   // --- what reactions tell ----------------------------------------------------------------------
   absl::Status Met(const wire::MeetRequest& request, wire::MeetResponse* response);
   std::shared_ptr<Arrival> NewArrival();
-  absl::Status Arrived(Arrival* arrival, const wire::StreamFrame& frame);
+  absl::Status Arrived(Arrival* arrival, grpc::ByteBuffer& bytes);
   void Ended(Arrival* arrival);
   void Acknowledged(Flow* flow, const wire::StreamAck& ack);
   void Written(Flow* flow, bool ok);
@@ -94,7 +94,7 @@ class Link final : public GrpcPodLink {
   using Lock = std::unique_lock<std::mutex>;
   // What is to be done without the mutex: gRPC is not called under it.
   struct Work {
-    std::vector<std::pair<std::shared_ptr<Flow>, std::shared_ptr<wire::Exchange::Stub>>> begin;
+    std::vector<std::pair<std::shared_ptr<Flow>, std::shared_ptr<StreamStub>>> begin;
     std::vector<std::pair<std::shared_ptr<Flow>, PodFrame>> write;
     std::vector<std::shared_ptr<Flow>> cancel;
     std::vector<std::shared_ptr<Flow>> over;  // to be destroyed

@@ -2,8 +2,12 @@
 // Included by exchange_*.cc only.
 #pragma once
 
-#include <cstdint>
+#include <grpcpp/support/byte_buffer.h>
 
+#include <cstdint>
+#include <optional>
+
+#include "absl/status/statusor.h"
 #include "parallel/pod_link.h"
 #include "rpc/pod_stream.h"
 #include "toroid/internal/v1/exchange.pb.h"
@@ -21,9 +25,23 @@ struct Launch {
 
 Launch LaunchOf(const wire::ExchangeIdentity& identity);
 PodIdentity FromProto(const wire::ExchangeIdentity& in);
-// `out` was a frame before: its bytes are written over, not made anew.
-void ToProto(const PodFrame& frame, wire::StreamFrame& out);
-// `data` is a view of `in`.
-PodFrame FromProto(const wire::StreamFrame& in);
+
+// A frame's bytes are most of what a rank sends: they leave from where they lie in the message and
+// are copied once, into the message at the other end. So frames are read and written here, and not
+// by protobuf, which copies them twice more.
+
+// A StreamFrame whose `data` refers to the frame's own, which is kept until gRPC is done with it.
+grpc::ByteBuffer ToBytes(const PodFrame& frame);
+grpc::ByteBuffer ToBytes(const wire::StreamFrame& frame);
+grpc::ByteBuffer ToBytes(const wire::StreamAck& ack);
+
+// A StreamFrame as it came: who speaks, or a frame.
+struct ReceivedFrame {
+  std::optional<wire::ExchangeIdentity> hello;
+  PodFrame frame;  // its data are views of the bytes, which it keeps
+  uint32_t crc32c = 0;
+};
+// Takes the bytes out of `in`. InvalidArgument: they are no StreamFrame.
+absl::StatusOr<ReceivedFrame> FromBytes(grpc::ByteBuffer& in);
 
 }  // namespace toroid::exchange

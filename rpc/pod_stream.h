@@ -32,8 +32,10 @@ struct PodFrame {
   int64_t offset = 0, size = 0;  // of the data in the payload; of the whole payload
   // The message's words without its payload; of the first frame (offset 0) only.
   PodMessage words;
-  absl::string_view data;
-  std::shared_ptr<const PodMessage> owner;  // keeps `data` alive on the sending side
+  std::vector<absl::string_view> data;  // in pieces, as it lies in memory
+  std::shared_ptr<const void> owner;    // keeps `data` alive
+
+  int64_t bytes() const;  // of data
 };
 
 // CRC-32C of all of it but `owner` and words.from, words.epoch.
@@ -99,7 +101,8 @@ class PodReceiveQueue {
   explicit PodReceiveQueue(int64_t limit) : limit_(limit) {}
 
   // True: new; false: it was here before. DataLoss, InvalidArgument: what no sender of ours makes.
-  // The frame's checksum has been verified.
+  // The frame's checksum has been verified. One that comes before its place is kept, with its
+  // owner.
   absl::StatusOr<bool> Take(const PodFrame& frame);
   // The next message in order, if it is whole. It counts as taken once TookOne is called.
   std::optional<PodMessage> PopWhole();
@@ -113,7 +116,7 @@ class PodReceiveQueue {
     PodMessage content;
     int64_t size = -1;  // the payload grows up to it, in order
     bool has_words = false;
-    std::map<int64_t, std::string> ahead;  // what came before its place, by offset
+    std::map<int64_t, PodFrame> ahead;  // what came before its place, by offset
   };
   static absl::Status Append(const PodFrame& frame, Message& message);
 

@@ -1,11 +1,14 @@
 // pod_link_rows: bytes per second of GrpcPodLink beside raw gRPC streams of the same messages, with
-// the same TLS, flows and frame size, in one process over loopback. Rounds of the two alternate, so
-// that both see the same machine; the median of each is printed. What arrived is compared first.
+// the same TLS, flows and frame size, in one process over loopback. A pair is a round of each, one
+// after the other, who is first in turns: a neighbour slows both alike. The median of each, and of
+// the pairs' ratios with its quartiles; processor seconds of this process for a gigabyte, which a
+// neighbour changes little. What arrived is compared.
 //
-//   pod_link_rows [MIB] [ROUNDS]
+//   pod_link_rows [MIB] [PAIRS] [only: TLS | plaintext] [FLOWS]
 #include <grpcpp/create_channel.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -63,24 +66,25 @@ class Raw {
   }
   ~Raw() { server_->Shutdown(std::chrono::system_clock::now()); }
 
-  double Seconds(int64_t bytes) {
-    const std::string payload(kPodFrameBytes, 'x');
+  double Seconds(std::vector<PodMessage>& messages) {
     const absl::Time begin = absl::Now();
     std::vector<std::thread> threads;
-    const int64_t each = bytes / static_cast<int64_t>(stubs_.size());
-    for (const auto& stub : stubs_) {
-      threads.emplace_back([&stub, &payload, each] {
+    const size_t flows = stubs_.size(), frames = kMessage / kPodFrameBytes;
+    for (size_t flow = 0; flow < flows; ++flow) {
+      threads.emplace_back([&, flow] {
         grpc::ClientContext context;
-        const auto stream = stub->Stream(&context);
-        for (int64_t done = 0; done < each; done += kPodFrameBytes) {
+        const auto stream = stubs_[flow]->Stream(&context);
+        int64_t sent = 0;
+        for (size_t i = flow; i < messages.size() * frames; i += flows, sent += kPodFrameBytes) {
           wire::StreamFrame frame;
-          frame.set_data(payload);
+          frame.set_data(messages[i / frames].payload.data() + i % frames * kPodFrameBytes,
+                         kPodFrameBytes);
           TOROID_CHECK(stream->Write(frame));
         }
         stream->WritesDone();
         wire::StreamAck ack;
         TOROID_CHECK(stream->Read(&ack));
-        TOROID_CHECK_EQ(static_cast<int64_t>(ack.received()), each);
+        TOROID_CHECK_EQ(static_cast<int64_t>(ack.received()), sent);
         TOROID_CHECK(stream->Finish().ok());
       });
     }
@@ -105,23 +109,21 @@ class Linked {
     a_->AddPeer({1, 0}, absl::StrCat("127.0.0.1:", b_->port()));
   }
 
-  double Seconds(int64_t bytes) {
+  double Seconds(std::vector<PodMessage>& messages) {
     const absl::Time limit = absl::Now() + absl::Minutes(5);
-    const int64_t messages = bytes / kMessage;
     const absl::Time begin = absl::Now();
     std::thread sender([&] {
-      for (int64_t i = 0; i < messages; ++i) {
-        PodMessage message;
-        message.payload.assign(kMessage, static_cast<char>('a' + i % 26));
+      for (PodMessage& message : messages) {
         TOROID_CHECK(a_->Send({1, 0}, std::move(message), limit).ok());
       }
     });
-    for (int64_t i = 0; i < messages; ++i) {
+    for (size_t i = 0; i < messages.size(); ++i) {
       const auto message = b_->Receive(limit);
       TOROID_CHECK(message.ok() && message->has_value());
       const std::string& payload = (*message)->payload;
       TOROID_CHECK_EQ(static_cast<int64_t>(payload.size()), kMessage);
-      TOROID_CHECK(payload.front() == 'a' + i % 26 && payload.back() == 'a' + i % 26);
+      const char letter = static_cast<char>('a' + i % 26);
+      TOROID_CHECK(payload.front() == letter && payload.back() == letter);
     }
     sender.join();
     return absl::ToDoubleSeconds(absl::Now() - begin);
@@ -131,31 +133,73 @@ class Linked {
   std::unique_ptr<GrpcPodLink> a_, b_;
 };
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+// What both send; made before the clock starts.
+std::vector<PodMessage> Messages(int64_t bytes) {
+  std::vector<PodMessage> messages(bytes / kMessage);
+  for (size_t i = 0; i < messages.size(); ++i) {
+    messages[i].payload.assign(kMessage, static_cast<char>('a' + i % 26));
+  }
+  return messages;
 }
 
-void Row(const char* name, const Tls& tls, int flows, int64_t mib, int rounds) {
+double Quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+double ProcessorSeconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+struct Side {
+  std::vector<double> rates, costs;  // MB/s; processor seconds for a GB
+
+  template <typename Way>
+  void Measure(Way& way, int64_t bytes) {
+    std::vector<PodMessage> messages = Messages(bytes);
+    const double before = ProcessorSeconds();
+    const double seconds = way.Seconds(messages);
+    rates.push_back(static_cast<double>(bytes) / 1e6 / seconds);
+    costs.push_back((ProcessorSeconds() - before) / (static_cast<double>(bytes) / 1e9));
+  }
+};
+
+void Row(const char* name, const Tls& tls, int flows, int64_t mib, int pairs) {
   const int64_t bytes = mib << 20;
   Raw raw(tls, flows);
   Linked linked(tls, flows);
-  std::vector<double> raw_rates, linked_rates;
-  for (int round = 0; round <= rounds; ++round) {
-    const double of_raw = static_cast<double>(bytes) / 1e6 / raw.Seconds(bytes);
-    const double of_link = static_cast<double>(bytes) / 1e6 / linked.Seconds(bytes);
-    if (round == 0) continue;  // connections are made in it
-    raw_rates.push_back(of_raw);
-    linked_rates.push_back(of_link);
+  Side of_raw, of_link;
+  of_raw.Measure(raw, bytes);  // connections are made
+  of_link.Measure(linked, bytes);
+  of_raw = of_link = Side();
+  for (int pair = 0; pair < pairs; ++pair) {
+    if (pair % 2 == 0) of_raw.Measure(raw, bytes);
+    of_link.Measure(linked, bytes);
+    if (pair % 2 == 1) of_raw.Measure(raw, bytes);
   }
-  const double of_raw = Median(raw_rates), of_link = Median(linked_rates);
-  std::printf("%-10s flows %d  raw gRPC %8.0f MB/s  link %8.0f MB/s  link/raw %.2f\n", name, flows,
-              of_raw, of_link, of_link / of_raw);
+  std::vector<double> ratios;
+  for (int pair = 0; pair < pairs; ++pair) {
+    ratios.push_back(of_link.rates[pair] / of_raw.rates[pair]);
+  }
+  std::printf(
+      "%-10s flows %d  raw gRPC %6.0f MB/s %5.2f s/GB  link %6.0f MB/s %5.2f s/GB  link/raw %.2f "
+      "(%.2f to %.2f)\n",
+      name, flows, Quantile(of_raw.rates, 0.5), Quantile(of_raw.costs, 0.5),
+      Quantile(of_link.rates, 0.5), Quantile(of_link.costs, 0.5), Quantile(ratios, 0.5),
+      Quantile(ratios, 0.25), Quantile(ratios, 0.75));
+  std::fflush(stdout);
 }
 
 int Main(int argc, char** argv) {
-  const int64_t mib = argc > 1 ? std::atoll(argv[1]) : 512;
-  const int rounds = argc > 2 ? std::atoi(argv[2]) : 5;
+  const int64_t mib = argc > 1 ? std::atoll(argv[1]) : 256;
+  const int pairs = argc > 2 ? std::atoi(argv[2]) : 15;
+  const std::string only = argc > 3 ? argv[3] : "";
+  const int only_flows = argc > 4 ? std::atoi(argv[4]) : 0;
   QuietGrpc();
   char name[] = "/tmp/pod_link_rows-XXXXXX";
   TOROID_CHECK(mkdtemp(name) != nullptr);
@@ -163,10 +207,15 @@ int Main(int argc, char** argv) {
   const auto tls = ReadTls(*IssueCertificate(name, "here", 1));
   std::filesystem::remove_all(name);
   TOROID_CHECK(tls.ok());
-  std::printf("%lld MiB in messages of 16 MiB, frames of 1 MiB, median of %d rounds\n",
-              static_cast<long long>(mib), rounds);
-  for (int flows : {1, 2, 4}) Row("TLS", *tls, flows, mib, rounds);
-  Row("plaintext", Tls(), 2, mib, rounds);
+  std::printf("%lld MiB in messages of 16 MiB, frames of 1 MiB, medians of %d pairs\n",
+              static_cast<long long>(mib), pairs);
+  for (const std::string name : {"TLS", "plaintext"}) {
+    for (const int flows : {1, 2, 4}) {
+      if (!only.empty() && only != name) continue;
+      if (only_flows > 0 && only_flows != flows) continue;
+      Row(name.c_str(), name == "TLS" ? *tls : Tls(), flows, mib, pairs);
+    }
+  }
   return 0;
 }
 

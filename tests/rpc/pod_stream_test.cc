@@ -144,7 +144,7 @@ TEST(PodStream, BrokenFramesAreRefused) {
   EXPECT_THAT(refused([](PodFrame& f) { f.size = -5; }), HasSubstr("of -5"));
   EXPECT_THAT(refused([](PodFrame& f) { f.size = kMostPodPayload + 1; }),
               HasSubstr("of 1073741825"));
-  EXPECT_THAT(refused([](PodFrame& f) { f.data = ""; }), HasSubstr("0 bytes"));
+  EXPECT_THAT(refused([](PodFrame& f) { f.data.clear(); }), HasSubstr("0 bytes"));
   EXPECT_EQ(refused([](PodFrame& f) { f.words.weight = 2; }), "OK");  // the checksum's to notice
 }
 
