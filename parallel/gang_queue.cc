@@ -21,8 +21,10 @@ GangQueue::~GangQueue() {
   for (std::thread& preparer : preparers_) preparer.join();
 }
 
+// A gang whose turn it is already goes to Next alone, which prepares it without another thread
+// being woken. Nobody is woken only to wait for the lock.
 void GangQueue::Push(Gang gang) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
   auto place = entries_.end();
   if (order_ == Order::kStamped) {
     TOROID_CHECK_GE(gang.number, next_);
@@ -30,16 +32,25 @@ void GangQueue::Push(Gang gang) {
                          [&](const Entry& entry) { return entry.gang.number >= gang.number; });
     TOROID_CHECK(place == entries_.end() || place->gang.number != gang.number);
   }
-  entries_.insert(place, Entry{std::move(gang)});
-  arrived_.notify_one();
-  ready_.notify_one();
+  const bool ahead = gang.ahead;
+  const auto entry = entries_.insert(place, Entry{std::move(gang)});
+  const bool at_turn = awaited_ && entry == entries_.begin() && Here();
+  lock.unlock();
+  if (at_turn) {
+    ready_.notify_one();
+  } else if (ahead) {
+    arrived_.notify_one();
+  }
+}
+
+bool GangQueue::Here() const {
+  return !entries_.empty() && (order_ == Order::kArrival || entries_.front().gang.number == next_);
 }
 
 std::optional<GangQueue::Gang> GangQueue::Next() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!closed_) {
-    const bool here =
-        !entries_.empty() && (order_ == Order::kArrival || entries_.front().gang.number == next_);
+    const bool here = Here();
     if (here && entries_.front().state == State::kWaits) Prepare(lock, entries_.front());
     if (closed_) break;
     if (here && entries_.front().state == State::kReady) {
@@ -48,7 +59,9 @@ std::optional<GangQueue::Gang> GangQueue::Next() {
       ++next_;
       return gang;
     }
+    awaited_ = true;
     ready_.wait(lock);
+    awaited_ = false;
   }
   return std::nullopt;
 }
@@ -71,8 +84,9 @@ void GangQueue::Prepare(std::unique_lock<std::mutex>& lock, Entry& entry) {
 void GangQueue::PrepareAhead() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!ending_) {
-    const auto found = std::find_if(entries_.begin(), entries_.end(), [](const Entry& entry) {
-      return entry.state == State::kWaits && entry.gang.ahead;
+    const auto found = std::find_if(entries_.begin(), entries_.end(), [this](const Entry& entry) {
+      const bool taken = awaited_ && &entry == &entries_.front() && Here();  // by Next, woken
+      return entry.state == State::kWaits && entry.gang.ahead && !taken;
     });
     if (found == entries_.end()) {
       arrived_.wait(lock);

@@ -61,6 +61,7 @@ class GangQueue {
   };
   using Entries = std::list<Entry>;
 
+  bool Here() const;  // the next gang
   void PrepareAhead();
   void Prepare(std::unique_lock<std::mutex>& lock, Entry& entry);
 
@@ -70,6 +71,7 @@ class GangQueue {
   std::condition_variable ready_;    // for Next: arrived, prepared or closed
   Entries entries_;                  // in the order in which they run
   uint64_t next_ = 1;                // number that Next returns, if order_ is kStamped
+  bool awaited_ = false;             // Next waits on ready_
   bool closed_ = false, ending_ = false;
   std::vector<std::thread> preparers_;
 };

@@ -9,6 +9,10 @@ namespace toroid {
 namespace {
 
 constexpr int kTag = 1;  // messages of a pair match in order: one tag is enough
+// A broadcast of a few bytes to a few ranks goes straight to each: in MPI's tree one that sleeps or
+// computes holds up those behind it.
+constexpr int64_t kDirectBytes = 8 << 10;
+constexpr int kDirectRanks = 64;
 
 }  // namespace
 
@@ -42,6 +46,14 @@ void MpiExchange::Receive(void* data, int64_t bytes, int from) {
 }
 
 void MpiExchange::Broadcast(void* data, int64_t bytes, int root) {
+  int rank = 0, size = 1;
+  MPI_Comm_rank(comm_, &rank);
+  MPI_Comm_size(comm_, &size);
+  if (bytes <= kDirectBytes && size <= kDirectRanks) {
+    if (rank != root) return Receive(data, bytes, root);
+    for (int d = 1; d < size; ++d) Send(data, bytes, (root + d) % size);
+    return;
+  }
   for (int64_t begin = 0; begin < bytes; begin += cut_) {
     const int count = static_cast<int>(std::min(cut_, bytes - begin));
     requests_.push_back(MPI_REQUEST_NULL);

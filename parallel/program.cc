@@ -14,6 +14,7 @@
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "core/train/run_log.h"
+#include "parallel/broadcast_channel.h"
 #include "parallel/engine.h"
 #include "parallel/evidence.h"
 #include "parallel/host_exchange.h"
@@ -128,9 +129,6 @@ void Fields(Stream&& field, P& p) {
 
 // --- the loop
 // -------------------------------------------------------------------------------------------
-
-// The first message of a program: its length, and as much of it as fits. Most fit whole.
-constexpr int64_t kFirstBytes = 4000;  // with the length, what MPI sends at once
 
 // One rank's state between programs: the model that is loaded.
 class Runner {
@@ -395,44 +393,27 @@ absl::StatusOr<Program> ParseProgram(absl::string_view bytes) {
   return program;
 }
 
-// Each message that a sleeping rank has to notice costs it half a pause, so most programs are one.
-absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel) {
-  std::string first(sizeof(int64_t) + kFirstBytes, '\0'), bytes;
-  int64_t size = 0;
-  if (world.rank() == 0) {
-    bytes = SerialiseProgram(channel.next());
-    size = int64_t(bytes.size());
-    std::memcpy(first.data(), &size, sizeof(size));
-    std::memcpy(first.data() + sizeof(size), bytes.data(), std::min(size, kFirstBytes));
+ProgramStream::ProgramStream(Communicator& world, const ProgramChannel& channel)
+    : world_(world), channel_(channel), broadcasts_(BroadcastChannel::Create(world)) {}
+
+ProgramStream::~ProgramStream() = default;
+
+absl::StatusOr<Program> ProgramStream::Next() {
+  if (world_.rank() == 0) {
+    Program program = channel_.next();
+    TOROID_RETURN_IF_ERROR(broadcasts_->Broadcast(SerialiseProgram(program)).status());
+    return program;
   }
-  CpuStream queue(/*inline_work=*/false);
-  const Stream s{&queue, nullptr};
-  const auto wait = [&] {  // an idle world must not burn the cores of others
-    const auto patient = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
-    while (!queue.Drive()) {
-      const bool idle = std::chrono::steady_clock::now() > patient;
-      std::this_thread::sleep_for(std::chrono::microseconds(idle ? 1000 : 50));
-    }
-  };
-  world.Broadcast(s, Tensor(DType::kU8, {int64_t(first.size())}, first.data()), 0);
-  wait();
-  TOROID_RETURN_IF_ERROR(world.Health());
-  std::memcpy(&size, first.data(), sizeof(size));
-  if (world.rank() != 0) bytes.assign(first, sizeof(size), std::min(size, kFirstBytes));
-  if (size > kFirstBytes) {
-    bytes.resize(size);
-    world.Broadcast(s, Tensor(DType::kU8, {size - kFirstBytes}, bytes.data() + kFirstBytes), 0);
-    wait();
-    TOROID_RETURN_IF_ERROR(world.Health());
-  }
+  TOROID_ASSIGN_OR_RETURN(const std::string bytes, broadcasts_->Broadcast(""));
   return ParseProgram(bytes);
 }
 
 absl::Status RunPrograms(std::unique_ptr<Communicator> world, const ProgramChannel& channel,
                          ProgressBoard* board) {
   Runner runner(*world, channel, board);
+  ProgramStream programs(*world, channel);
   for (;;) {
-    TOROID_ASSIGN_OR_RETURN(const Program program, NextProgram(*world, channel));
+    TOROID_ASSIGN_OR_RETURN(const Program program, programs.Next());
     if (program.kind == ProgramKind::kExit) return absl::OkStatus();
     if (board != nullptr) board->At("program");
     runner.Run(program);

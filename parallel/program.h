@@ -19,6 +19,7 @@
 
 namespace toroid {
 
+class BroadcastChannel;
 class ProgressBoard;
 class Tokenizer;
 
@@ -106,8 +107,20 @@ struct ProgramChannel {
       [](uint64_t, const absl::StatusOr<TrainingResult>&) {};
 };
 
-// Rank 0's next program, on every rank. Collective; as RunPrograms.
-absl::StatusOr<Program> NextProgram(Communicator& world, const ProgramChannel& channel);
+// Rank 0's programs, on every rank. Both are collective over `world`, which outlives it, as does
+// `channel`.
+class ProgramStream {
+ public:
+  ProgramStream(Communicator& world, const ProgramChannel& channel);
+  ~ProgramStream();
+  // Ranks other than 0 sleep until rank 0 has one (broadcast_channel.h). Errors: as RunPrograms.
+  absl::StatusOr<Program> Next();
+
+ private:
+  Communicator& world_;
+  const ProgramChannel& channel_;
+  const std::unique_ptr<BroadcastChannel> broadcasts_;
+};
 
 // Runs programs until kExit. Collective over `world`; but for `meet`, `channel` is used on rank 0
 // only. An error that leaves the world unusable (a peer or link died) is returned on every rank

@@ -72,8 +72,9 @@ int RunRank(const std::string& file, int argc, char** argv) {
     channel = connection->channel();
   }
   std::vector<double> begun;
+  ProgramStream programs(**world, channel);
   while (true) {
-    const auto program = NextProgram(**world, channel);
+    const auto program = programs.Next();
     TOROID_CHECK_MSG(program.ok(), std::string(program.status().message()));
     const double now = Now();
     if (program->kind == ProgramKind::kExit) break;

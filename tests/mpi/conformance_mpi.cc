@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "parallel/broadcast_channel.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/device.h"
 #include "parallel/launcher_environment.h"
@@ -69,6 +70,23 @@ TEST(MpiWorldTest, HoldsTheScratchThatCountingForesees) {
   }
   EXPECT_EQ(real->communicator_bytes() > 0, real->size() > 1);
   EXPECT_LE(real->communicator_bytes(), 2 * (real->size() - 1) * limits.slot_bytes);
+}
+
+// Processes of one host share memory: they sleep until rank 0 has something for them.
+TEST(MpiWorldTest, ProgramsComeToSleepersThroughMemory) {
+  for (const bool shared : {true, false}) {
+    SCOPED_TRACE(shared);
+    const auto channel =
+        BroadcastChannel::Create(**world, shared ? BroadcastChannel::Sharing::kProcesses
+                                                 : BroadcastChannel::Sharing::kNever);
+    EXPECT_EQ(channel->shares(), shared && (*world)->size() > 1);
+    for (const size_t bytes : {0, 1, 4000, 4001, 1 << 20}) {
+      const std::string want(bytes, char('a' + bytes % 26));
+      const auto got = channel->Broadcast((*world)->rank() == 0 ? want : "");
+      ASSERT_TRUE(got.ok()) << got.status();
+      EXPECT_TRUE(*got == want) << bytes;
+    }
+  }
 }
 
 TEST(MpiFailureTest, HealthIsSticky) { ExpectHealthIsSticky(**world); }

@@ -113,7 +113,7 @@ TEST(ProgramTest, EveryRankHasAllOfALongProgram) {
     RunOnRanks(3, [&](std::unique_ptr<Communicator> world) {
       ProgramChannel channel;
       channel.next = [&] { return program; };
-      const auto got = NextProgram(*world, channel);
+      const auto got = ProgramStream(*world, channel).Next();
       ASSERT_TRUE(got.ok()) << got.status();
       EXPECT_EQ(SerialiseProgram(*got), want) << world->rank();
     });
