@@ -50,7 +50,7 @@ struct TrainingPlan {
 // directory itself.
 std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods);
 
-// What all pods of a run must have alike, for PodIdentity::terms: "name: value".
+// What all pods of a run must have alike, for PodIdentity::terms: "name: value", the version first.
 std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model);
 
 // What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "core/io/model_config_json.h"
 #include "core/status_macros.h"
+#include "core/version.h"
 #include "parallel/host_exchange.h"
 #include "parallel/training_run.h"
 
@@ -57,8 +58,13 @@ std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& m
     stages.push_back(absl::StrCat(stage.first_step, "+", stage.tokens));
   }
   const LearningRateSchedule& rate = options.optimizer.rate;
-  return {
-      absl::StrCat("model: ", ModelConfigJson(model).dump()),
+  // The version first: other differences may be its.
+  std::vector<std::string> terms = {absl::StrCat("version: ", kVersion)};
+  const nlohmann::json fields = ModelConfigJson(model);
+  for (const auto& [name, value] : fields.items()) {
+    terms.push_back(absl::StrCat("model ", name, ": ", value.dump()));
+  }
+  const std::vector<std::string> of_run = {
       absl::StrCat("pods: ", options.pods.count),
       absl::StrCat(
           "exchange: ", ToString(options.pods.exchange),
@@ -79,6 +85,8 @@ std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& m
       absl::StrCat("checkpoints: ", plan.directory.empty() ? "none" : "every ",
                    plan.checkpoint_every),
   };
+  terms.insert(terms.end(), of_run.begin(), of_run.end());
+  return terms;
 }
 
 PodAccess TrainingRun::Pods(PodLink* link) {

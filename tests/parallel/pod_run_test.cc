@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "core/version.h"
 #include "tests/support/run_on_pods.h"
 #include "tests/support/training_runs.h"
 
@@ -136,6 +137,34 @@ TEST_F(PodRunTest, PodsOfTwoRunsAreRefused) {
   EXPECT_EQ(PodTerms(plan, source_->config), PodTerms(plan, source_->config));
   EXPECT_NE(PodTerms(plan, source_->config), PodTerms(other, source_->config));
   ExpectOk(RunPods(plan, kTwins));  // control
+}
+
+// The one line that both sides get names the two values and nothing else of the job.
+TEST_F(PodRunTest, TermsNameBothValues) {
+  const TrainingPlan plan = Plan({1, 1, 1}, 3);
+  const std::vector<std::string> ours = PodTerms(plan, source_->config);
+  const auto refusal = [&](std::vector<std::string> theirs) {
+    return std::string(
+        CompareTerms({"job", {0, 0}, 1, ours}, {"job", {1, 0}, 1, std::move(theirs)}).message());
+  };
+  EXPECT_EQ(refusal(ours), "");
+  std::vector<std::string> later = ours;
+  ASSERT_EQ(later[0], absl::StrCat("version: ", kVersion));
+  later[0] = "version: 77";
+  later.back() = "other";  // of a version, other things may differ too
+  EXPECT_THAT(refusal(later), testing::HasSubstr(absl::StrCat(
+                                  "pod 1 rank 0 has \"version: 77\", this pod 0 rank 0 \"version: ",
+                                  kVersion, "\": start all pods with the same")));
+  ModelConfig model = source_->config;
+  model.layers += 1;
+  EXPECT_THAT(refusal(PodTerms(plan, model)),
+              testing::HasSubstr(absl::StrCat(
+                  "has \"model layers: ", model.layers,
+                  "\", this pod 0 rank 0 \"model layers: ", source_->config.layers, "\"")));
+  TrainingPlan coded = plan;
+  coded.options.pods.exchange.codec = Codec::kE3m0;
+  EXPECT_THAT(refusal(PodTerms(coded, source_->config)),
+              testing::AllOf(HasSubstr("codec e3m0\""), HasSubstr("codec fp32\"")));
 }
 
 TEST_F(PodRunTest, PodsWithoutALinkAreRefused) {

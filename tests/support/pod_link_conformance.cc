@@ -213,11 +213,12 @@ absl::Status UntilRefused(Call call) {
 }
 
 void OtherTermsAreRefused(const NewPodLinkNetwork& create) {
-  for (const std::string differing : {"model: large", "missing", "job"}) {
+  for (const std::string differing :
+       {"version: 2", "model: large", "codec: of a later version", "missing", "job"}) {
     const auto network = create(kAmple);
     const auto a = network->Attach(Identity(kA));
     PodIdentity other = Identity(kB);
-    std::string theirs = differing, ours = "model: small";
+    std::string theirs = differing, ours;
     if (differing == "job") {
       other.job = theirs = "job-8";
       ours = "job-7";
@@ -226,7 +227,12 @@ void OtherTermsAreRefused(const NewPodLinkNetwork& create) {
       theirs = "nothing";
       ours = "codec: int8";
     } else {
-      other.terms[1] = differing;
+      for (std::string& term : other.terms) {  // the one of that name
+        if (differing.compare(0, term.find(':'), term, 0, term.find(':')) != 0) continue;
+        ours = term;
+        term = differing;
+      }
+      ASSERT_NE(ours, "");
     }
     const auto b = network->Attach(other);
     const auto expect = [&](const absl::Status& status) {
