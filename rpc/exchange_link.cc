@@ -59,8 +59,10 @@ Link::~Link() {
       }
     }
     pump_.notify_all();
+    probe_.notify_all();
   }
   if (thread_.joinable()) thread_.join();
+  if (prober_.joinable()) prober_.join();
   for (const auto& flow : flows) flow->context.TryCancel();
   if (server_ != nullptr) {
     server_->Shutdown(absl::ToChronoTime(absl::Now()));
@@ -107,6 +109,8 @@ void Link::AddPeer(PodRank rank, const std::string& address) {
     Peer& peer = PeerOf(rank);
     if (!peer.address.empty()) peer.out.LineLost();
     peer.address = address;
+    peer.reached = false;
+    peer.doubts = 0;
     peer.stubs = std::move(stubs);
     pump_.notify_all();
   }

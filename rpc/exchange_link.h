@@ -5,6 +5,9 @@
 // the others meanwhile (pod_stream.h has the numbering). Both directions between two ranks are such
 // pairs of their own. A launch is known by its epoch: a higher one ends what the earlier launch
 // sent, a lower one is refused. A dead line is noticed by keepalive within 15 s. Thread-safe.
+//
+// A peer that was never reached where it listens, because TLS keeps the two apart (rpc/tls.h), is
+// waited for no longer: Send and Receive say so from then on, Unauthenticated.
 #pragma once
 
 #include <memory>

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
+#include "rpc/error_info.h"
 #include "rpc/exchange_link_state.h"
 #include "rpc/grpc_credentials.h"
 #include "rpc/grpc_status.h"
@@ -12,6 +13,7 @@
 namespace toroid::exchange {
 
 constexpr absl::Duration kMeetCall = absl::Seconds(1);
+constexpr absl::Duration kProbe = absl::Milliseconds(500);  // the most it takes, and between two
 
 // What the caller is told of us; what we are told of it stays.
 absl::Status Link::Compare(const PodIdentity& other) {
@@ -79,6 +81,42 @@ absl::StatusOr<std::vector<std::string>> Link::Meet(int64_t pod, const std::stri
                                                       ": start it, or correct its address"));
     }
     (void)changed_.wait_for(lock, absl::ToChronoMilliseconds(kRedial));
+  }
+}
+
+// --- why a peer is not reached -------------------------------------------------------------------
+
+// gRPC does not tell a peer that is not there yet from one whom TLS keeps apart for good.
+void Link::Doubt(Peer& peer, PodRank rank) {
+  if (stopping_ || peer.reached || !peer.refused.ok() || absl::Now() < peer.next_probe) return;
+  peer.next_probe = absl::Now() + kProbe;
+  doubted_.insert(rank);
+  if (!prober_.joinable()) prober_ = std::thread([this] { Probe(); });
+  probe_.notify_all();
+}
+
+// A peer that dies while it is probed looks like one that speaks otherwise: once is not enough.
+void Link::Probe() {
+  Lock lock(mutex_);
+  while (!stopping_) {
+    if (doubted_.empty()) {
+      probe_.wait(lock);
+      continue;
+    }
+    const PodRank rank = *doubted_.begin();
+    doubted_.erase(doubted_.begin());
+    Peer& peer = PeerOf(rank);
+    const std::string address = peer.address;
+    lock.unlock();
+    const absl::Status why = WhyNoConnection(address, options_.tls, kProbe);
+    lock.lock();
+    peer.next_probe = absl::Now() + kProbe;
+    if (peer.reached || peer.address != address) continue;
+    peer.doubts = why.ok() ? 0 : peer.doubts + 1;
+    if (peer.doubts < 2) continue;
+    Refuse(rank, WithErrorInfo(absl::Status(why.code(), absl::StrCat("no line to ", ToString(rank),
+                                                                     ": ", why.message())),
+                               GetErrorInfo(why)));
   }
 }
 

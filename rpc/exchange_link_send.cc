@@ -41,7 +41,7 @@ void Link::Acknowledged(Flow* flow, const wire::StreamAck& ack) {
         }
         if (!newer) peer.out.LineFound();
         peer.takes = launch;
-        flow->up = peer.was_up = true;
+        flow->up = peer.was_up = peer.reached = true;
         if (peer.came_up[flow->index]) ++counters_.reconnects;
         peer.came_up[flow->index] = true;
       }
@@ -95,6 +95,7 @@ void Link::Ended(Flow* flow, const grpc::Status& status) {
   if (peer.trouble.code() == absl::StatusCode::kFailedPrecondition) {
     Refuse(flow->peer, peer.trouble);
   }
+  if (peer.trouble.code() == absl::StatusCode::kUnavailable) Doubt(peer, flow->peer);
   Lost(peer, absl::Now());
   peer.next_dial = std::max(peer.next_dial, absl::Now() + kRedial);
   --flows_alive_;

@@ -42,7 +42,10 @@ struct Peer {
   std::vector<bool> came_up;  // once, by flow
   absl::Time next_dial = absl::InfinitePast();
   std::set<std::shared_ptr<Arrival>> arrivals;
-  bool wanted = false;  // something was sent: it is dialled
+  bool wanted = false;   // something was sent: it is dialled
+  bool reached = false;  // at this address, by us
+  int doubts = 0;        // probes in a row that TLS did not pass
+  absl::Time next_probe = absl::InfinitePast();
   bool was_up = false;
   absl::Time heard = absl::InfinitePast();  // when it was up last
   absl::Status refused, trouble;            // for good; the last one of a flow
@@ -106,6 +109,8 @@ class Link final : public GrpcPodLink {
   absl::Status Compare(const PodIdentity& other);
   absl::Status Hello(Arrival* arrival, const wire::ExchangeIdentity& identity);
   void Refuse(PodRank peer, const absl::Status& why);
+  void Doubt(Peer& peer, PodRank rank);
+  void Probe();
   void Lost(Peer& peer, absl::Time now);
   void Pump();
   absl::Time Plan(Peer& peer, PodRank rank, absl::Time now, Work* work);
@@ -138,8 +143,11 @@ class Link final : public GrpcPodLink {
   // Ended flows. A flow may hold the last of a channel, whose end waits for gRPC's threads where it
   // is the last of the process: none of those may destroy it.
   std::vector<std::shared_ptr<Flow>> over_;
+  std::set<PodRank> doubted_;  // why are they not reached?
+  std::condition_variable probe_;
   bool stopping_ = false;
   std::thread thread_;
+  std::thread prober_;  // from the first doubt on: a probe waits for its answer
 };
 
 }  // namespace toroid::exchange

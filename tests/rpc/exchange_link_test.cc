@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "rpc/error_info.h"
 #include "rpc/pki.h"
 #include "tests/support/pod_link_conformance.h"
 
@@ -24,15 +25,25 @@ constexpr PodRank kA = {0, 0}, kB = {1, 0};
 absl::Time Late() { return absl::Now() + absl::Seconds(30); }
 PodIdentity Identity(PodRank self, uint64_t epoch = 1) { return {"job", self, epoch, {"v: 1"}}; }
 
+// Certificates of one CA, of which nothing stays on disk.
+class Ca {
+ public:
+  explicit Ca(const std::string& name)
+      : dir_(absl::StrCat(::testing::TempDir(), "/link-", name, "-", getpid())) {
+    EXPECT_TRUE(InitPki(dir_).ok());
+  }
+  ~Ca() { std::filesystem::remove_all(dir_); }
+  Tls Issue(const std::string& names) const {
+    auto tls = ReadTls(*IssueCertificate(dir_, names, 1));
+    EXPECT_TRUE(tls.ok()) << tls.status();
+    return *std::move(tls);
+  }
+
+ private:
+  const std::string dir_;
+};
 // A certificate for this machine, of a CA of its own.
-Tls TestTls(const std::string& name) {
-  const std::string dir = absl::StrCat(::testing::TempDir(), "/link-", name, "-", getpid());
-  EXPECT_TRUE(InitPki(dir).ok());
-  auto tls = ReadTls(*IssueCertificate(dir, "here", 1));
-  EXPECT_TRUE(tls.ok()) << tls.status();
-  std::filesystem::remove_all(dir);
-  return *std::move(tls);
-}
+Tls TestTls(const std::string& name) { return Ca(name).Issue("here"); }
 
 // Links of one process that know each other's ports.
 class Network : public PodLinkNetwork {
@@ -203,6 +214,90 @@ TEST(GrpcPodLink, MeetRefusesWhomTlsKeepsApart) {
   EXPECT_THAT(refused(*a, 1, *b), HasSubstr("not of the CA"));
   EXPECT_THAT(refused(*plain, 1, *b), HasSubstr("takes no plaintext"));
   EXPECT_THAT(refused(*a, 2, *plain), HasSubstr("speaks plaintext"));
+}
+
+// What becomes of a message to B, which listens at `host` with `there`, from A with `here`.
+absl::Status Sent(const Tls& here, const Tls& there, const std::string& host) {
+  GrpcPodLinkOptions ours, theirs;
+  ours.tls = here;
+  theirs.tls = there;
+  if (there.on()) theirs.listen = "0.0.0.0:0";
+  const auto a = NewLink(kA, ours), b = NewLink(kB, theirs);
+  a->AddPeer(kB, absl::StrCat(host, ":", b->port()));
+  EXPECT_TRUE(a->Send(kB, Payload(1), Late()).ok());
+  for (const absl::Time end = absl::Now() + absl::Seconds(20); absl::Now() < end;) {
+    const auto at_b = b->Receive(absl::Now());
+    EXPECT_TRUE(at_b.ok()) << at_b.status();  // nobody spoke to it
+    if (!at_b.ok() || at_b->has_value()) return at_b.status();
+    const auto at_a = a->Receive(absl::Now() + absl::Milliseconds(20));
+    if (at_a.ok()) continue;
+    EXPECT_THAT(at_a.status().ToString(), HasSubstr(absl::StrCat(host, ":", b->port())));
+    EXPECT_EQ(a->Send(kB, Payload(1), Late()), at_a.status());  // and so does who sends
+    return at_a.status();
+  }
+  return absl::DeadlineExceededError("nobody says what is wrong");
+}
+
+// One line, with the peer, its address and the remedy; the streams alone, nobody has asked Meet.
+TEST(GrpcPodLink, StreamsSayWhomTlsKeepsApart) {
+  const Ca ca("streams"), other("strange");
+  const Tls here = ca.Issue("here"), there = ca.Issue("there"), stranger = other.Issue("there");
+  Tls half = stranger;  // believes the others, and is not believed
+  half.ca = here.ca;
+  struct Case {
+    Tls here, there;
+    std::string host;
+    std::vector<std::string> words;
+  };
+  const std::vector<Case> cases = {
+      {here, stranger, "127.0.0.1", {"not of the CA in " + here.dir, "pki issue"}},
+      {half, there, "127.0.0.1", {"does not take our certificate", "pki issue"}},
+      {here, there, "127.0.0.2", {"there, localhost", "not 127.0.0.2", "pki issue DIR HOST"}},
+      {Tls(), there, "127.0.0.1", {"takes no plaintext", "--tls-dir"}},
+      {here, Tls(), "127.0.0.1", {"speaks plaintext", "--tls-dir"}},
+  };
+  std::vector<std::thread> threads;
+  for (const Case& c : cases) {
+    threads.emplace_back([&c] {
+      const absl::Status status = Sent(c.here, c.there, c.host);
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated) << status;
+      EXPECT_EQ(GetErrorInfo(status).reason, "TLS_REFUSED");
+      EXPECT_THAT(status.ToString(), HasSubstr("no line to pod 1 rank 0"));
+      for (const std::string& word : c.words) EXPECT_THAT(status.ToString(), HasSubstr(word));
+      EXPECT_EQ(status.ToString().find('\n'), std::string::npos);
+    });
+  }
+  // Controls: the right certificates, a name that a certificate has, plaintext on both sides.
+  EXPECT_TRUE(Sent(here, there, "127.0.0.1").ok());
+  EXPECT_TRUE(Sent(here, ca.Issue("there,127.0.0.2"), "127.0.0.2").ok());
+  EXPECT_TRUE(Sent(Tls(), Tls(), "127.0.0.1").ok());
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(GrpcPodLink, WhoIsNotThereIsWaitedForWhateverComesAfterIt) {
+  const Ca ca("there"), other("after");
+  GrpcPodLinkOptions options, strange;
+  options.tls = ca.Issue("here");
+  strange.tls = other.Issue("here");
+  const auto a = NewLink(kA, options);
+  auto b = NewLink(kB, options);
+  strange.listen = AddressOf(*b);
+  const auto nothing_for = [&](absl::Duration time) {
+    const auto message = a->Receive(absl::Now() + time);
+    EXPECT_TRUE(message.ok() && !message->has_value()) << message.status();
+  };
+  // Nobody, for longer than a stranger would have been told from a friend.
+  b.reset();
+  a->AddPeer(kB, strange.listen);
+  ASSERT_TRUE(a->Send(kB, Payload(1), Late()).ok());
+  nothing_for(absl::Milliseconds(1200));
+  options.listen = strange.listen;
+  b = NewLink(kB, options);
+  ASSERT_TRUE(b->Receive(Late())->has_value());
+  // It leaves; a stranger, who is not it, gets its port.
+  b.reset();
+  const auto stranger = NewLink({2, 0}, strange);
+  nothing_for(absl::Milliseconds(1200));
 }
 
 TEST(GrpcPodLink, ListensBeyondLoopbackOnlyWithTls) {
