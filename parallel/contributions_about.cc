@@ -57,6 +57,7 @@ ContributionsAbout FromJson(const Json& json) {
   }
   about.exchange = SpecOf(json.at("exchange"));
   about.in_flight = json.at("in_flight");
+  about.joined = json.value("joined", false);
   return about;
 }
 
@@ -85,7 +86,8 @@ std::string ToText(const ContributionsAbout& about) {
                {"pod", about.pod},
                {"meshes", Json::array()},
                {"exchange", ToJson(about.exchange)},
-               {"in_flight", about.in_flight}};
+               {"in_flight", about.in_flight},
+               {"joined", about.joined}};
   for (const MeshShape& mesh : about.meshes) {
     json["meshes"].push_back({mesh.data, mesh.ring, mesh.tensor});
   }

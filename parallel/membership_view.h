@@ -15,6 +15,15 @@
 // intersects A's card, which says P, with cards of pods that have at least P; or A is no member any
 // more, and what it made counts for nobody. That A made P with a card of B from v, although B told
 // another one in v + 1, does no harm: B's later card has at least what its earlier one had.
+//
+// A lost pod that was launched again is in a later view under its new launch, and trains again when
+// it was *taken in*. That needs one point in the order of merges: the card of each share tells
+// which launches its pod has heard of, all that make a merge read the same cards, and so all take
+// in the same launches behind it, before the next step. Who makes a merge are the pods that have
+// been taken in and whose launch the newest view has: while one merge is made they only become
+// fewer, as above. Each that took it in tells the newcomer so (an *admission*: behind which step,
+// who trains, who of them gives it the state, state_copy.h), and it believes what all that train by
+// its newest view have told alike: a pod that merged what the others did not is in no newer view.
 #pragma once
 
 #include <algorithm>

@@ -44,9 +44,16 @@ std::unique_ptr<MergeHistory> MergeHistory::Open(Communicator& world, FileSystem
 
 absl::Status MergeHistory::OpenLog() {
   TOROID_RETURN_IF_ERROR(CreateDirectories(files_, options_.directory));
-  TOROID_ASSIGN_OR_RETURN(
-      log_, MergeLog::Open(files_, absl::StrCat(options_.directory, "/", kMergeLogName),
-                           options_.step + 1));
+  const std::string path = absl::StrCat(options_.directory, "/", kMergeLogName);
+  int64_t from = options_.step + 1;
+  if (options_.joined) {
+    const absl::StatusOr<MergeRecords> before = ReadMergeLog(files_, path);
+    if (!absl::IsNotFound(before.status())) TOROID_RETURN_IF_ERROR(before.status());
+    if (before.ok() && !before->records.empty()) {
+      from = std::min(from, before->records.back().step);
+    }
+  }
+  TOROID_ASSIGN_OR_RETURN(log_, MergeLog::Open(files_, path, from));
   const std::string all = absl::StrCat(options_.directory, "/", kContributions);
   absl::StatusOr<std::vector<std::string>> folders = files_.List(all);
   if (absl::IsNotFound(folders.status())) folders = std::vector<std::string>();

@@ -41,6 +41,9 @@ class MergeHistory {
     int64_t pod = 0;
     int64_t step = 0;   // steps done
     bool keep = false;  // contributions
+    // It goes on with the state of another pod. What its last launch merged last may have counted
+    // for nobody (membership_view.h) and is taken back.
+    bool joined = false;
     std::string about;  // about.json's text
     // This rank's outer weights and so on; empty: gradients have none.
     std::vector<std::string> state;

@@ -187,7 +187,7 @@ class Replay {
       ranks_.push_back(std::make_unique<Replayer<T>>(about, r));
       TOROID_RETURN_IF_ERROR(ranks_.back()->Begin(files_, folder_));
     }
-    return !outer_ || !before || *before == *OuterHash();
+    return !outer_ || !before || about.joined || *before == *OuterHash();
   }
 
   // What differs from the log; empty: nothing does.

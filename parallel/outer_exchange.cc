@@ -15,6 +15,9 @@ namespace {
 
 using Kind = ParamStore::Kind;
 
+// The others wait so long before a pod that is behind leaves out steps to reach them.
+constexpr auto kPatience = std::chrono::seconds(1);
+
 }  // namespace
 
 OuterExchange::OuterExchange(PodSwap& swap)
@@ -45,6 +48,14 @@ void OuterExchange::BeginHere() {
   }
 }
 
+void OuterExchange::Joined() {
+  for (int64_t g = 0; g < store_.groups().count(); ++g) {
+    store_.ops().Upload(store_.stream(), At(outer_, g), store_.Stored(Kind::kWeights, g));
+  }
+  store_.Forget();
+  std::fill(labels_.begin(), labels_.end(), 0.0);
+}
+
 OuterExchange::~OuterExchange() { swap_.mail().FinishWork(); }
 
 int64_t OuterExchange::FragmentOf(const ParamGroups& groups, int64_t fragments, int64_t group) {
@@ -59,12 +70,32 @@ void OuterExchange::Expect(int64_t step) {
                       step + 2 * (spec_.every + spec_.tau) + 1);
 }
 
+bool OuterExchange::IsDue(int64_t fragment, int64_t steps) const {
+  return steps % spec_.every == (fragment + 1) * spec_.every / spec_.fragments % spec_.every;
+}
+
+bool OuterExchange::Behind(int64_t steps) {
+  const auto due = [this](int64_t after) {
+    for (int64_t f = 0; f < spec_.fragments; ++f) {
+      if (IsDue(f, after)) return true;
+    }
+    return false;
+  };
+  int64_t next = steps + 1;
+  while (!due(next)) ++next;
+  if (swap_.mail().view().members.size() < 2 || swap_.MissingCard(PodSwap::kCard, next) >= 0) {
+    return false;
+  }
+  const auto now = std::chrono::steady_clock::now();
+  if (std::exchange(awaited_by_others_, next) != next) since_ = now;
+  return now - since_ >= kPatience;
+}
+
 absl::Status OuterExchange::After(int64_t steps, int64_t labels, int64_t word) {
   heard_ = 0;
   for (double& since : labels_) since += double(labels);
   for (int64_t f = 0; f < spec_.fragments; ++f) {
-    const int64_t due = (f + 1) * spec_.every / spec_.fragments % spec_.every;
-    if (steps % spec_.every == due) Send(f, steps, word);
+    if (IsDue(f, steps)) Send(f, steps, word);
   }
   if (!flight_ || flight_->sent + spec_.tau != steps) return absl::OkStatus();
   return Apply();

@@ -17,6 +17,7 @@
 // SPMD over the rank's own world. One thread at a time.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -46,6 +47,12 @@ class OuterExchange {
 
   // --- for checkpoints, host memory of the store's stored ranges, one behind the other
   void BeginHere();  // with the store's weights, as at construction
+  // Restored from another pod's: this pod's own weights are the outer ones, and it has trained on
+  // nothing yet.
+  void Joined();
+  // Whether all others have long sent what this pod, `steps` done, is to send next: it holds them
+  // up. Rank 0's.
+  bool Behind(int64_t steps);
   void* outer_weights() { return outer_.data(); }
   void* momentum() { return momentum_.data(); }
   void* delta() { return spec_.tau == 0 ? nullptr : delta_.data(); }
@@ -74,6 +81,7 @@ class OuterExchange {
   bool HasGroup(int64_t fragment, int64_t group) const {
     return FragmentOf(store_.groups(), spec_.fragments, group) == fragment;
   }
+  bool IsDue(int64_t fragment, int64_t steps) const;
   void Expect(int64_t step);
   void Send(int64_t fragment, int64_t steps, int64_t word);
   absl::Status Merge();
@@ -96,6 +104,9 @@ class OuterExchange {
   std::vector<double> labels_;                     // by fragment, since it was last sent
   std::optional<Flight> flight_;
   int64_t word_ = 0, heard_ = 0;
+  // Behind: since when the others' part of which step is here.
+  int64_t awaited_by_others_ = -1;
+  std::chrono::steady_clock::time_point since_;
 };
 
 }  // namespace toroid

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "core/status_macros.h"
 #include "parallel/contributions_about.h"
 #include "parallel/param_hash.h"
@@ -75,6 +77,55 @@ absl::StatusOr<std::vector<std::vector<double>>> PodExchange::Swap(const std::ve
   return swap_->SwapCards(PodSwap::kResume, swaps_++, own, what);
 }
 
+// --- pods that come ------------------------------------------------------------------------------
+
+// What a pod cannot make for itself. Errors of the codec are those of its own values; its own outer
+// weights are where it begins.
+CopiedState PodExchange::Copied() {
+  using Kind = ParamStore::Kind;
+  CopiedState state;
+  if (gradients_ != nullptr) state.kinds.push_back(Kind::kWeights);
+  state.kinds.push_back(Kind::kFirstMoments);
+  state.kinds.push_back(Kind::kSecondMoments);
+  if (gradients_ != nullptr) {
+    state.host = {gradients_->pending()};
+  } else {
+    state.host = {outer_->outer_weights(), outer_->momentum(), outer_->delta()};
+  }
+  std::erase(state.host, nullptr);
+  return state;
+}
+
+absl::Status PodExchange::TakeIn(int64_t steps, const std::function<std::string()>& text) {
+  TOROID_RETURN_IF_ERROR(State().status());
+  TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> taken, swap_->TakeIn(steps));
+  if (taken.empty()) return absl::OkStatus();
+  const uint64_t hash = CommonHash();
+  for (const int64_t pod : taken) {
+    GiveState(*swap_, pod, steps, Copied(), absl::StrCat(hash, " ", text()));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> PodExchange::TakeState() {
+  TOROID_ASSIGN_OR_RETURN(const std::string text, toroid::TakeState(*swap_, Copied()));
+  const size_t space = text.find(' ');
+  if (space == std::string::npos || !absl::SimpleAtoi(text.substr(0, space), &given_hash_)) {
+    return absl::DataLossError(absl::StrCat("what pod ", giver(), " gave cannot be read"));
+  }
+  return text.substr(space + 1);
+}
+
+absl::Status PodExchange::RestoreJoined(const std::vector<double>& numbers) {
+  TOROID_RETURN_IF_ERROR(Restore(numbers));
+  if (outer_ != nullptr) outer_->Joined();
+  const uint64_t hash = CommonHash();
+  if (hash == given_hash_) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrFormat("the state that pod %d gave has the hash %016x there and %016x here", giver(),
+                      given_hash_, hash));
+}
+
 // --- for checkpoints -----------------------------------------------------------------------------
 
 std::vector<std::string> PodExchange::StateNames(const ExchangeSpec& spec) {
@@ -143,6 +194,7 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
   options.step = asked.steps;
   options.keep = asked.keep;
   options.alarm = asked.alarm;
+  options.joined = swap_->joined();
   if (asked.keep) {
     ContributionsAbout about;
     about.model = config_;
@@ -151,6 +203,7 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
     about.pod = pod();
     about.meshes = swap_->meshes();
     about.exchange = swap_->spec();
+    about.joined = swap_->joined();
     if (outer_ != nullptr) {
       about.in_flight = outer_->in_flight();
       const size_t bytes = size_t(RowBytes(about.dtype, swap_->store().groups().stored_size()));
@@ -164,7 +217,8 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
   swap_->Record(MergeHistory::Open(swap_->store().mesh().world(), files, options));
 }
 
-int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods) {
+int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
+                               bool go_on) {
   const int64_t width = RowBytes(store.ops().dtype(), 1), size = store.groups().stored_size();
   const auto coded = [&spec](int64_t elements) {
     const int64_t blocks = (elements + kCodecBlock - 1) / kCodecBlock;
@@ -179,13 +233,16 @@ int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec
   }
   const int64_t buffers = largest * (int64_t{sizeof(double)} + 2 * width);
   const int64_t errors = spec.error_feedback ? size * width : 0;
+  const int64_t on_its_way =
+      spec.gradients() ? spec.mode == ExchangeSpec::Mode::kDelayed : 1 + (spec.tau > 0);
+  const int64_t given = go_on ? GivenBytes(store, 3 + on_its_way) : 0;
   if (!spec.gradients()) {
     const int64_t most = *std::max_element(fragments.begin(), fragments.end());
     // Own, one to each peer, and of each peer one of now and one of its next turn.
-    return buffers + errors + 3 * size * width + coded(most) * (1 + 3 * (pods - 1));
+    return buffers + errors + given + 3 * size * width + coded(most) * (1 + 3 * (pods - 1));
   }
   const int64_t delay = spec.mode == ExchangeSpec::Mode::kDelayed;
-  return buffers + errors + delay * size * width +
+  return buffers + errors + given + delay * size * width +
          coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
 }
 

@@ -20,6 +20,7 @@
 #include "parallel/gradient_exchange.h"
 #include "parallel/outer_exchange.h"
 #include "parallel/pod_swap.h"
+#include "parallel/state_copy.h"
 
 namespace toroid {
 
@@ -68,6 +69,25 @@ class PodExchange {
   absl::StatusOr<std::vector<std::vector<double>>> Swap(const std::vector<double>& own,
                                                         absl::string_view what);
 
+  // --- pods that come, policy `continue` (membership_view.h)
+  // Launches are to be taken in before the next step.
+  bool comes() const { return swap_->comes(); }
+  // Takes them in, `steps` done: what is on its way is waited for. If one is to get this pod's
+  // state it is given it, and text(), which is asked for then, with the hash of what all have
+  // alike. Collective; all pods do it behind the same step.
+  absl::Status TakeIn(int64_t steps, const std::function<std::string()>& text);
+  // This pod was taken in: the state that it was given, into the store and here, but for what went
+  // with the text; the text. Collective. Unavailable: who gave it is lost.
+  absl::StatusOr<std::string> TakeState();
+  // With the numbers of that text: true is the same as was given. DataLoss: its hash is another.
+  absl::Status RestoreJoined(const std::vector<double>& numbers);
+  int64_t giver() const { return swap_->giver(); }
+  // diloco, streaming: the others wait for this pod, `steps` done, and it had better leave out its
+  // part of the next. Rank 0's, and false unless the others go on without a pod.
+  bool Behind(int64_t steps) {
+    return outer_ != nullptr && swap_->goes_on() && outer_->Behind(steps);
+  }
+
   // --- for checkpoints
   // What a checkpoint holds besides the store, and where it is: this waits until all of it is here.
   // Collective.
@@ -99,9 +119,13 @@ class PodExchange {
   // --- counted
   int64_t bytes_sent() const { return swap_->mail().link().counters().payload_sent; }
   double seconds_waited() const { return swap_->mail().waited_seconds(); }
+  // Messages that came too late, or of a launch that takes part no more.
+  int64_t dropped() const { return swap_->mail().late(); }
   // The most that the exchange takes on a rank's host: outer weights and momentum, what the codec
   // left out, what is being encoded and merged, and messages that wait on both sides.
-  static int64_t HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods);
+  // go_on: and a copy of the state, for a pod that returns.
+  static int64_t HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
+                           bool go_on);
 
  private:
   PodExchange(std::unique_ptr<PodSwap> swap, const ModelConfig& config, int64_t layers)
@@ -113,10 +137,12 @@ class PodExchange {
   std::unique_ptr<GradientExchange> gradients_;  // of the modes exact and delayed, else
   std::unique_ptr<OuterExchange> outer_;
   std::vector<HostKind> Named(const std::vector<void*>& values) const;
+  CopiedState Copied();
 
   int64_t step_ = 0, labels_ = 0, swaps_ = 0;
   int64_t word_ = 0, heard_ = 0;
   absl::Status failed_;  // of SquaredSums
+  uint64_t given_hash_ = 0;
 };
 
 }  // namespace toroid

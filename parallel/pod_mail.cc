@@ -17,24 +17,33 @@
 namespace toroid {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // A rank that waits looks up so often: whether others have an error, whether the run shall end.
 constexpr auto kSlice = std::chrono::milliseconds(200);
 // The user hears of a wait after so long, and again after twice as long.
 constexpr double kPatienceSeconds = 5;
 // A pod that was not heard of for so long is away.
 constexpr absl::Duration kAway = absl::Seconds(2);
+// One that was not heard of for so long, while it was waited for, is told of as silent. Lines that
+// are idle beat twice a second.
+constexpr auto kSilent = std::chrono::milliseconds(1200);
 // A full queue is tried again after so long, unless its pod takes part no more.
 constexpr absl::Duration kSend = absl::Milliseconds(250);
 // At the end of a run, for what was posted to be with the link.
 constexpr auto kFlush = std::chrono::seconds(10);
+// A view that is due is looked for so often.
+constexpr auto kPoll = std::chrono::milliseconds(10);
 // The receiving thread looks so often whether it shall end.
 constexpr absl::Duration kReceive = absl::Milliseconds(50);
 constexpr char kNewerView[] = "toroid.newer_view";  // payload of a status
 
-double SecondsSince(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
+double SecondsSince(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+absl::Status NewerView(uint64_t number) {
+  absl::Status newer = absl::AbortedError(absl::StrCat("the job's pods changed: view ", number));
+  newer.SetPayload(kNewerView, absl::Cord());
+  return newer;
 }
 
 std::string SentenceOf(absl::string_view what, int64_t pod, double seconds, absl::Time heard) {
@@ -48,26 +57,55 @@ std::string SentenceOf(absl::string_view what, int64_t pod, double seconds, absl
 
 }  // namespace
 
+absl::StatusOr<MembershipView> ShareView(Communicator& world, const MembershipView& view) {
+  const std::string text =
+      absl::StrCat(view.number, " ", view.members.size(), " ", absl::StrJoin(view.members, " "),
+                   " ", absl::StrJoin(view.launches, " "));
+  const std::vector<std::string> words =
+      absl::StrSplit(BroadcastText(world, text), ' ', absl::SkipEmpty());
+  TOROID_RETURN_IF_ERROR(world.Health());
+  MembershipView shared;
+  size_t members = 0;
+  bool read = words.size() >= 2 && absl::SimpleAtoi(words[0], &shared.number) &&
+              absl::SimpleAtoi(words[1], &members);
+  for (size_t i = 2; read && i < words.size(); ++i) {
+    read = i < 2 + members ? absl::SimpleAtoi(words[i], &shared.members.emplace_back())
+                           : absl::SimpleAtoi(words[i], &shared.launches.emplace_back());
+  }
+  TOROID_CHECK(read && shared.members.size() == members);
+  TOROID_CHECK(shared.launches.empty() || shared.launches.size() == members);
+  return shared;
+}
+
 PodMail::PodMail(PodLink& link, MembershipView view, Watch watch,
-                 std::function<void(const MembershipView&)> on_view)
+                 std::function<void(const MembershipView&)> on_view, bool joins)
     : link_(link),
       watch_(std::move(watch)),
       on_view_(std::move(on_view)),
       view_(std::move(view)),
-      worker_([this] { Work(work_); }),
-      sender_([this] { Work(sends_); }),
-      receiver_([this] { Receive(); }) {}
+      heard_(view_) {
+  if (!joins) {
+    taken_in_.emplace();
+    for (const int64_t pod : view_.members) (*taken_in_)[pod] = view_.LaunchOf(pod);
+  }
+  worker_ = std::thread([this] { Work(work_); });
+  sender_ = std::thread([this] { Work(sends_); });
+  aside_sender_ = std::thread([this] { Work(aside_); });
+  receiver_ = std::thread([this] { Receive(); });
+}
 
 PodMail::~PodMail() {
   {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait_for(lock, kFlush,
-                      [this] { return (work_.idle() && sends_.idle()) || !status_.ok(); });
+    changed_.wait_for(lock, kFlush, [this] {
+      return (work_.idle() && sends_.idle() && aside_.idle()) || !status_.ok();
+    });
     stop_ = true;
   }
   changed_.notify_all();
   worker_.join();
   sender_.join();
+  aside_sender_.join();
   receiver_.join();
 }
 
@@ -88,9 +126,21 @@ void PodMail::Post(PodRank to, PodMessage message) {
   Give(sends_, [this, to, message = std::move(message)] { return Send(to, message); });
 }
 
+void PodMail::PostAside(PodRank to, PodMessage message) {
+  message.view = view().number;
+  Give(aside_, [this, to, message = std::move(message)] { return Send(to, message); });
+}
+
 MembershipView PodMail::view() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return view_;
+}
+
+uint64_t PodMail::LaunchOf(int64_t pod) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!taken_in_) return 0;
+  const auto found = taken_in_->find(pod);
+  return found == taken_in_->end() ? 0 : found->second;
 }
 
 // A peer that takes nothing is waited for; only the end of this, or of its part, ends that.
@@ -159,10 +209,13 @@ void PodMail::Keep(PodMessage message) {
   const Key key = {message.kind, message.step, message.fragment, message.from};
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!view_.Has(key.from.pod)) {
+    if (ignored_.count(message.kind) > 0) return;
+    if (!Awaits(key.from.pod, message.epoch)) {
       ++late_;
       return;
     }
+    const auto before = kept_.find(key);
+    if (before != kept_.end() && before->second.epoch < message.epoch) Drop(before);
     if (message.step == kBeginning && oldest_ > kBeginning) {
       status_.Update(absl::AbortedError(
           absl::StrCat("pod ", key.from.pod,
@@ -186,14 +239,36 @@ void PodMail::Keep(PodMessage message) {
   changed_.notify_all();
 }
 
+// Whether what this launch of a pod sends may be of use, now or once it was taken in.
+bool PodMail::Awaits(int64_t pod, uint64_t launch) const {
+  if (view_.Has(pod)) return view_.launches.empty() || launch >= view_.LaunchOf(pod);
+  if (!taken_in_ || view_.launches.empty()) return false;
+  const auto last = taken_in_->find(pod);
+  return last == taken_in_->end() || launch > last->second;
+}
+
+std::map<PodMail::Key, PodMessage>::iterator PodMail::Drop(
+    std::map<Key, PodMessage>::iterator kept) {
+  kept_bytes_ -= int64_t(kept->second.payload.size());
+  ++late_;
+  return kept_.erase(kept);
+}
+
 void PodMail::Accept(int64_t oldest, int64_t newest) {
   const std::lock_guard<std::mutex> lock(mutex_);
   oldest_ = oldest;
   newest_ = newest;
+  for (auto kept = kept_.begin(); kept != kept_.end();) {
+    kept = kept->first.step < oldest ? Drop(kept) : std::next(kept);
+  }
+}
+
+void PodMail::Ignore(int32_t kind) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ignored_.insert(kind);
   std::erase_if(kept_, [&](const auto& entry) {
-    if (entry.first.step >= oldest) return false;
+    if (entry.first.kind != kind) return false;
     kept_bytes_ -= int64_t(entry.second.payload.size());
-    ++late_;
     return true;
   });
 }
@@ -201,6 +276,13 @@ void PodMail::Accept(int64_t oldest, int64_t newest) {
 bool PodMail::Has(const Key& key) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return kept_.count(key) > 0;
+}
+
+std::optional<std::string> PodMail::Look(const Key& key) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = kept_.find(key);
+  if (found == kept_.end()) return std::nullopt;
+  return found->second.payload;
 }
 
 PodMessage PodMail::Take(const Key& key) {
@@ -265,31 +347,70 @@ bool PodMail::EndsWait(int64_t pod) const {
   return absl::Now() - link_.LastHeard({pod, 0}) > kAway;
 }
 
-// Rank 0's view on all ranks.
+// To whoever makes views: that a pod that is waited for says nothing.
+void PodMail::TellSilent(int64_t pod, Clock::time_point begin) {
+  if (!watch_.on_silent || pod == link_.identity().self.pod) return;
+  if (Clock::now() - begin < kSilent) return;
+  if (absl::Now() - link_.LastHeard({pod, 0}) < absl::FromChrono(kSilent)) return;
+  const uint64_t launch = LaunchOf(pod);
+  const auto [told, fresh] = told_silent_.try_emplace(pod, launch);
+  if (!fresh && std::exchange(told->second, launch) == launch) return;
+  watch_.on_silent(pod);
+}
+
+// Of what was heard of, the launches that have been taken in.
+MembershipView PodMail::TakingPart(const MembershipView& heard) const {
+  if (!taken_in_ || heard.launches.empty()) return heard;
+  MembershipView view{heard.number, {}, {}};
+  for (const auto& [pod, launch] : *taken_in_) {
+    if (!heard.Has(pod) || heard.LaunchOf(pod) != launch) continue;
+    view.members.push_back(pod);
+    view.launches.push_back(launch);
+  }
+  return view;
+}
+
 absl::Status PodMail::Install(Communicator& world, const std::optional<MembershipView>& heard) {
-  std::string text;
-  if (world.rank() == 0) {
-    text = absl::StrCat(heard->number, " ", absl::StrJoin(heard->members, " "));
-  }
-  const std::vector<std::string> words = absl::StrSplit(BroadcastText(world, text), ' ');
-  TOROID_RETURN_IF_ERROR(world.Health());
-  MembershipView view;
-  bool read = absl::SimpleAtoi(words[0], &view.number);
-  for (size_t i = 1; i < words.size(); ++i) {
-    read = absl::SimpleAtoi(words[i], &view.members.emplace_back()) && read;
-  }
-  TOROID_CHECK(read);
+  TOROID_ASSIGN_OR_RETURN(heard_, ShareView(world, heard.value_or(MembershipView())));
   const int64_t own = link_.identity().self.pod;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  MembershipView view = TakingPart(heard_);
   if (!view.Has(own)) {
     return absl::UnavailableError(absl::StrCat("pod ", own, " takes part no more in view ",
-                                               view.number, ": the others went on without it"));
+                                               heard_.number, ": the others went on without it"));
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
   view_ = std::move(view);
-  absl::Status newer =
-      absl::AbortedError(absl::StrCat("the job's pods changed: view ", view_.number));
-  newer.SetPayload(kNewerView, absl::Cord());
-  return newer;
+  return absl::OkStatus();
+}
+
+absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_t>& launches,
+                            uint64_t number) {
+  for (;;) {
+    const absl::Status own = status();
+    const bool first = world.rank() == 0;
+    const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
+    if (watch_.board != nullptr) watch_.board->Tick();
+    std::vector<double> of_any = {heard && heard->number >= number ? 1.0 : 0.0,
+                                  own.ok() ? 0.0 : 1.0, first && EndsWait(-1) ? 1.0 : 0.0};
+    MaxHost(world, of_any);
+    TOROID_RETURN_IF_ERROR(world.Health());
+    if (of_any[1] > 0) return ShareStatus(world, own);
+    if (of_any[2] > 0) return absl::CancelledError("stopped while another pod was to be taken in");
+    if (of_any[0] == 0) {
+      std::this_thread::sleep_for(kPoll);
+      continue;
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      taken_in_ = launches;
+      for (auto kept = kept_.begin(); kept != kept_.end();) {
+        const auto launch = launches.find(kept->first.from.pod);
+        const bool old = launch != launches.end() && kept->second.epoch < launch->second;
+        kept = old ? Drop(kept) : std::next(kept);
+      }
+    }
+    return Install(world, heard);
+  }
 }
 
 bool PodMail::IsNewerView(const absl::Status& status) {
@@ -307,6 +428,7 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     const absl::Status own = status();
     const bool first = world.rank() == 0;
     const bool stop = first && EndsWait(pod);
+    if (first && pod >= 0) TellSilent(pod, begin);
     const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
     const bool newer = heard && heard->number > view().number;
     if (watch_.board != nullptr) watch_.board->Tick();
@@ -319,7 +441,10 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0 || of_any[3] > 0) {
       waited_seconds_ += SecondsSince(begin);
       if (of_any[1] > 0) return ShareStatus(world, own);
-      if (of_any[3] > 0) return Install(world, heard);
+      if (of_any[3] > 0) {
+        TOROID_RETURN_IF_ERROR(Install(world, heard));
+        return NewerView(view().number);
+      }
       if (of_any[0] < 0) return absl::OkStatus();
       return absl::CancelledError(
           absl::StrCat("stopped while pod ", int64_t(of_any[0]), " was waited for: ", what));

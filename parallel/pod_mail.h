@@ -4,13 +4,15 @@
 // Three threads: one does the work that it is given in order (what reads the device, encodes and
 // posts), one sends what was posted, one takes what arrives and keeps it under its key until it is
 // taken. What is kept is bounded: a peer cannot be further ahead than the exchange lets it, and
-// what claims to be is an error. The first error of the link or of any work stays.
+// what claims to be is an error. A fourth sends what is large and must not hold up the rest. The
+// first error of the link or of any work stays.
 //
 // Thread-safe, but for Await: that is collective over the rank's own world, from the thread that
 // makes its other collective calls.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -18,10 +20,11 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "core/communicator.h"
 #include "parallel/membership_view.h"
@@ -31,7 +34,12 @@ namespace toroid {
 
 class ProgressBoard;
 
+// Rank 0's view on all ranks. Collective; errors are the world's.
+absl::StatusOr<MembershipView> ShareView(Communicator& world, const MembershipView& view);
+
 class PodMail {
+  using Clock = std::chrono::steady_clock;
+
  public:
   // What tells messages apart.
   struct Key {
@@ -56,9 +64,10 @@ class PodMail {
   };
 
   // on_view is called on the receiving thread of rank 0, once for each view that it hears of, which
-  // is in force later. `link` outlives this.
+  // is in force later. `link` outlives this. The launches of `view` have been taken in, unless
+  // `joins`: then all that views have take part for this pod, until Admit.
   PodMail(PodLink& link, MembershipView view, Watch watch,
-          std::function<void(const MembershipView&)> on_view);
+          std::function<void(const MembershipView&)> on_view, bool joins = false);
   // Waits, some seconds at most, until the work that was given is done and what was posted is with
   // the link, unless there was an error.
   ~PodMail();
@@ -67,6 +76,8 @@ class PodMail {
   void Do(std::function<absl::Status()> work);
   // Sends, after what was posted before.
   void Post(PodRank to, PodMessage message);
+  // The same, beside what is posted: neither waits for the other.
+  void PostAside(PodRank to, PodMessage message);
   // Until all work given so far is done, or there was an error. What it posted may still be on its
   // way.
   void FinishWork();
@@ -77,7 +88,10 @@ class PodMail {
   // Messages of steps below `oldest` are of no use any more: what is kept or comes of them is
   // dropped and counted. One above `newest` is an error.
   void Accept(int64_t oldest, int64_t newest);
+  // What comes of this kind from now on is of no interest, and no mistake.
+  void Ignore(int32_t kind);
   bool Has(const Key& key) const;
+  std::optional<std::string> Look(const Key& key) const;  // its payload, if it is here
   // REQUIRES Has.
   PodMessage Take(const Key& key);
 
@@ -90,8 +104,19 @@ class PodMail {
                      const std::function<int64_t()>& missing);
   // Of Await's errors: the newer view, under which to wait anew.
   static bool IsNewerView(const absl::Status& status);
-  // Who takes part. What others send is dropped and counted, what is sent to them goes nowhere.
+  // Who takes part. What others send is dropped and counted, but for launches that are newer than
+  // the ones of them that were taken in: that is kept until they are, too. What is sent to others
+  // goes nowhere.
   MembershipView view() const;
+  // Of a pod, the last launch that was taken in; 0: none.
+  uint64_t LaunchOf(int64_t pod) const;
+  // From here on these launches, by pod, have been taken in, once rank 0 has heard of view `number`
+  // or a newer one. Messages of launches before them are dropped. Collective; errors as Await's,
+  // Unavailable: the newest view has this launch no more.
+  absl::Status Admit(Communicator& world, const std::map<int64_t, uint64_t>& launches,
+                     uint64_t number);
+  // All that the view in force has, those too that were not taken in. The same on all ranks.
+  const MembershipView& heard() const { return heard_; }
   // A change for whoever awaits one: work has come to something.
   void Changed();
 
@@ -115,9 +140,13 @@ class PodMail {
   void Receive();
   void TellView(uint64_t& told);
   void Keep(PodMessage message);
+  bool Awaits(int64_t pod, uint64_t launch) const;
+  std::map<Key, PodMessage>::iterator Drop(std::map<Key, PodMessage>::iterator kept);
   bool EndsWait(int64_t pod) const;
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
   absl::Status Install(Communicator& world, const std::optional<MembershipView>& heard);
+  MembershipView TakingPart(const MembershipView& heard) const;
+  void TellSilent(int64_t pod, Clock::time_point begin);
 
   PodLink& link_;
   const Watch watch_;
@@ -125,9 +154,12 @@ class PodMail {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  Queue work_, sends_;  // guarded by mutex_, as all below
+  Queue work_, sends_, aside_;  // guarded by mutex_, as all below
   bool stop_ = false;
   MembershipView view_;
+  // The launches that were taken in last, by pod; none: this pod joins.
+  std::optional<std::map<int64_t, uint64_t>> taken_in_;
+  std::set<int32_t> ignored_;
   std::map<Key, PodMessage> kept_;
   int64_t kept_bytes_ = 0, kept_bytes_peak_ = 0;
   int64_t oldest_ = INT64_MIN, newest_ = INT64_MAX;
@@ -136,7 +168,9 @@ class PodMail {
 
   std::atomic<int64_t> late_ = 0;
   double waited_seconds_ = 0;
-  std::thread worker_, sender_, receiver_;
+  MembershipView heard_;
+  std::map<int64_t, uint64_t> told_silent_;  // by pod, the launch
+  std::thread worker_, sender_, aside_sender_, receiver_;
 };
 
 }  // namespace toroid

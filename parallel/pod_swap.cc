@@ -17,23 +17,23 @@ namespace {
 // Merges that another pod may still have before it, at most: `delayed` has two on their way.
 constexpr size_t kMostBehind = 2;
 
-std::string ToPayload(const std::vector<double>& numbers) {
-  std::string payload(numbers.size() * sizeof(double), '\0');
-  std::memcpy(payload.data(), numbers.data(), payload.size());
-  return payload;
-}
-
 absl::Status FromPayload(const PodMessage& message, std::vector<double>& numbers) {
   if (message.payload.size() != numbers.size() * sizeof(double)) {
     return absl::InvalidArgumentError(absl::StrCat("pod ", message.from.pod, " sent ",
                                                    message.payload.size(), " bytes for ",
                                                    numbers.size(), " numbers"));
   }
-  std::memcpy(numbers.data(), message.payload.data(), message.payload.size());
+  std::copy_n(message.payload.data(), message.payload.size(),
+              reinterpret_cast<char*>(numbers.data()));
   return absl::OkStatus();
 }
 
 }  // namespace
+
+std::string PodSwap::ToPayload(const std::vector<double>& numbers) {
+  const char* bytes = reinterpret_cast<const char*>(numbers.data());
+  return std::string(bytes, numbers.size() * sizeof(double));
+}
 
 PodSwap::PodSwap(PodLink& link, const Options& options, ParamStore& store)
     : options_(options),
@@ -51,23 +51,27 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
   TOROID_CHECK(swap->pod_ >= 0 && swap->pod_ < pods);
   TOROID_CHECK_EQ(link.identity().self.rank, store.mesh().rank());
   swap->meshes_.resize(size_t(pods));
-  TOROID_RETURN_IF_ERROR(swap->Meet(config, watch));
+  TOROID_RETURN_IF_ERROR(options.joins ? swap->Join(watch) : swap->Meet(config, watch));
   swap->LayOut(config, layers);
   swap->mail_->Changed();
   return swap;
 }
 
-// All pods; the number of the view is rank 0's.
+// All pods; number and launches of the view are rank 0's.
 absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watch) {
-  MembershipView view;
-  if (watch.view) view.number = watch.view().value_or(view).number;
-  std::vector<double> number = {double(view.number)};
-  BroadcastHost(world(), number);
-  view.number = told_ = uint64_t(number[0]);
-  for (int64_t q = 0; q < pods(); ++q) view.members.push_back(q);
+  MembershipView heard;
+  if (watch.view && world().rank() == 0) heard = watch.view().value_or(heard);
+  TOROID_ASSIGN_OR_RETURN(heard, ShareView(world(), heard));
+  MembershipView view{heard.number, {}, {}};
+  for (int64_t q = 0; q < pods(); ++q) {
+    view.members.push_back(q);
+    if (!heard.launches.empty()) view.launches.push_back(heard.LaunchOf(q));
+  }
+  told_ = view;
   taking_part_ = view.members;
   mail_ = std::make_unique<PodMail>(link_, std::move(view), watch,
                                     [this](const MembershipView& next) { Repeat(next); });
+  mail_->Ignore(kTakenIn);
   const MeshShape& mesh = store_.mesh().shape();
   const std::vector<double> hello = {double(mesh.data), double(mesh.ring), double(mesh.tensor),
                                      double(store_.ops().dtype())};
@@ -240,7 +244,7 @@ absl::Status PodSwap::Agree(int64_t step, absl::string_view what,
     if (merged.pods[size_t(q)] == 1) taking_part_.push_back(q);
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (told_ > merged.view) SendHave(merged, told_);
+  if (told_.number > merged.view) SendHave(merged, told_.number);
   merged_.push_back(std::move(merged));
   if (merged_.size() > kMostBehind) merged_.pop_front();
   return absl::OkStatus();
@@ -253,9 +257,9 @@ void PodSwap::SendHave(const Merged& merged, uint64_t view) {
 // In a newer view, what was merged in one before.
 void PodSwap::Repeat(const MembershipView& view) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  told_ = view.number;
+  told_ = view;
   for (const Merged& merged : merged_) {
-    if (merged.view < told_) SendHave(merged, told_);
+    if (merged.view < view.number) SendHave(merged, view.number);
   }
 }
 
@@ -331,9 +335,12 @@ int64_t PodSwap::OfferBytes(int64_t group) const {
 
 // --- cards ---------------------------------------------------------------------------------------
 
-void PodSwap::SendCard(Kind kind, int64_t step, const std::vector<double>& numbers,
-                       int32_t fragment) {
+void PodSwap::SendCard(Kind kind, int64_t step, std::vector<double> numbers, int32_t fragment) {
   if (store_.mesh().rank() != 0) return;
+  if (kind == kCard && options_.go_on) {
+    const std::vector<double>& heard = told_heard_[step] = Heard();
+    numbers.insert(numbers.end(), heard.begin(), heard.end());
+  }
   for (int64_t q = 0; q < pods(); ++q) {
     if (q == pod_) continue;
     PodMessage message;
@@ -357,14 +364,26 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::TakeCards(
     Kind kind, int64_t step, const std::vector<double>& own) {
   std::vector<std::vector<double>> cards;
   absl::Status status;
+  std::vector<double> heard(kind == kCard && options_.go_on ? size_t(pods()) + 1 : 0, 0.0);
+  if (!heard.empty() && world().rank() == 0) {
+    heard = told_heard_.at(step);
+    told_heard_.erase(told_heard_.begin(), told_heard_.upper_bound(step));
+  }
   for (const int64_t q : taking_part_) {
     std::vector<double>& card = cards.emplace_back(own);
+    card.insert(card.end(), heard.begin(), heard.end());
     if (q == pod_ || store_.mesh().rank() != 0) continue;
     status.Update(FromPayload(mail_->Take({kind, step, 0, {q, 0}}), card));
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
-  for (std::vector<double>& card : cards) BroadcastHost(world(), card);
+  for (std::vector<double>& card : cards) {
+    BroadcastHost(world(), card);
+    const auto trailer = card.end() - long(heard.size());
+    for (size_t i = 0; i < heard.size(); ++i) heard[i] = std::max(heard[i], trailer[long(i)]);
+    card.erase(trailer, card.end());
+  }
   TOROID_RETURN_IF_ERROR(world().Health());
+  if (!heard.empty()) Learn(heard);
   return cards;
 }
 

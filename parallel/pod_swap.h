@@ -20,6 +20,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -42,7 +43,11 @@ class PodSwap {
     kGradientSquares,
     kWeightSquares,
     kResume,
-    kHave  // membership_view.h; the fragment is the view
+    kHave,       // membership_view.h; the fragment is the view
+    kAdmission,  // the same
+    kTakenIn,    // a pod that has been taken in is there
+    kStateText,  // state_copy.h
+    kState
   };
 
   struct Options {
@@ -50,12 +55,14 @@ class PodSwap {
     uint64_t seed = 0;   // of stochastic rounding
     int threads = 1;     // of a rank
     bool go_on = false;  // without pods that are lost: policy `continue`
+    bool joins = false;  // the other pods train already
   };
 
   // Meets the other pods: their rank 0s tell their meshes, and are waited for. Collective. Pods are
-  // 0 .. pods - 1, all of them of the first view. `link` and `store` outlive this.
-  // FailedPrecondition: a pod that computes in another type; one with another mesh, if gradients
-  // are exchanged and the others go on without a pod.
+  // 0 .. pods - 1, all of them of the first view. One that joins waits to be taken in instead.
+  // `link` and `store` outlive this. FailedPrecondition: a pod that computes in another type; one
+  // with another mesh, if gradients are exchanged and the others go on without a pod, or than the
+  // one it joins for; Unavailable: joined, but who had its state is lost.
   static absl::StatusOr<std::unique_ptr<PodSwap>> Create(PodLink& link, int64_t pods,
                                                          const ModelConfig& config, int64_t layers,
                                                          ParamStore& store, const Options& options,
@@ -68,7 +75,10 @@ class PodSwap {
   int threads() const { return options_.threads; }
   bool goes_on() const { return options_.go_on; }
   ParamStore& store() { return store_; }
+  Communicator& world() const { return store_.mesh().world(); }
   PodMail& mail() { return *mail_; }
+  const ExchangeCoder& coder() const { return *coder_; }
+  const ExchangeLayout& layout(int64_t pod) const { return *layouts_[size_t(pod)]; }  // another's
 
   // --- values
   // Encodes this rank's stored range of a group and posts what others take of it. values: host
@@ -86,6 +96,17 @@ class PodSwap {
   // REQUIRES: it was gathered, once for each offer. InvalidArgument: a share of a wrong size.
   absl::StatusOr<double> Merge(int64_t step, int64_t group, void* out);
 
+  // --- pods that come, policy `continue` (membership_view.h; pod_swap_join.cc)
+  // All that made the last merge know of launches that are not taken in.
+  bool comes() const { return !coming_.empty(); }
+  // Takes them in, `steps` done and all merges before made. Collective over the world; all pods do
+  // it behind the same step. Returns those of them that are to get this pod's state.
+  absl::StatusOr<std::vector<int64_t>> TakeIn(int64_t steps);
+  // Of a pod that joined: who gives it the state, of so many steps.
+  int64_t giver() const { return admission_.giver; }
+  int64_t joined_at() const { return admission_.steps; }
+  bool joined() const { return options_.joins; }
+
   // --- the history of merges, unless it is null: between Begin and End lie the merges of one.
   void Record(std::unique_ptr<MergeHistory> history) { history_ = std::move(history); }
   MergeHistory* history() { return history_.get(); }
@@ -96,7 +117,7 @@ class PodSwap {
 
   // --- cards
   // Rank 0's numbers to all pods; on other ranks nothing.
-  void SendCard(Kind kind, int64_t step, const std::vector<double>& numbers, int32_t fragment = 0);
+  void SendCard(Kind kind, int64_t step, std::vector<double> numbers, int32_t fragment = 0);
   int64_t MissingCard(Kind kind, int64_t step) const;  // -1 on ranks other than 0
   // The cards of pods that take part in what was gathered, this one's `own` among them, on all
   // ranks; each as long as `own`. Collective.
@@ -133,7 +154,6 @@ class PodSwap {
                      const std::function<bool(int64_t group)>& has);
   void SendHave(const Merged& merged, uint64_t view);
   void Repeat(const MembershipView& view);
-  Communicator& world() const { return store_.mesh().world(); }
   PodMail::Key PartKey(int64_t step, int64_t group, int64_t pod, int64_t rank) const {
     return {kPart, step, int32_t(group), {pod, rank}};
   }
@@ -141,6 +161,25 @@ class PodSwap {
   template <typename T>
   Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
   absl::StatusOr<std::vector<PodShare>> TakeShares(int64_t step, int64_t group);
+
+  // What a pod is told that is taken in.
+  struct Admission {
+    int64_t steps = 0, giver = 0;
+    uint64_t view = 0;
+    DType dtype = DType::kF32;
+    std::vector<uint64_t> launches;  // of all pods; 0: never taken in
+    std::vector<bool> comes;         // taken in with this one
+    std::vector<MeshShape> meshes;   // of all pods
+    std::vector<double> ToNumbers() const;
+    static Admission Of(const std::vector<double>& numbers);
+  };
+  static std::string ToPayload(const std::vector<double>& numbers);
+  absl::Status Join(const PodMail::Watch& watch);
+  std::optional<std::vector<double>> AgreedAdmission() const;
+  absl::Status Believe();
+  absl::Status Admit();
+  std::vector<double> Heard() const;
+  void Learn(const std::vector<double>& heard);
 
   const Options options_;
   PodLink& link_;
@@ -153,10 +192,14 @@ class PodSwap {
   ThreadPool encode_pool_, merge_pool_;
   std::unique_ptr<MergeHistory> history_;  // may be null
   std::vector<int64_t> taking_part_;
+  std::map<int64_t, uint64_t> coming_;  // launches to take in, by pod,
+  uint64_t coming_view_ = 0;            // and the view that all of them are in
+  Admission admission_;
+  std::map<int64_t, std::vector<double>> told_heard_;  // with own cards, by step
   mutable std::mutex mutex_;
   std::map<std::pair<int64_t, int64_t>, Own> own_;  // by step and group; guarded by mutex_
   std::deque<Merged> merged_;                       // the last ones; the same
-  uint64_t told_ = 0;                               // the newest view heard of; the same
+  MembershipView told_;                             // the newest view heard of; the same
   std::unique_ptr<PodMail> mail_;                   // last: its threads use the others
 };
 

@@ -204,7 +204,7 @@ absl::Status Trainer::Setup(std::unique_ptr<Communicator> world,
   shadow_->source_ = source_;
   TOROID_RETURN_IF_ERROR(
       shadow_->Setup(NewCountingTwin(mesh_->world(), s_), NewCountingBackend(*ops_), {}));
-  return options_.pods.count > 1 ? MeetPods(pods) : absl::OkStatus();
+  return options_.pods.count > 1 && !pods.joins ? MeetPods(pods) : absl::OkStatus();
 }
 
 absl::Status Trainer::MeetPods(const PodAccess& access) {
@@ -216,8 +216,9 @@ absl::Status Trainer::MeetPods(const PodAccess& access) {
   PodExchange::Options pods;
   pods.pods = options_.pods.count;
   const bool goes_on = options_.pods.policy == PodsOptions::Policy::kContinue;
-  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads, goes_on};
-  pods.watch = {board_, access.interrupted, access.note, access.view};
+  pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads, goes_on,
+               access.joins};
+  pods.watch = {board_, access.interrupted, access.note, access.view, access.on_silent};
   if (access.view && !goes_on) {  // the number that this world begins with stays
     pods.watch.view = [begun = access.view()] { return begun; };
   }
@@ -256,7 +257,8 @@ RankMemory Trainer::memory() {
   }
   const PodsOptions& pods = options_.pods;
   if (pods.count > 1) {
-    memory.communicator += PodExchange::HostBytes(*store_, pods.exchange, pods.count);
+    memory.communicator += PodExchange::HostBytes(*store_, pods.exchange, pods.count,
+                                                  pods.policy == PodsOptions::Policy::kContinue);
   }
   return memory;
 }

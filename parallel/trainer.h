@@ -111,6 +111,7 @@ class Trainer {
  public:
   // Collective over `world`; `rounds` makes the schedules of ring attention. `source` is opened by
   // each rank for itself. `pods`: needed if there are other pods; the link outlives the trainer.
+  // A pod that joins meets them later: JoinPods.
   // InvalidArgument: Validate's; OutOfRange: no memory.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(std::unique_ptr<Communicator> world,
                                                          std::shared_ptr<const ModelSource> source,
@@ -119,6 +120,10 @@ class Trainer {
                                                          RoundsRule rounds = Rounds,
                                                          const PodAccess& pods = {});
   ~Trainer();
+
+  // Waits until the other pods take this one in; its state is not here yet
+  // (PodExchange::TakeState). Collective; errors are PodSwap::Create's. REQUIRES: pods.joins.
+  absl::Status JoinPods(const PodAccess& pods) { return MeetPods(pods); }
 
   // One step with the batch of `step`. Errors are those of `read` and of lost peers.
   absl::StatusOr<StepResult> Step(int64_t step, const TrainBatch& batch);

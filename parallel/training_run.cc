@@ -192,11 +192,15 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(
                 {options.device, options.compute, options.share_gpus, options.threads});
   TOROID_RETURN_IF_ERROR(run->OpenData(*source, tokenizer.get()));
   TOROID_RETURN_IF_ERROR(run->MakeBatches());
-  if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume(*source));
-  if (run->trainer_->exchange() != nullptr) {
-    TOROID_RETURN_IF_ERROR(run->CheckPodsAlike());
-    run->RecordMerges();
+  if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->OpenDirectory(*source));
+  if (plan.joins) {
+    TOROID_RETURN_IF_ERROR(run->JoinPods(link));
+  } else {
+    if (!plan.directory.empty()) TOROID_RETURN_IF_ERROR(run->Resume());
+    if (run->trainer_->exchange() != nullptr) TOROID_RETURN_IF_ERROR(run->CheckPodsAlike());
   }
+  if (run->trainer_->exchange() != nullptr) run->RecordMerges();
+  if (plan.joins) TOROID_RETURN_IF_ERROR(run->Save());
   return run;
 }
 
@@ -248,19 +252,23 @@ absl::Status TrainingRun::Lock() {
   return ShareStatus(trainer_->mesh().world(), locked);
 }
 
-absl::Status TrainingRun::Resume(const ModelSource& source) {
+absl::Status TrainingRun::OpenDirectory(const ModelSource& source) {
   TOROID_RETURN_IF_ERROR(Lock());
-  if (board_ != nullptr) board_->At("resume");
   CheckpointOptions options;
   options.directory = Checkpoints();
   options.keep = Kept(plan_);
   options.epoch = plan_.epoch;
   TOROID_ASSIGN_OR_RETURN(options.origin, OriginText(source));
-  if (trainer_->exchange() != nullptr) {
+  if (plan_.options.pods.count > 1) {
     options.also = PodExchange::StateNames(plan_.options.pods.exchange);
   }
   TOROID_ASSIGN_OR_RETURN(
       writer_, CheckpointWriter::Create(trainer_->store(), trainer_->config(), options, files_));
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Resume() {
+  if (board_ != nullptr) board_->At("resume");
   const bool alone = trainer_->exchange() == nullptr;
   const absl::StatusOr<LoadedCheckpoint> loaded =
       alone ? LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store(), files_)
@@ -350,6 +358,7 @@ absl::Status TrainingRun::RestoreExchange(const TrainingState& state) {
   const auto text = state.texts.find(kExchange);
   const auto numbers = state.numbers.find(kExchange);
   if (text == state.texts.end() || numbers == state.numbers.end()) {
+    if (plan_.joins) return absl::DataLossError("what was given has nothing of the exchange");
     return pods->BeginHere();  // of a run on one pod
   }
   if (text->second != ExchangeText(plan_.options)) {
@@ -357,7 +366,7 @@ absl::Status TrainingRun::RestoreExchange(const TrainingState& state) {
         "the checkpoint of step ", state.step, " was trained by ", text->second, ", not by ",
         ExchangeText(plan_.options), ": give that again, or another output directory"));
   }
-  return pods->Restore(numbers->second);
+  return plan_.joins ? pods->RestoreJoined(numbers->second) : pods->Restore(numbers->second);
 }
 
 TrainingState TrainingRun::State() const {
@@ -444,12 +453,15 @@ void TrainingRun::Take(const std::optional<CheckpointOutcome>& outcome) {
 
 absl::StatusOr<StepReport> TrainingRun::Step() {
   const auto start = std::chrono::steady_clock::now();
-  TOROID_ASSIGN_OR_RETURN(const TrainBatch packs, BatchOfStep(*batches_, step_));
+  TOROID_ASSIGN_OR_RETURN(TrainBatch packs, BatchOfStep(*batches_, step_));
   StepReport report;
+  const bool hurries = Hurries();
+  if (hurries) packs.documents.clear();
   const std::optional<double> waited = trainer_->exposed_seconds();
   TOROID_ASSIGN_OR_RETURN(report.result, trainer_->Step(step_, packs));
   if (waited) report.exposed_seconds = *trainer_->exposed_seconds() - *waited;
   report.pods = CountPods();
+  if (report.pods) report.pods->hurried = hurries;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_s = double(report.result.tokens) / report.seconds;
   report.peak_bytes = trainer_->peak_bytes() + (writer_ == nullptr ? 0 : writer_->host_bytes());
@@ -593,6 +605,8 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     ++step_;
     const int64_t done = step_;
     TOROID_RETURN_IF_ERROR(JudgeLoss(report));
+    PodExchange* const pods = trainer_->exchange();
+    if (pods != nullptr && pods->comes() && step_ < end_) TOROID_RETURN_IF_ERROR(TakeIn());
     const bool due = plan_.checkpoint_every > 0 && step_ % plan_.checkpoint_every == 0;
     if (writer_ != nullptr) Take(writer_->Poll());
     if (due && step_ == done && step_ < end_) TOROID_RETURN_IF_ERROR(Save());

@@ -72,6 +72,9 @@ struct StepReport {
     int64_t staleness = 0;   // steps from what is sent to its being applied
     int64_t bytes_sent = 0;  // of payloads
     double seconds_waited = 0;
+    int64_t dropped = 0;  // messages that came too late, or of a launch that was lost
+    // This pod was behind: it left out its part of the batch, to reach the others.
+    bool hurried = false;
     // diloco, streaming: of the outer weights after the step, with param_hash
     std::optional<uint64_t> outer_hash;
   };
@@ -126,7 +129,8 @@ class TrainingRun {
   // model's, data that ends before plan.steps or has nothing to predict. FailedPrecondition: a
   // checkpoint of another run, a directory that another run uses, or more memory than there is,
   // with the smallest change that fits. With other pods, `link` leads to them and outlives the run:
-  // it begins where all have been, and ends when one is asked to stop, behind the same step on all.
+  // it begins where all have been, or, if it joins, where they are, and ends when one is asked to
+  // stop, behind the same step on all.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
@@ -143,11 +147,15 @@ class TrainingRun {
   absl::Status OpenData(const ModelSource& source, const Tokenizer* tokenizer);
   absl::Status MakeBatches();
   absl::Status Lock();
-  absl::Status Resume(const ModelSource& source);
+  absl::Status OpenDirectory(const ModelSource& source);
+  absl::Status Resume();
   // With other pods (training_run_pods.cc).
   PodAccess Pods(PodLink* link);
   absl::StatusOr<LoadedCheckpoint> LoadWithPods();
   absl::Status CheckPodsAlike();
+  absl::Status JoinPods(PodLink* link);
+  absl::Status TakeIn();
+  bool Hurries();
   void RecordMerges();
   absl::StatusOr<TrainingResult> EndWaiting(const absl::Status& why);
   std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);

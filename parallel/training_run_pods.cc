@@ -100,8 +100,12 @@ PodAccess TrainingRun::Pods(PodLink* link) {
         return PodMail::Interrupt::kIfAway;
     }
   };
-  return {link, interrupted, [this](const std::string& sentence) { events_.on_note(sentence); },
-          events_.view};
+  return {link,
+          interrupted,
+          [this](const std::string& sentence) { events_.on_note(sentence); },
+          events_.view,
+          events_.on_silent,
+          plan_.joins};
 }
 
 // The newest checkpoint that every pod can load. Those that this pod has besides, and that are
@@ -176,6 +180,39 @@ absl::Status TrainingRun::CheckPodsAlike() {
   return absl::OkStatus();
 }
 
+// The others train: their next step is this one's first.
+absl::Status TrainingRun::JoinPods(PodLink* link) {
+  Note("waits to be taken in by the pods that train");
+  TOROID_RETURN_IF_ERROR(trainer_->JoinPods(Pods(link)));
+  PodExchange& pods = *trainer_->exchange();
+  TOROID_ASSIGN_OR_RETURN(const std::string text, pods.TakeState());
+  TOROID_ASSIGN_OR_RETURN(
+      const TrainingState state,
+      ParseTrainingState(text, absl::StrCat("the state of pod ", pods.giver())));
+  TOROID_RETURN_IF_ERROR(Restore(state));
+  Note(absl::StrCat("joined after step ", step_, ", with the state of pod ", pods.giver()));
+  return absl::OkStatus();
+}
+
+// Pods that came are part of all from here on. If all are lost they begin again at a step of which
+// every one has a checkpoint: this one.
+absl::Status TrainingRun::TakeIn() {
+  TOROID_RETURN_IF_ERROR(
+      trainer_->exchange()->TakeIn(step_, [this] { return TrainingStateText(State()); }));
+  return Save();
+}
+
+// Whether this pod leaves out its part of the next step.
+bool TrainingRun::Hurries() {
+  PodExchange* pods = trainer_->exchange();
+  const PodsOptions& options = plan_.options.pods;
+  if (pods == nullptr || options.exchange.gradients() ||
+      options.policy != PodsOptions::Policy::kContinue) {
+    return false;
+  }
+  return trainer_->mesh().Agree(speaks() && pods->Behind(step_) ? 1 : 0) != 0;
+}
+
 // From here on merges are those of this launch.
 void TrainingRun::RecordMerges() {
   if (plan_.directory.empty()) return;
@@ -215,9 +252,10 @@ std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& ba
 std::optional<StepReport::Pods> TrainingRun::CountPods() {
   const PodExchange* exchange = trainer_->exchange();
   if (exchange == nullptr) return std::nullopt;
-  const StepReport::Pods before = std::exchange(
-      counted_,
-      {.bytes_sent = exchange->bytes_sent(), .seconds_waited = exchange->seconds_waited()});
+  const StepReport::Pods before =
+      std::exchange(counted_, {.bytes_sent = exchange->bytes_sent(),
+                               .seconds_waited = exchange->seconds_waited(),
+                               .dropped = exchange->dropped()});
   StepReport::Pods pods;
   pods.taking_part = exchange->taking_part();
   const ExchangeSpec& exchanged = plan_.options.pods.exchange;
@@ -226,6 +264,7 @@ std::optional<StepReport::Pods> TrainingRun::CountPods() {
                                                                       : 0;
   pods.bytes_sent = counted_.bytes_sent - before.bytes_sent;
   pods.seconds_waited = counted_.seconds_waited - before.seconds_waited;
+  pods.dropped = counted_.dropped - before.dropped;
   return pods;
 }
 

@@ -302,6 +302,18 @@ absl::Status ReadManifest(const json& object, const std::string& where, Checkpoi
 
 }  // namespace
 
+std::string TrainingStateText(const TrainingState& state) {
+  return StateJson(state).dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+absl::StatusOr<TrainingState> ParseTrainingState(absl::string_view text, const std::string& where) {
+  const absl::StatusOr<json> object = ParseJsonObject(text, where);
+  if (!object.ok()) return absl::DataLossError(object.status().message());
+  TrainingState state;
+  TOROID_RETURN_IF_ERROR(ReadState(*object, where, state));
+  return state;
+}
+
 uint64_t HashOfText(absl::string_view text) {
   FingerprintHash hash;
   hash.Text(text);

@@ -102,6 +102,11 @@ struct CheckpointManifest {
   static absl::StatusOr<CheckpointManifest> Parse(absl::string_view text, const std::string& where);
 };
 
+// A state by itself, as a manifest has it. Parse: DataLoss naming `where` and the rule that is
+// broken.
+std::string TrainingStateText(const TrainingState& state);
+absl::StatusOr<TrainingState> ParseTrainingState(absl::string_view text, const std::string& where);
+
 // The hash in the first line of a manifest's text. REQUIRES: of ToText, or parsed.
 uint64_t ManifestHash(absl::string_view text);
 

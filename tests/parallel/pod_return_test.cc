@@ -1,0 +1,301 @@
+// Policy `continue`: a pod that was lost is launched again while the others train, takes their
+// state, and goes on with them.
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "core/io/merge_log.h"
+#include "parallel/in_process_pod_link.h"
+#include "parallel/merge_replay.h"
+#include "tests/support/run_on_ranks.h"
+#include "tests/support/training_runs.h"
+
+namespace toroid {
+namespace {
+
+using testing::HasSubstr;
+using Mode = ExchangeSpec::Mode;
+
+// What the controller says of who takes part.
+class Views {
+ public:
+  explicit Views(int64_t pods) {
+    for (int64_t q = 0; q < pods; ++q) launches_[q] = 1;
+  }
+  std::optional<MembershipView> Now() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    MembershipView view{number_, {}, {}};
+    for (const auto& [pod, launch] : launches_) {
+      view.members.push_back(pod);
+      view.launches.push_back(launch);
+    }
+    return view;
+  }
+  void Lose(int64_t pod) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    launches_.erase(pod);
+    ++number_;
+  }
+  void Return(int64_t pod, uint64_t launch) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    launches_[pod] = launch;
+    ++number_;
+  }
+  bool Has(int64_t pod, uint64_t launch) const { return Now()->LaunchOf(pod) >= launch; }
+
+ private:
+  mutable std::mutex mutex_;
+  uint64_t number_ = 7;
+  std::map<int64_t, uint64_t> launches_;
+};
+
+class PodReturnTest : public TrainingRunTest {
+ protected:
+  PodReturnTest() {
+    plan_ = Plan({1, 1, 1}, 24);
+    plan_.data.batch_tokens.stages = {{0, 8 * 32}};
+    plan_.options.pods.policy = PodsOptions::Policy::kContinue;
+    plan_.options.pods.keep_contributions = true;
+    plan_.param_hash_every = 1;
+  }
+
+  void Use(Mode mode) {
+    ExchangeSpec& spec = plan_.options.pods.exchange;
+    spec = ExchangeSpec();
+    spec.mode = mode;
+    plan_.directory = Directory(ExchangeModeName(mode));
+    if (spec.gradients()) return;
+    spec.every = 4;
+    spec.codec = Codec::kInt8;
+    spec.error_feedback = true;
+    if (mode != Mode::kStreaming) return;
+    spec.fragments = 2;
+    spec.tau = 1;
+    spec.alpha = 0.5;
+  }
+
+  // When `pod`, in launch `launch`, has done `step` steps it is lost; if it returns, the others do
+  // at most `wait` steps more until they have heard of it.
+  struct Loss {
+    int64_t pod = 0;
+    uint64_t launch = 1;
+    int64_t step = 0;
+    bool returns = true;
+    int64_t wait = 3;
+  };
+
+  // outcomes by pod, then by launch.
+  std::vector<std::vector<Outcome>> RunPods(const std::vector<MeshShape>& meshes,
+                                            const std::vector<Loss>& losses) {
+    const int64_t pods = int64_t(meshes.size());
+    std::vector<PodRank> ranks;
+    for (int64_t q = 0; q < pods; ++q) {
+      for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) ranks.push_back({q, r});
+    }
+    InProcessPodNetwork network(ranks);
+    Views views(pods);
+    std::vector<std::vector<Outcome>> outcomes(meshes.size());
+    for (auto& launches : outcomes) launches.resize(losses.size() + 1);
+    const auto lost = [&](int64_t pod, uint64_t launch) -> const Loss* {
+      for (const Loss& loss : losses) {
+        if (loss.pod == pod && loss.launch == launch) return &loss;
+      }
+      return nullptr;
+    };
+    const auto launch_pod = [&](int64_t q, uint64_t launch) {
+      Outcome& outcome = outcomes[size_t(q)][launch - 1];
+      TrainingEvents events;
+      events.view = [&views] { return views.Now(); };
+      events.on_step = [&, q, launch](const StepReport& report) {
+        const int64_t done = report.result.step + 1;
+        before_step_(q, done);
+        if (const Loss* own = lost(q, launch); own != nullptr && own->step == done) {
+          for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) network.Drop({q, r});
+          views.Lose(q);
+        }
+        for (const Loss& loss : losses) {
+          while (loss.returns && loss.pod != q && done >= loss.step + loss.wait &&
+                 !views.Has(loss.pod, loss.launch + 1)) {
+            absl::SleepFor(absl::Milliseconds(2));
+          }
+        }
+      };
+      events = Recording(std::move(events), outcome);
+      TrainingPlan plan = plan_;
+      plan.options.mesh = meshes[size_t(q)];
+      plan.options.pods.count = pods;
+      plan.directory = PodDirectory(plan_.directory, q, pods);
+      plan.epoch = int64_t(launch);
+      plan.joins = launch > 1;
+      std::atomic<int64_t> attached = 0;
+      RunOnRanks(int(meshes[size_t(q)].size()), [&](std::unique_ptr<Communicator> world) {
+        PodIdentity identity;
+        identity.job = "test";
+        identity.self = {q, world->rank()};
+        identity.epoch = launch;
+        auto link = network.Attach(identity);
+        ASSERT_TRUE(link.ok()) << link.status();
+        if (++attached == meshes[size_t(q)].size() && launch > 1) views.Return(q, launch);
+        while (launch > 1 && !views.Has(q, launch)) absl::SleepFor(absl::Milliseconds(1));
+        RunRank(plan, events, std::move(world), outcome, link->get());
+      });
+    };
+    std::vector<std::thread> threads;
+    for (int64_t q = 0; q < pods; ++q) {
+      threads.emplace_back([&, q] {
+        for (uint64_t launch = 1;; ++launch) {
+          launch_pod(q, launch);
+          const Loss* loss = lost(q, launch);
+          if (loss == nullptr || !loss->returns) return;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return outcomes;
+  }
+
+  std::string OfPod(int64_t pod) const { return PodDirectory(plan_.directory, pod, 2); }
+  std::vector<MergeRecord> LogOf(int64_t pod) const {
+    const auto log = ReadMergeLog(PosixFiles(), absl::StrCat(OfPod(pod), "/merges.log"));
+    EXPECT_TRUE(log.ok()) << log.status();
+    return log.ok() ? log->records : std::vector<MergeRecord>();
+  }
+
+  // Of what all pods have alike, after each step.
+  static std::map<int64_t, uint64_t> Hashes(const Outcome& pod) {
+    std::map<int64_t, uint64_t> hashes;
+    for (const StepReport& report : pod.reports) {
+      hashes[report.result.step] = report.pods->outer_hash.value_or(report.param_hash.value_or(0));
+    }
+    return hashes;
+  }
+
+  // The last launch of each pod got to the end, all alike at every step that it did, and what they
+  // logged can be made again.
+  void ExpectAlike(const std::vector<std::vector<Outcome>>& pods,
+                   const std::vector<uint64_t>& last) const {
+    std::vector<std::string> directories;
+    const auto all = Hashes(pods[0][last[0] - 1]);
+    for (size_t q = 0; q < pods.size(); ++q) {
+      SCOPED_TRACE(absl::StrCat("pod ", q));
+      const Outcome& pod = pods[q][last[q] - 1];
+      ASSERT_TRUE(pod.status.ok()) << pod.status;
+      EXPECT_EQ(pod.result.steps, plan_.steps);
+      EXPECT_EQ(pod.reports.back().pods->taking_part, int64_t(pods.size()));
+      for (const auto& [step, hash] : Hashes(pod)) {
+        const auto of_first = all.find(step);
+        EXPECT_TRUE(of_first == all.end() || hash == of_first->second) << "step " << step;
+      }
+      const auto replayed = ReplayMerges(PosixFiles(), OfPod(int64_t(q)), [](int64_t, int64_t) {});
+      ASSERT_TRUE(replayed.ok()) << replayed.status();
+      EXPECT_EQ(replayed->differs, "");
+      EXPECT_EQ(replayed->replayed, int64_t(LogOf(int64_t(q)).size()));
+      directories.push_back(OfPod(int64_t(q)));
+      for (const MergeRecord& record : LogOf(int64_t(q))) {
+        EXPECT_LE(record.inputs.size(), pods.size());  // each pod once
+      }
+    }
+    const auto compared = CompareMergeLogs(PosixFiles(), directories);
+    ASSERT_TRUE(compared.ok()) << compared.status();
+    EXPECT_EQ(*compared, "");
+    EXPECT_EQ(LogOf(0).back().inputs.size(), pods.size());
+  }
+
+  TrainingPlan plan_;
+  std::function<void(int64_t pod, int64_t done)> before_step_ = [](int64_t, int64_t) {};
+};
+
+const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
+
+TEST_F(PodReturnTest, ReturnsInEveryMode) {
+  for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    const auto pods = RunPods(kThree, {{2, 1, 6}});
+    EXPECT_TRUE(absl::IsUnavailable(pods[2][0].status)) << pods[2][0].status;
+    EXPECT_TRUE(pods[2][1].Notes("joined after step")) << testing::PrintToString(pods[2][1].notes);
+    const int64_t first = pods[2][1].reports.front().result.step;
+    EXPECT_GT(first, 6);
+    EXPECT_LT(first, 20);
+    ExpectAlike(pods, {1, 1, 2});
+    // Between the loss and the return the others made merges by themselves.
+    size_t fewest = 3;
+    for (const MergeRecord& record : LogOf(0)) fewest = std::min(fewest, record.inputs.size());
+    EXPECT_EQ(fewest, 2u);
+  }
+}
+
+// The pod that gives its state, pod 0, is one that was given it; one returns twice.
+TEST_F(PodReturnTest, AnyPodAgainAndAgain) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    const auto pods = RunPods(kThree, {{0, 1, 3}, {1, 1, 9}, {0, 2, 15}});
+    ExpectAlike(pods, {3, 2, 1});
+  }
+}
+
+TEST_F(PodReturnTest, OfTwoPodsOneTrainsAlone) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    ExpectAlike(RunPods({{1, 1, 1}, {1, 1, 1}}, {{0, 1, 5}}), {2, 1});
+  }
+}
+
+// Both come in one view, or one while the other is taken in.
+TEST_F(PodReturnTest, TwoAtOnce) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    ExpectAlike(RunPods(kThree, {{0, 1, 5}, {2, 1, 5}}), {2, 1, 2});
+  }
+}
+
+TEST_F(PodReturnTest, PodsOfSeveralRanks) {
+  Use(Mode::kExact);
+  const MeshShape mesh = {2, 1, 1};
+  ExpectAlike(RunPods({mesh, mesh, mesh}, {{1, 1, 6}}), {1, 2, 1});
+  Use(Mode::kStreaming);
+  plan_.directory = Directory("unlike");
+  ExpectAlike(RunPods({{1, 1, 2}, {2, 1, 1}, {1, 1, 1}}, {{0, 1, 6}, {1, 1, 12}}), {2, 2, 1});
+}
+
+// Moments of Adafactor lie in the store as AdamW's do.
+TEST_F(PodReturnTest, WithAdafactor) {
+  plan_.options.optimizer.kind = OptimizerSpec::Kind::kAdafactor;
+  Use(Mode::kExact);
+  ExpectAlike(RunPods(kThree, {{2, 1, 6}}), {1, 1, 2});
+}
+
+// It goes on training, and its shares have the weight of what it did: never more of a step's batch
+// than its part.
+TEST_F(PodReturnTest, WhatItDidNotDoHasNoWeight) {
+  Use(Mode::kStreaming);
+  const auto pods = RunPods(kThree, {{2, 1, 6}});
+  ExpectAlike(pods, {1, 1, 2});
+  const int64_t first = pods[2][1].reports.front().result.step;
+  std::map<int64_t, double> labels;  // of pod 2's second launch, by steps done
+  for (const StepReport& report : pods[2][1].reports) {
+    labels[report.result.step + 1] = double(report.result.labels);
+  }
+  std::map<int64_t, int64_t> sent;  // by fragment, the step at which it was last sent
+  int64_t seen = 0;
+  for (const MergeRecord& record : LogOf(0)) {
+    if (record.step <= first) continue;
+    double expected = 0;
+    const auto before = sent.find(record.fragment);
+    const int64_t since = before == sent.end() ? first : before->second;
+    for (int64_t step = since + 1; step <= record.step; ++step) expected += labels[step];
+    sent[record.fragment] = record.step;
+    ASSERT_EQ(record.inputs.size(), 3u);
+    EXPECT_EQ(record.inputs[2].weight, expected) << "step " << record.step;
+    ++seen;
+  }
+  EXPECT_GT(seen, 2);
+}
+
+}  // namespace
+}  // namespace toroid
