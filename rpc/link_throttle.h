@@ -1,6 +1,7 @@
 // LinkThrottle: a slow and unreliable line, made of times alone: when what is sent now comes out at
-// the other end, and when the line is cut. For tests and demonstrations; the same seed, the same
-// line. Not thread-safe.
+// the other end, and when the line is cut. For tests and demonstrations. The seed alone says how
+// long the n-th piece lingers and when the n-th cut comes, whatever is sent and asked when. Not
+// thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -29,16 +30,16 @@ class LinkThrottle {
   absl::Time Send(int64_t bytes, absl::Time now);
   // When the line is free to take more.
   absl::Time free_at() const { return free_; }
-  // True once for each cut whose time has come.
+  // Whether a cut's time has come since the last call.
   bool Cut(absl::Time now);
   absl::Time next_cut() const { return cut_; }
 
  private:
-  double Uniform();  // [0, 1)
-  absl::Time AfterCut(absl::Time now);
+  double Uniform(uint64_t& draws, uint64_t salt);  // [0, 1)
+  absl::Time CutAfter(absl::Time last);
 
   const ThrottleOptions options_;
-  uint64_t draws_ = 0;
+  uint64_t jitters_ = 0, cuts_ = 0;  // drawn
   absl::Time free_, last_out_, cut_;
 };
 

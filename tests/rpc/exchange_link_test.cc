@@ -188,6 +188,84 @@ TEST(GrpcPodLink, ACutByTheThrottleIsResumed) {
   EXPECT_GT(a->counters().wire_sent, int64_t{20} << 20);
 }
 
+// Cuts come when the seed says, as often as it says. Two lines at once.
+TEST(GrpcPodLink, CutsAreTheSeeds) {
+  const auto seed_of = [](int count) {  // of a line with so many cuts, well apart, early on
+    for (uint64_t seed = 1;; ++seed) {
+      LinkThrottle line({0, {}, {}, absl::Milliseconds(400), seed}, absl::UnixEpoch());
+      absl::Time last = absl::UnixEpoch();
+      int cuts = 0;
+      while (line.next_cut() - last > absl::Milliseconds(250) && cuts < count) {
+        last = line.next_cut();
+        (void)line.Cut(last);
+        ++cuts;
+      }
+      const absl::Duration quiet = line.next_cut() - absl::UnixEpoch();
+      const bool early = last <= absl::UnixEpoch() + absl::Milliseconds(300 * count);
+      if (cuts == count && early && quiet > absl::Seconds(3)) return seed;
+    }
+  };
+  std::vector<std::thread> lines;
+  for (const int cuts : {0, 1, 3}) {
+    lines.emplace_back([&seed_of, cuts] {
+      GrpcPodLinkOptions options;
+      options.throttle.cut_every = absl::Milliseconds(400);
+      options.throttle.seed = seed_of(cuts);
+      const auto b = NewLink(kB), a = NewLink(kA, options);
+      const absl::Time begin = absl::Now();
+      a->AddPeer(kB, AddressOf(*b));
+      for (int64_t i = 0; absl::Now() < begin + absl::Milliseconds(1700); ++i) {
+        PodMessage message = Payload(1000);
+        message.step = i;
+        ASSERT_TRUE(a->Send(kB, std::move(message), Late()).ok());
+        const auto got = b->Receive(Late());
+        ASSERT_TRUE(got.ok() && got->has_value());
+        ASSERT_EQ((*got)->step, i);
+      }
+      EXPECT_EQ(a->counters().reconnects, options.flows * cuts);
+    });
+  }
+  for (std::thread& line : lines) line.join();
+}
+
+// How long each message lingers is the seed's too.
+TEST(GrpcPodLink, JitterIsTheSeeds) {
+  const auto lingers = [](uint64_t seed, absl::Duration jitter) {
+    ThrottleOptions throttle;
+    throttle.latency = absl::Milliseconds(5);
+    throttle.jitter = jitter;
+    throttle.seed = seed;
+    return throttle;
+  };
+  const auto drawn = [](const ThrottleOptions& throttle) {
+    LinkThrottle line(throttle, absl::UnixEpoch());
+    std::vector<double> seconds;
+    for (absl::Time now = absl::UnixEpoch(); seconds.size() < 16; now += absl::Seconds(1)) {
+      seconds.push_back(absl::ToDoubleSeconds(line.Send(1, now) - now));
+    }
+    return seconds;
+  };
+  GrpcPodLinkOptions options;
+  options.throttle = lingers(9, absl::Milliseconds(60));
+  const auto b = NewLink(kB), a = NewLink(kA, options);
+  a->AddPeer(kB, AddressOf(*b));
+  const std::vector<double> expected = drawn(options.throttle);
+  const std::vector<double> other = drawn(lingers(10, absl::Milliseconds(60)));
+  int as_other = 0;
+  double late = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const absl::Time begin = absl::Now();
+    ASSERT_TRUE(a->Send(kB, Payload(1), Late()).ok());
+    ASSERT_TRUE(b->Receive(Late())->has_value());
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
+    EXPECT_GE(seconds, expected[i] - 1e-6) << i;
+    as_other += seconds >= other[i];
+    if (i > 0) late += seconds - expected[i];  // the first one waits for the connection
+  }
+  EXPECT_LT(late, 0.5);     // of about 0.6 s on the line; what a busy machine adds
+  EXPECT_LT(as_other, 16);  // negative control: another seed's times do not fit
+}
+
 TEST(GrpcPodLink, MeetTellsWhereRanksListen) {
   const auto a = NewLink(kA), b = NewLink(kB);
   EXPECT_EQ(a->Meet(1, AddressOf(*b), absl::Now() + absl::Milliseconds(50)).status().code(),

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "rpc/link_throttle.h"
 
@@ -178,6 +179,28 @@ TEST(LinkThrottle, JitterAndCutsAreTheSeeds) {
   };
   EXPECT_EQ(run(5), run(5));
   EXPECT_NE(run(5), run(6));
+}
+
+// However busy the line is, and whoever looks at it how often.
+TEST(LinkThrottle, CutsDoNotDependOnWhatIsSent) {
+  const auto cuts = [](uint64_t seed, int sends, absl::Duration look) {
+    const ThrottleOptions options{1e6, absl::ZeroDuration(), absl::Milliseconds(5),
+                                  absl::Milliseconds(400), seed};
+    LinkThrottle line(options, absl::UnixEpoch());
+    std::set<absl::Time> times;
+    const absl::Time end = absl::UnixEpoch() + absl::Seconds(20);
+    for (absl::Time now = absl::UnixEpoch(); now < end; now += look) {
+      for (int i = 0; i < sends; ++i) (void)line.Send(100, now);
+      if (line.next_cut() < end) times.insert(line.next_cut());
+      (void)line.Cut(now);
+    }
+    return times;
+  };
+  const std::set<absl::Time> idle = cuts(3, 0, absl::Milliseconds(1));
+  EXPECT_GT(idle.size(), 20u);
+  EXPECT_EQ(cuts(3, 2, absl::Milliseconds(1)), idle);
+  for (const absl::Time seen : cuts(3, 1, absl::Milliseconds(70))) EXPECT_EQ(idle.count(seen), 1u);
+  EXPECT_NE(cuts(4, 0, absl::Milliseconds(1)), idle);  // negative control
 }
 
 }  // namespace

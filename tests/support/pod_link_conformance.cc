@@ -157,6 +157,10 @@ void SendWaitsForRoom(const NewPodLinkNetwork& create) {
   }
   sender.join();
   EXPECT_FALSE(b->Receive(Soon())->has_value());
+  // Negative control: where there is room nobody waits.
+  const auto ample = create(kAmple);
+  const auto d = ample->Attach(Identity(kA)), e = ample->Attach(Identity(kB));
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(d->Send(kB, MessageAt(kA, kB, i, 600), Soon()).ok());
 }
 
 void UnknownPeersAreNotFound(const NewPodLinkNetwork& create) {
