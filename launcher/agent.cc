@@ -91,7 +91,8 @@ const Verb kAgentVerb = {
     .details =
         "Prints READY once the controller has accepted the pod. Only "
         "models under a --root "
-        "and random: models may run. --tls-dir must lie at the same path on the host of rank 0.",
+        "and random: models may run. A pod of several hosts: this one comes first in --hosts or "
+        "--hostfile, and --tls-dir lies at the same path on each, with its own certificate.",
 };
 
 }  // namespace toroid

@@ -45,7 +45,8 @@ absl::Status Verdict(const JobStatus& job) {
   if (job.state == JobState::kFailed || job.state == JobState::kCancelled) {
     std::string why = job.message.empty() ? job.exit.message : job.message;
     if (job.exit.rank >= 0) {
-      absl::StrAppend(&why, " (rank ", job.exit.rank, " on host ", job.exit.host, ")");
+      absl::StrAppend(&why, " (rank ", job.exit.rank,
+                      job.exit.host.empty() ? "" : absl::StrCat(" on host ", job.exit.host), ")");
     }
     return WithExitCode(
         absl::UnknownError(absl::StrCat(

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <optional>
+#include <utility>
 
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
@@ -18,10 +19,12 @@ namespace {
 
 absl::Status RunWorker(const Arguments& arguments) {
   EndWithLauncher();
-  TOROID_ASSIGN_OR_RETURN(const WorkerOptions options, ReadLaunchFile(arguments.Text("--launch")));
+  absl::StatusOr<WorkerOptions> file = ReadLaunchFile(arguments.Text("--launch"));
+  if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();
   int argc = 0;
   char** argv = nullptr;
   TOROID_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, NewWorld(&argc, &argv));
+  TOROID_ASSIGN_OR_RETURN(const WorkerOptions options, ShareLaunchFile(*world, std::move(file)));
   const int rank = world->rank();
   RecordRank(options, rank);
 

@@ -10,6 +10,8 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "parallel/host_exchange.h"
 #include "rpc/rank_record.h"
 #include "rpc/worker_process.h"
 
@@ -38,9 +40,7 @@ absl::Status WriteAll(int fd, const std::string& text, const std::string& path) 
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options) {
+std::string Text(const WorkerOptions& options) {
   json roots = json::array();
   for (const Root& root : options.roots) roots.push_back({{"name", root.name}, {"dir", root.dir}});
   const json file = {{"controller", options.controller},
@@ -52,32 +52,12 @@ absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& optio
                      {"scratch", options.scratch_dir},
                      {"tls_dir", options.tls_dir},
                      {"roots", roots}};
-  (void)unlink(path.c_str());
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) {
-    return absl::PermissionDeniedError(absl::StrCat("cannot make ", path, ": ", strerror(errno)));
-  }
-  const absl::Status written =
-      WriteAll(fd, file.dump(-1, ' ', false, json::error_handler_t::replace), path);
-  close(fd);
-  return written;
+  return file.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path) {
-  struct stat info;
-  if (stat(path.c_str(), &info) != 0) {
-    return absl::NotFoundError(
-        absl::StrCat("launch file not readable: ", path, ": toroid worker is started by agents"));
-  }
-  if ((info.st_mode & 077) != 0) {
-    return absl::PermissionDeniedError(
-        absl::StrCat("launch file is open to others: ", path, ": its mode must be 0600"));
-  }
-  std::ifstream in(path);
-  std::stringstream text;
-  text << in.rdbuf();
+absl::StatusOr<WorkerOptions> Parse(const std::string& text, const std::string& path) {
   try {
-    const json file = json::parse(text.str());
+    const json file = json::parse(text);
     WorkerOptions options;
     options.controller = file.at("controller");
     options.job = file.at("job");
@@ -95,6 +75,49 @@ absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat("unreadable launch file: ", path, ": ", error.what()));
   }
+}
+
+}  // namespace
+
+absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options) {
+  (void)unlink(path.c_str());
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) {
+    return absl::PermissionDeniedError(absl::StrCat("cannot make ", path, ": ", strerror(errno)));
+  }
+  const absl::Status written = WriteAll(fd, Text(options), path);
+  close(fd);
+  return written;
+}
+
+absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat("launch file not readable: ", path, ": toroid worker is started by agents"));
+  }
+  if ((info.st_mode & 077) != 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("launch file is open to others: ", path, ": its mode must be 0600"));
+  }
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  return Parse(text.str(), path);
+}
+
+absl::StatusOr<WorkerOptions> ShareLaunchFile(Communicator& world,
+                                              absl::StatusOr<WorkerOptions> own) {
+  absl::Status of_first = world.rank() == 0 ? own.status() : absl::OkStatus();
+  if (absl::IsNotFound(of_first) && world.size() > 1) {
+    of_first = absl::NotFoundError(absl::StrCat(
+        own.status().message(), ", whose own host comes first in --hosts or --hostfile"));
+  }
+  TOROID_RETURN_IF_ERROR(ShareStatus(world, of_first));
+  const std::string text = BroadcastText(world, own.ok() ? Text(*own) : "");
+  TOROID_RETURN_IF_ERROR(world.Health());
+  if (own.ok()) return own;
+  return Parse(text, "rank 0's");
 }
 
 void RecordRank(const WorkerOptions& options, int rank) {

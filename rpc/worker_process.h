@@ -1,7 +1,7 @@
 // The worker's side of the control plane. An agent starts
 //   mpirun .. toroid worker --launch FILE [--stall-timeout 60s]
 // and every rank does:
-//   options = ReadLaunchFile(FILE); RecordRank(options, rank);
+//   options = ShareLaunchFile(world, ReadLaunchFile(FILE)); RecordRank(options, rank);
 //   rank 0: connection = ConnectWorker(options); RunPrograms(world, connection->channel(), board);
 //           connection->Finish(status);
 //   others: RunPrograms(world, RankChannel(options), board);
@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "core/communicator.h"
 #include "parallel/program.h"
 #include "rpc/job.h"
 
@@ -38,6 +39,10 @@ inline constexpr char kForAgent[] = "toroid-agent: ";
 // NotFound, PermissionDenied (readable by others), InvalidArgument.
 absl::StatusOr<WorkerOptions> ReadLaunchFile(const std::string& path);
 absl::Status WriteLaunchFile(const std::string& path, const WorkerOptions& options);
+// The same on every rank: a rank whose host does not see the agent's file (NotFound) gets what rank
+// 0 has read. Collective; an error of rank 0 is all ranks'.
+absl::StatusOr<WorkerOptions> ShareLaunchFile(Communicator& world,
+                                              absl::StatusOr<WorkerOptions> own);
 
 // Notes (rank, pid, host) in scratch_dir so that the agent can name a dead rank. On a host that
 // does not see the agent's scratch_dir nothing is noted.

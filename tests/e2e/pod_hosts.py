@@ -1,11 +1,14 @@
-"""A job on pods of different hosts: controller on one, an agent on each of two others, certificates
-everywhere, a slow cable between the pods, a cable that is pulled and put back.
+"""A job on pods of different hosts: controller on one, an agent on each of two others, one of them with
+a pod that spans a fourth; certificates everywhere, slow cables between the pods, a cable that is
+pulled and put back.
 
 Hosts are namespaces (hosts.py); every two of them have a cable of their own, so that what
-becomes of the pods' cable concerns neither the controller nor its clients. Exits 77 (skipped) where
+becomes of the pods' cables concerns neither the controller nor its clients. Exits 77 (skipped) where
 namespaces are not allowed.
 """
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,10 +20,10 @@ from tls import Pki
 from train import JOB, good, lines
 
 TEXT = "/usr/share/common-licenses"
-HEAD, FIRST, SECOND = range(3)
-NAMES = ("toroid-head", "toroid-p1", "toroid-p2")
+HEAD, FIRST, SECOND, THIRD = range(4)
+NAMES = ("toroid-head", "toroid-p1", "toroid-p2", "toroid-p3")
 OTHER = "toroid-other"  # the head too, by a name that is in no certificate
-CABLES = ((HEAD, FIRST), (HEAD, SECOND), (FIRST, SECOND))
+CABLES = tuple(itertools.combinations(range(len(NAMES)), 2))
 
 
 def address(end, other):
@@ -30,17 +33,45 @@ def address(end, other):
 
 
 class PodHosts(Hosts):
-    """Three hosts, a cable between every two; the cable of host i to host j is `to-j` there."""
+    """Four hosts, a cable between every two; the cable of host i to host j is `to-j` there. `tls` and `scratch` are
+    paths under which each has its own certificate and files."""
 
     def lay(self):
+        self.tls, self.scratch = (os.path.join(self.top, name) for name in ("tls", "scratch"))
+        for path in (self.tls, self.scratch):
+            os.mkdir(path)
         for own, name in enumerate(NAMES):
             table = "127.0.0.1 localhost\n"
             for other, its in enumerate(NAMES):
-                table += f"{address(other, own) if other != own else address(own, (own + 1) % 3)} {its}\n"
+                table += f"{address(other, own) if other != own else address(own, (own + 1) % len(NAMES))} {its}\n"
             table += f"{address(HEAD, own) if own != HEAD else '127.0.0.1'} {OTHER}\n"
-            self.add_host(name, table)
+            self.add_host(name, table, [(path, self.own(own, path)) for path in (self.tls, self.scratch)])
         for one, two in CABLES:
             self.lay_cable((one, f"to-{two}", address(one, two)), (two, f"to-{one}", address(two, one)))
+
+    def own(self, host, path):
+        """What lies under that path on that host."""
+        place = os.path.join(self.top, NAMES[host], os.path.basename(path))
+        os.makedirs(place, exist_ok=True)
+        return place
+
+    def certify(self, pki):
+        """Each host has its certificate where all have theirs."""
+        for host, folder in enumerate(pki.folders):
+            shutil.copytree(folder, self.own(host, self.tls), dirs_exist_ok=True)
+
+    def spanning(self, host, other):
+        """What mpirun on `host` needs to reach the other: in place of ssh, and the cable that leads there."""
+        agent = self.write("agent", "\n".join([
+            "#!/bin/sh",
+            "host=$1; shift",
+            f"[ \"$host\" = {NAMES[other]} ] || exit 1",
+            f"exec {' '.join(self.inside(other))} env -i PATH=\"$PATH\" TMPDIR={self.scratch}"
+            f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
+        os.chmod(agent, 0o700)
+        cable = f"198.18.{CABLES.index((host, other))}.0/30"
+        return {"TMPDIR": self.scratch, "OMPI_MCA_plm_rsh_agent": agent, "OMPI_MCA_btl_tcp_if_include": cable,
+                "OMPI_MCA_oob_tcp_if_include": cable}
 
     def start(self, host, *words, env=None):
         """toroid on that host."""
@@ -50,32 +81,38 @@ class PodHosts(Hosts):
     def run(self, host, *words, env=None, timeout=60):
         return finish(self.start(host, *words, env=env), timeout)
 
-    def slow(self, rate):
-        """Between the pods, in both directions."""
-        for end, other in ((FIRST, SECOND), (SECOND, FIRST)):
+    def slow(self, rate, one=FIRST, two=SECOND):
+        """Between two hosts, in both directions."""
+        for end, other in ((one, two), (two, one)):
             succeeded(*self.inside(end), "tc", "qdisc", "add", "dev", f"to-{other}", "root", "tbf", "rate", rate, "burst",
                       "32kbit", "latency", "400ms")
 
-    def cable(self, state):
-        succeeded(*self.inside(FIRST), "ip", "link", "set", f"to-{SECOND}", state)
+    def cable(self, state, one=FIRST, two=SECOND):
+        succeeded(*self.inside(one), "ip", "link", "set", f"to-{two}", state)
 
 
 class Cluster:
-    """A controller on the head, an agent on each other host."""
+    """A controller on the head, pod a on the first host, pod b on the second, or on it and the third."""
 
-    def __init__(self, hosts, pki, runs):
+    def __init__(self, hosts, pki, runs, spans=False):
         self.hosts, self.client = hosts, {"TOROID_TLS_DIR": pki.folders[HEAD]}
         self.services = []
         self.controller = self.serve(HEAD, "controller", "--listen", "0.0.0.0:0", "--state", os.path.join(runs, "state"),
                                      "--tls-dir", pki.folders[HEAD])
         self.port = self.controller.split()[1].rpartition(":")[2]
         self.address = f"{NAMES[HEAD]}:{self.port}"
-        for host, pod in ((FIRST, "a"), (SECOND, "b")):
-            self.serve(host, "agent", "--pod", pod, "--controller", self.address, "--slots", 1, "--root", f"text={TEXT}",
-                       "--root", f"runs={runs}", "--tls-dir", pki.folders[host])
+        hosts.certify(pki)
+        agent = ["agent", "--controller", self.address, "--root", f"text={TEXT}", "--root", f"runs={runs}", "--tls-dir",
+                 hosts.tls, "--pod"]
+        self.serve(FIRST, *agent, "a", "--slots", 1)
+        if spans:
+            self.serve(SECOND, *agent, "b", "--hosts", f"{NAMES[SECOND]}:1,{NAMES[THIRD]}:1",
+                       env=hosts.spanning(SECOND, THIRD))
+        else:
+            self.serve(SECOND, *agent, "b", "--slots", 1)
 
-    def serve(self, host, *words):
-        process = self.hosts.start(host, *words)
+    def serve(self, host, *words, env=None):
+        process = self.hosts.start(host, *words, env=env)
         self.services.append(process)
         line = process.stdout.readline().decode()
         check(line.startswith("READY"), "no READY but", line, line or process.stderr.read().decode())
@@ -98,10 +135,10 @@ def pods_of(runs, name="licence"):
     return [lines(os.path.join(runs, name, f"pod-{pod}")) for pod in range(2)]
 
 
-def submit(cluster, name, steps):
+def submit(cluster, name, steps, spec=JOB):
     settings = [f"name={name}", "mesh.pods=2", f"train.steps={steps}", "train.param_hash_every=1", "train.checkpoint.every=0"]
     sets = [word for setting in settings for word in ("--set", setting)]
-    return good(cluster.run("job", "submit", JOB, *sets)).out.strip()
+    return good(cluster.run("job", "submit", spec, *sets)).out.strip()
 
 
 def ended(cluster, runs, id, name, steps):
@@ -123,7 +160,7 @@ def test_pods_on_two_hosts_over_a_slow_cable_that_is_pulled():
         with Cluster(hosts, pki, runs) as cluster:
             fast = ended(cluster, runs, submit(cluster, "fast", 10), "fast", 10)
             names = {pod["host"] for pod in cluster.run("pods", "-o", "json").json()["pods"]}
-            check(names == set(NAMES[1:]), names)
+            check(names == {NAMES[FIRST], NAMES[SECOND]}, names)
 
             # The same steps at a rate at which they take six seconds.
             sent = sum(line["pods"]["bytes_sent"] for line in pods_of(runs, "fast")[0])
@@ -146,6 +183,67 @@ def test_pods_on_two_hosts_over_a_slow_cable_that_is_pulled():
             hosts.cable("up")
             pulled = ended(cluster, runs, id, "pulled", 10)
             check(pulled["agreement"]["hash"] == fast["agreement"]["hash"], "other weights over a pulled cable")
+    no_orphans()
+
+
+def ranks_of(hosts, host):
+    """Pids of the ranks that live on that host."""
+    space = os.readlink(f"/proc/{hosts.hosts[host].pid}/ns/uts")
+    found = []
+    for pid in processes(r"^\S*toroid worker "):
+        try:
+            if os.readlink(f"/proc/{pid}/ns/uts") == space:
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_pod_that_spans_two_hosts_beside_one_on_a_third():
+    """The pod's world is one mpirun over two hosts; each of its ranks speaks to the other pod over its own cable."""
+    with PodHosts() as hosts, Pki(*NAMES) as pki, tempfile.TemporaryDirectory() as runs:
+        spec = os.path.join(runs, "spans.textproto")
+        with open(JOB) as job, open(spec, "w") as file:
+            file.write(job.read() + '\npod_mesh { pod: "b" data: 2 }\n')
+        with Cluster(hosts, pki, runs, spans=True) as cluster:
+            fast = ended(cluster, runs, submit(cluster, "fast", 10, spec), "fast", 10)
+            a, b = sorted(fast["pods"], key=lambda pod: pod["pod"])
+            check(a["mesh"]["data"] == 1 and b["mesh"]["data"] == 2, fast)
+
+            sent = sum(line["pods"]["bytes_sent"] for line in pods_of(runs, "fast")[1])  # by both ranks
+            for other in (SECOND, THIRD):
+                hosts.slow(f"{int(8 * sent / 2 / 4)}bit", FIRST, other)
+            id = submit(cluster, "pulled", 10, spec)
+            wait_for("steps are made", lambda: len(pods_of(runs, "pulled")[1]) >= 3, 60)
+            check([len(ranks_of(hosts, host)) for host in (FIRST, SECOND, THIRD)] == [1, 1, 1], ours())
+            hosts.cable("down", FIRST, THIRD)  # of the pod's second rank alone
+            time.sleep(1)  # what was on its way has come
+            before = len(pods_of(runs, "pulled")[0])
+            time.sleep(3)
+            check(len(pods_of(runs, "pulled")[0]) - before <= 1, "steps without a cable")
+            hosts.cable("up", FIRST, THIRD)
+            pulled = ended(cluster, runs, id, "pulled", 10)
+            waited = [status["pods"][0]["progress"]["exchange"]["wait_share"] for status in (fast, pulled)]
+            check(waited[1] > 0.5 and waited[1] > waited[0], waited)
+            check(pulled["agreement"]["hash"] == fast["agreement"]["hash"], "other weights over a pulled cable")
+    no_orphans()
+
+
+def test_a_pod_whose_certificate_is_another_hosts_is_refused():
+    """The controller takes it, the other pod does not: it dials a name that the certificate lacks."""
+    with PodHosts() as hosts, Pki(*NAMES) as pki, tempfile.TemporaryDirectory() as runs:
+        with Cluster(hosts, pki, runs) as cluster:
+            shutil.copytree(pki.folders[HEAD], hosts.own(SECOND, hosts.tls), dirs_exist_ok=True)
+            id = submit(cluster, "refused", 10)
+            watched = cluster.run("job", "watch", id, timeout=60)
+            status = cluster.run("job", "get", id, "-o", "json").json()
+            check(status["state"] == "FAILED" and status["restarts"] == 0, status)
+            for word in ("no line to pod 1 rank 0", NAMES[SECOND], NAMES[HEAD], "toroid pki issue"):
+                check(word in watched.err, word, "is missing in", watched.err, watched.out, status)
+            check(pods_of(runs, "refused") == [[], []], "steps of pods that do not know each other")
+            # Control: with its own certificate again.
+            hosts.certify(pki)
+            ended(cluster, runs, submit(cluster, "again", 10), "again", 10)
     no_orphans()
 
 

@@ -16,6 +16,7 @@
 #include "rpc/roots.h"
 #include "rpc/worker_process.h"
 #include "rpc/world_process.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -260,6 +261,19 @@ TEST_F(FilesTest, LaunchFileIsPrivate) {
   chmod(path.c_str(), 0644);
   EXPECT_EQ(ReadLaunchFile(path).status().code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(ReadLaunchFile(dir_ + "/none").status().code(), absl::StatusCode::kNotFound);
+  // Ranks of a host that does not see the file: what rank 0 reads is all ranks'.
+  chmod(path.c_str(), 0600);
+  RunOnRanks(3, [&](std::unique_ptr<Communicator> world) {
+    const int rank = world->rank();
+    const auto shared = ShareLaunchFile(*world, ReadLaunchFile(rank == 2 ? dir_ + "/none" : path));
+    ASSERT_TRUE(shared.ok()) << shared.status();
+    EXPECT_EQ(shared->credential, "secret");
+    EXPECT_EQ(shared->roots.at(0).dir, dir_);
+    const absl::Status none =
+        ShareLaunchFile(*world, ReadLaunchFile(rank == 0 ? dir_ + "/none" : path)).status();
+    EXPECT_EQ(none.code(), absl::StatusCode::kNotFound) << none;
+    EXPECT_NE(none.message().find("first in --hosts"), none.message().npos) << none;
+  });
   RecordRank(options, 1);
   const auto records = ReadRankRecords(dir_, 4);
   ASSERT_EQ(records.size(), 1u);
