@@ -33,6 +33,9 @@ struct Line {
 struct Launch {
   PodIdentity identity;
   bool dropped = false;
+  bool stopped = false;
+  absl::Time stopped_at;
+  std::map<PodRank, uint64_t> known;  // of others the launch that was there first, or at Renew
   PodLinkCounters counters;
 };
 
@@ -54,6 +57,8 @@ class InProcessPodNetwork::State {
   void Detach(const Launch& launch);
   void Cut(PodRank a, PodRank b, bool cut);
   void Drop(PodRank rank);
+  void Stop(PodRank rank, bool stop);
+  void Renew(Launch& own);
   absl::Status Send(Launch& from, PodRank to, PodMessage message, absl::Time deadline);
   absl::StatusOr<std::optional<PodMessage>> Receive(Launch& to, absl::Time deadline);
   absl::Time LastHeard(const Launch& own, PodRank peer);
@@ -72,6 +77,9 @@ class InProcessPodNetwork::State {
   void Leave(PodRank rank);
   absl::Status Alive(const Launch& launch) const;
   std::optional<PodMessage> Take(Launch& to);
+  void WaitWhileStopped(Lock& lock, const Launch& launch) {
+    changed_.wait(lock, [&] { return !launch.stopped; });
+  }
   // False at the deadline.
   bool Wait(Lock& lock, absl::Time deadline);
 
@@ -107,12 +115,15 @@ absl::StatusOr<std::shared_ptr<Launch>> InProcessPodNetwork::State::Attach(PodId
         member.launch->identity.epoch, ": each launch needs a higher one"));
   }
   if (member.here) Leave(self);
-  member.launch = std::make_shared<Launch>(Launch{std::move(identity), false, {}});
+  member.launch = std::make_shared<Launch>();
+  member.launch->identity = std::move(identity);
   member.here = true;
   for (auto& [rank, other] : members_) {
     LineOf(self, rank).refused = absl::OkStatus();
     if (rank.pod == self.pod || other.launch == nullptr) continue;
     const PodIdentity &ours = member.launch->identity, &theirs = other.launch->identity;
+    member.launch->known.emplace(rank, theirs.epoch);
+    other.launch->known.emplace(self, ours.epoch);
     LineOf(self, rank).refused = CompareTerms(ours, theirs);
     // What the other was told of an earlier launch stays.
     absl::Status& refused = LineOf(rank, self).refused;
@@ -146,7 +157,30 @@ void InProcessPodNetwork::State::Drop(PodRank rank) {
   const auto found = members_.find(rank);
   if (found == members_.end() || !found->second.here) return;
   found->second.launch->dropped = true;
+  found->second.launch->stopped = false;
   Leave(rank);
+}
+
+void InProcessPodNetwork::State::Stop(PodRank rank, bool stop) {
+  const std::lock_guard lock(mutex_);
+  TOROID_CHECK(members_.contains(rank) && members_[rank].here);
+  Launch& launch = *members_[rank].launch;
+  if (stop && !launch.stopped) launch.stopped_at = absl::Now();
+  launch.stopped = stop;
+  changed_.notify_all();
+}
+
+// What waits for an earlier launch than the one that is there now is for nobody.
+void InProcessPodNetwork::State::Renew(Launch& own) {
+  const std::lock_guard lock(mutex_);
+  for (auto& [rank, epoch] : own.known) {
+    const uint64_t now = members_[rank].launch->identity.epoch;
+    if (std::exchange(epoch, now) == now) continue;
+    Line& line = LineOf(own.identity.self, rank);
+    line.queue.clear();
+    line.bytes = 0;
+  }
+  changed_.notify_all();
 }
 
 void InProcessPodNetwork::State::Cut(PodRank a, PodRank b, bool cut) {
@@ -184,10 +218,12 @@ absl::Status InProcessPodNetwork::State::Send(Launch& from, PodRank to, PodMessa
   }
   Line& line = LineOf(self, to);
   while (true) {
+    WaitWhileStopped(lock, from);
     TOROID_RETURN_IF_ERROR(Alive(from));
     TOROID_RETURN_IF_ERROR(line.refused);
     if (line.queue.empty() || line.bytes + size <= queue_bytes_) break;
     if (!Wait(lock, deadline)) {
+      WaitWhileStopped(lock, from);
       return absl::DeadlineExceededError(absl::StrCat(ToString(to), " has not taken ", line.bytes,
                                                       " bytes of what was sent before"));
     }
@@ -231,6 +267,7 @@ absl::StatusOr<std::optional<PodMessage>> InProcessPodNetwork::State::Receive(La
                                                                               absl::Time deadline) {
   Lock lock(mutex_);
   while (true) {
+    WaitWhileStopped(lock, to);
     TOROID_RETURN_IF_ERROR(Alive(to));
     if (current(to)) {  // else a later launch takes the messages
       for (const auto& [ends, line] : lines_) {
@@ -239,7 +276,10 @@ absl::StatusOr<std::optional<PodMessage>> InProcessPodNetwork::State::Receive(La
       std::optional<PodMessage> message = Take(to);
       if (message.has_value()) return message;
     }
-    if (!Wait(lock, deadline)) return std::nullopt;
+    if (!Wait(lock, deadline)) {
+      WaitWhileStopped(lock, to);
+      return std::nullopt;
+    }
   }
 }
 
@@ -251,7 +291,9 @@ absl::Time InProcessPodNetwork::State::LastHeard(const Launch& own, PodRank peer
   if (!found->second.here) {
     return line.cut ? std::min(line.cut_at, found->second.left) : found->second.left;
   }
-  return line.cut ? line.cut_at : absl::Now();
+  const Launch& launch = *found->second.launch;
+  return std::min(line.cut ? line.cut_at : absl::Now(),
+                  launch.stopped ? launch.stopped_at : absl::InfiniteFuture());
 }
 
 namespace {
@@ -271,6 +313,10 @@ class InProcessPodLink : public PodLink {
     return state_->Receive(*launch_, deadline);
   }
   absl::Time LastHeard(PodRank peer) const override { return state_->LastHeard(*launch_, peer); }
+  absl::Status Renew(Communicator&) override {
+    state_->Renew(*launch_);
+    return absl::OkStatus();
+  }
   PodLinkCounters counters() const override { return state_->Counters(*launch_); }
 
  private:
@@ -292,5 +338,7 @@ absl::StatusOr<std::unique_ptr<PodLink>> InProcessPodNetwork::Attach(PodIdentity
 void InProcessPodNetwork::Cut(PodRank a, PodRank b) { state_->Cut(a, b, true); }
 void InProcessPodNetwork::Heal(PodRank a, PodRank b) { state_->Cut(a, b, false); }
 void InProcessPodNetwork::Drop(PodRank rank) { state_->Drop(rank); }
+void InProcessPodNetwork::Stop(PodRank rank) { state_->Stop(rank, true); }
+void InProcessPodNetwork::Continue(PodRank rank) { state_->Stop(rank, false); }
 
 }  // namespace toroid

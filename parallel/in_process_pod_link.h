@@ -3,7 +3,8 @@
 //
 // A message waits in the line's queue until its receiver takes it; a cut keeps it there. A launch
 // that ends loses what it had not taken, and what it sent into a cut line. What is sent to a rank
-// that is not there yet, or not again, waits for it within the bound.
+// that is not there yet, or not again, waits for it within the bound; Renew takes back what was
+// meant for an earlier launch of it.
 #pragma once
 
 #include <memory>
@@ -30,6 +31,10 @@ class InProcessPodNetwork {
   void Heal(PodRank a, PodRank b);
   // As if the rank's process had died: its link's calls give Unavailable from now on.
   void Drop(PodRank rank);
+  // As if the rank's process were stopped: its link's calls do not return, whatever their deadline,
+  // and nothing is heard of it, until it goes on or is dropped.
+  void Stop(PodRank rank);
+  void Continue(PodRank rank);
 
   class State;
 

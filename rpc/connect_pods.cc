@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "absl/strings/match.h"
@@ -56,7 +57,7 @@ std::string ListenAt(const std::string& entry, bool first, const Tls& tls) {
   return absl::StrCat(host, ":", port);
 }
 
-// Line `pod rank address` for every rank of every other pod, empty while one is waited for.
+// Where every rank of every other pod listens, as text; empty while one is waited for.
 class Table {
  public:
   Table(GrpcPodLink* link, const ConnectPodsOptions& options)
@@ -73,7 +74,7 @@ class Table {
       const auto met = link_->Meet(static_cast<int64_t>(pod), options_.peers[pod], end);
       if (met.ok()) {
         for (size_t rank = 0; rank < met->size(); ++rank) {
-          absl::StrAppend(&text_, pod, " ", rank, " ", (*met)[rank], "\n");
+          absl::StrAppend(&text_, pod, " ", rank, " 0 ", (*met)[rank], "\n");
         }
         missing_.erase(pod);
       } else if (met.status().code() != absl::StatusCode::kDeadlineExceeded) {
@@ -145,19 +146,88 @@ std::vector<std::string> GatherAddresses(Communicator& world, const std::string&
   return addresses;
 }
 
-// Lines `pod rank address`.
-absl::Status AddPeers(GrpcPodLink& link, const std::string& table) {
+// Of every rank of every other pod where it listens, and the epoch of its launch: 0 without a
+// controller.
+struct KnownRank {
+  PodRank rank;
+  uint64_t epoch = 0;
+  std::string address;
+};
+// Lines `pod rank epoch address`, without `own` pod.
+absl::StatusOr<std::vector<KnownRank>> ReadTable(const std::string& table, int64_t own) {
+  std::vector<KnownRank> out;
   for (const absl::string_view line : absl::StrSplit(table, '\n', absl::SkipEmpty())) {
     const std::vector<std::string> words = absl::StrSplit(line, ' ');
-    PodRank peer;
-    if (words.size() != 3 || !absl::SimpleAtoi(words[0], &peer.pod) ||
-        !absl::SimpleAtoi(words[1], &peer.rank)) {
+    KnownRank known;
+    if (words.size() != 4 || !absl::SimpleAtoi(words[0], &known.rank.pod) ||
+        !absl::SimpleAtoi(words[1], &known.rank.rank) ||
+        !absl::SimpleAtoi(words[2], &known.epoch)) {
       return absl::InternalError(absl::StrCat("unreadable table of ranks: ", line));
     }
-    if (peer.pod != link.identity().self.pod) link.AddPeer(peer, words[2]);
+    known.address = words[3];
+    if (known.rank.pod != own) out.push_back(std::move(known));
   }
-  return absl::OkStatus();
+  return out;
 }
+
+std::string TextOf(const PodTable& table) {
+  std::string text;
+  for (const PodAddresses& pod : table.pods) {
+    for (size_t i = 0; i < pod.ranks.size(); ++i) {
+      absl::StrAppend(&text, pod.pod, " ", i, " ", pod.epoch, " ", pod.ranks[i], "\n");
+    }
+  }
+  return text;
+}
+
+// A rank's link to the pods that the controller tells of.
+class JoinedLink final : public PodLink {
+ public:
+  JoinedLink(std::unique_ptr<GrpcPodLink> link, PodsOfController controller)
+      : link_(std::move(link)), controller_(std::move(controller)) {}
+
+  const PodIdentity& identity() const override { return link_->identity(); }
+  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
+    return link_->Send(to, std::move(message), deadline);
+  }
+  absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
+    return link_->Receive(deadline);
+  }
+  absl::Time LastHeard(PodRank peer) const override { return link_->LastHeard(peer); }
+  PodLinkCounters counters() const override { return link_->counters(); }
+  absl::Status Renew(Communicator& world) override {
+    std::string text;
+    if (world.rank() == 0) {
+      if (const auto table = controller_.table()) text = TextOf(*table);
+    }
+    text = BroadcastText(world, text);
+    TOROID_RETURN_IF_ERROR(world.Health());
+    return Know(text);
+  }
+
+  // Of launches that were known before nothing changes; those that are in it no more are not
+  // dialled.
+  absl::Status Know(const std::string& table) {
+    TOROID_ASSIGN_OR_RETURN(const std::vector<KnownRank> ranks,
+                            ReadTable(table, link_->identity().self.pod));
+    std::map<PodRank, uint64_t> gone = launches_;
+    for (const KnownRank& known : ranks) gone.erase(known.rank);
+    if (ranks.empty()) gone.clear();  // nobody has said yet
+    for (const auto& [rank, epoch] : gone) link_->RemovePeer(rank);
+    for (const KnownRank& known : ranks) {
+      const auto [at, fresh] = launches_.try_emplace(known.rank, known.epoch);
+      if (!fresh && at->second >= known.epoch) continue;
+      at->second = known.epoch;
+      link_->AddPeer(known.rank, known.address);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::unique_ptr<GrpcPodLink> link_;
+  const PodsOfController controller_;
+  std::map<PodRank, uint64_t> launches_;  // of one thread: that of the collective calls
+};
 
 }  // namespace
 
@@ -175,7 +245,8 @@ absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIde
   const std::string host = beside_first ? entry.substr(0, entry.rfind(':')) : hosts.names[rank];
   link->Publish(GatherAddresses(world, absl::StrCat(host, ":", link->port())));
   TOROID_ASSIGN_OR_RETURN(const std::string table, Gather(world, link.get(), options));
-  TOROID_RETURN_IF_ERROR(AddPeers(*link, table));
+  TOROID_ASSIGN_OR_RETURN(const std::vector<KnownRank> ranks, ReadTable(table, identity.self.pod));
+  for (const KnownRank& known : ranks) link->AddPeer(known.rank, known.address);
   return std::unique_ptr<PodLink>(std::move(link));
 }
 
@@ -199,11 +270,7 @@ absl::StatusOr<std::unique_ptr<PodLink>> JoinPods(Communicator& world, PodIdenti
     absl::Status stopped;
     if (rank == 0) {
       if (const std::optional<PodTable> pods = controller.table()) {
-        for (const PodAddresses& pod : pods->pods) {
-          for (size_t i = 0; i < pod.ranks.size(); ++i) {
-            absl::StrAppend(&table, pod.pod, " ", i, " ", pod.ranks[i], "\n");
-          }
-        }
+        table = TextOf(*pods);
       } else if (options.stop()) {
         stopped = absl::CancelledError("interrupted while the job's other pods were waited for");
       }
@@ -213,8 +280,9 @@ absl::StatusOr<std::unique_ptr<PodLink>> JoinPods(Communicator& world, PodIdenti
     table = BroadcastText(world, table);
     TOROID_RETURN_IF_ERROR(world.Health());
   }
-  TOROID_RETURN_IF_ERROR(AddPeers(*link, table));
-  return std::unique_ptr<PodLink>(std::move(link));
+  auto joined = std::make_unique<JoinedLink>(std::move(link), controller);
+  TOROID_RETURN_IF_ERROR(joined->Know(table));
+  return std::unique_ptr<PodLink>(std::move(joined));
 }
 
 }  // namespace toroid

@@ -44,7 +44,7 @@ absl::StatusOr<std::unique_ptr<PodLink>> ConnectPods(Communicator& world, PodIde
 // What rank 0 says to its controller, and hears.
 struct PodsOfController {
   std::function<void(const std::vector<std::string>& addresses)> tell;  // of its ranks
-  // Where all pods listen; waits a second at most, empty: not known yet.
+  // Where the pods listen that take part; waits a second at most, empty: not known yet.
   std::function<std::optional<PodTable>()> table;
 };
 struct JoinPodsOptions {
@@ -54,7 +54,8 @@ struct JoinPodsOptions {
   std::function<bool()> stop = [] { return false; };
 };
 
-// The same through a controller: `controller` counts on rank 0, where identity.self.pod does too.
+// The same through a controller: `controller` counts on rank 0, where identity.self.pod does too,
+// and is asked again by the link's Renew.
 // Collective over `world`; an error is the same on all ranks. Without TLS all ranks of all pods
 // must be on one host.
 absl::StatusOr<std::unique_ptr<PodLink>> JoinPods(Communicator& world, PodIdentity identity,

@@ -45,6 +45,7 @@ class Flow final : public grpc::ClientBidiReactor<grpc::ByteBuffer, wire::Stream
   bool writing = true;  // hello first
   bool ended = false;   // no read will come: the hold goes with the last write
   bool holding = true;
+  bool abandoned = false;  // to a launch that is no more
   struct Delayed {
     absl::Time at;
     PodFrame frame;

@@ -100,19 +100,45 @@ Peer& Link::PeerOf(PodRank rank) {
 
 void Link::AddPeer(PodRank rank, const std::string& address) {
   std::vector<std::shared_ptr<StreamStub>> stubs;
-  for (int i = 0; i < options_.flows; ++i) {  // each its own connection
+  for (int i = 0; i <= options_.flows; ++i) {  // each its own connection
     stubs.push_back(std::make_shared<StreamStub>(grpc::CreateCustomChannel(
         address, DialCredentials(options_.tls), ClientChannelArguments())));
   }
   {
     const std::lock_guard lock(mutex_);
     Peer& peer = PeerOf(rank);
-    if (!peer.address.empty()) peer.out.LineLost();
+    if (!peer.address.empty()) Forget(peer);
     peer.address = address;
     peer.reached = false;
     peer.doubts = 0;
     peer.stubs = std::move(stubs);
+    peer.removed = false;
     pump_.notify_all();
+  }
+  Cut(rank, absl::ZeroDuration());
+}
+
+// Its launch is no more: what waits for it is nobody's, and numbers begin anew.
+void Link::Forget(Peer& peer) {
+  peer.out.LineFound();
+  peer.out.Restart();
+  peer.takes = Launch();
+  peer.wanted = peer.was_up = false;
+  ++peer.added;
+  for (const auto& flow : peer.flows) {
+    if (flow == nullptr) continue;
+    flow->abandoned = true;
+    flow->up = false;
+  }
+  changed_.notify_all();
+}
+
+void Link::RemovePeer(PodRank rank) {
+  {
+    const std::lock_guard lock(mutex_);
+    Peer& peer = PeerOf(rank);
+    Forget(peer);
+    peer.removed = true;
   }
   Cut(rank, absl::ZeroDuration());
 }
@@ -133,8 +159,10 @@ absl::Status Link::Send(PodRank to, PodMessage message, absl::Time deadline) {
         absl::StrCat(ToString(to), " is no peer of ", ToString(identity_.self)));
   }
   Peer& peer = found->second;
+  const uint64_t added = peer.added;
   while (true) {
     TOROID_RETURN_IF_ERROR(peer.refused);
+    if (peer.removed || peer.added != added) return absl::OkStatus();
     if (peer.out.HasRoom(bytes)) break;
     if (Wait(lock, deadline)) continue;
     const std::string why =
@@ -177,7 +205,7 @@ absl::Time Link::LastHeard(PodRank rank) const {
   const std::lock_guard lock(mutex_);
   const auto found = peers_.find(rank);
   if (found == peers_.end()) return absl::InfinitePast();
-  return found->second.up() ? absl::Now() : found->second.heard;
+  return found->second.heard;
 }
 
 void Link::Cut(PodRank rank, absl::Duration pause) {

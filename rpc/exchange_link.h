@@ -4,7 +4,10 @@
 // acknowledgements back. A flow that is cut is dialled again; what it had not delivered goes over
 // the others meanwhile (pod_stream.h has the numbering). Both directions between two ranks are such
 // pairs of their own. A launch is known by its epoch: a higher one ends what the earlier launch
-// sent, a lower one is refused. A dead line is noticed by keepalive within 15 s. Thread-safe.
+// sent, a lower one is refused. Beside its flows a rank dials one more, on which it gives a sign of
+// life every half a second that the peer acknowledges: so LastHeard of a peer that stands still is
+// older than a second although the line is up. A dead line is noticed by keepalive within 15 s.
+// Thread-safe.
 //
 // A peer that was never reached where it listens, because TLS keeps the two apart (rpc/tls.h), is
 // waited for no longer: Send and Receive say so from then on, Unauthenticated.
@@ -43,9 +46,13 @@ class GrpcPodLink : public PodLink {
   // the two apart (rpc/tls.h); DeadlineExceeded: nobody answers there.
   virtual absl::StatusOr<std::vector<std::string>> Meet(int64_t pod, const std::string& address,
                                                         absl::Time deadline) = 0;
-  // Send reaches it from now on; it is dialled with the first message. Again: a launch of it
-  // listens elsewhere.
+  // Send reaches it from now on; it is dialled with the first message. Again: a later launch of it
+  // listens elsewhere. What the earlier one has not taken is nobody's any more: it is dropped, and
+  // a Send that waits for room ends, OK.
   virtual void AddPeer(PodRank peer, const std::string& address) = 0;
+  // It is dialled no more; as above, and what is sent to it from here on goes nowhere, OK. Until it
+  // is added again.
+  virtual void RemovePeer(PodRank peer) = 0;
   // Cuts what has been dialled to that peer, as a broken cable does; it is dialled again `pause`
   // later. For tests.
   virtual void Cut(PodRank peer, absl::Duration pause = absl::ZeroDuration()) = 0;

@@ -43,7 +43,7 @@ absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
   TOROID_ASSIGN_OR_RETURN(const ReceivedFrame received, FromBytes(bytes));
   const bool hello = received.hello.has_value();
   const PodFrame& frame = received.frame;
-  if (!hello && FrameChecksum(frame) != received.crc32c) {
+  if (!hello && !received.alive && FrameChecksum(frame) != received.crc32c) {
     return absl::DataLossError(absl::StrCat("wrong checksum: frame ", frame.number));
   }
   wire::StreamAck ack;
@@ -58,11 +58,12 @@ absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
     }
     Peer& peer = PeerOf(arrival->from);
     if (!(arrival->launch == peer.sends)) {
-      if (frame.offset == 0) ++counters_.stale_dropped;
+      if (frame.offset == 0 && !received.alive) ++counters_.stale_dropped;
       return absl::FailedPreconditionError(
           absl::StrCat("a later launch of ", ToString(arrival->from), " is there"));
     }
-    if (!hello) {
+    peer.heard = absl::Now();
+    if (!hello && !received.alive) {
       TOROID_ASSIGN_OR_RETURN(const bool fresh, peer.in.Take(frame));
       (void)fresh;
       while (std::optional<PodMessage> message = peer.in.PopWhole()) {
@@ -87,7 +88,7 @@ void Link::Ended(Arrival* arrival) {
   if (arrival->launch.known) {
     Peer& peer = PeerOf(arrival->from);
     peer.arrivals.erase(last);
-    Lost(peer, absl::Now());
+    Lost(peer);
   }
   changed_.notify_all();
 }

@@ -9,11 +9,12 @@
 namespace toroid::exchange {
 
 constexpr absl::Duration kHelloLimit = absl::Seconds(15);
+// Between signs of life.
+constexpr absl::Duration kSign = absl::Milliseconds(500);
 
-void Link::Lost(Peer& peer, absl::Time now) {
+void Link::Lost(Peer& peer) {
   if (peer.up() || !peer.was_up) return;
   peer.was_up = false;
-  peer.heard = now;
   peer.out.LineLost();
 }
 
@@ -21,6 +22,7 @@ void Link::Acknowledged(Flow* flow, const wire::StreamAck& ack) {
   bool cancel = false;
   {
     const std::lock_guard lock(mutex_);
+    if (flow->abandoned) return;
     Peer& peer = PeerOf(flow->peer);
     if (ack.has_hello()) {
       const PodIdentity other = FromProto(ack.hello());
@@ -42,10 +44,11 @@ void Link::Acknowledged(Flow* flow, const wire::StreamAck& ack) {
         if (!newer) peer.out.LineFound();
         peer.takes = launch;
         flow->up = peer.was_up = peer.reached = true;
-        if (peer.came_up[flow->index]) ++counters_.reconnects;
+        if (peer.came_up[flow->index] && flow->index < options_.flows) ++counters_.reconnects;
         peer.came_up[flow->index] = true;
       }
     }
+    if (flow->up) peer.heard = absl::Now();
     if (flow->up && !peer.out.Acknowledged(ack.received(), ack.taken())) {
       Refuse(flow->peer, absl::DataLossError(absl::StrCat(ToString(flow->peer),
                                                           " acknowledges what was never sent")));
@@ -92,11 +95,13 @@ void Link::Ended(Flow* flow, const grpc::Status& status) {
   peer.flows[flow->index] = nullptr;
   peer.out.FlowCut(flow->index);
   peer.trouble = FromGrpc(status);
-  if (peer.trouble.code() == absl::StatusCode::kFailedPrecondition) {
+  if (peer.trouble.code() == absl::StatusCode::kFailedPrecondition && !flow->abandoned) {
     Refuse(flow->peer, peer.trouble);
   }
-  if (peer.trouble.code() == absl::StatusCode::kUnavailable) Doubt(peer, flow->peer);
-  Lost(peer, absl::Now());
+  if (peer.trouble.code() == absl::StatusCode::kUnavailable && !flow->abandoned) {
+    Doubt(peer, flow->peer);
+  }
+  Lost(peer);
   peer.next_dial = std::max(peer.next_dial, absl::Now() + kRedial);
   --flows_alive_;
   changed_.notify_all();
@@ -132,13 +137,21 @@ absl::Time Link::Plan(Peer& peer, PodRank rank, absl::Time now, Work* work) {
       next = std::min(next, peer.next_dial);
     }
   }
+  const std::shared_ptr<Flow>& pulse = peer.flows.back();
+  if (pulse != nullptr && pulse->up) {
+    if (now >= peer.next_sign) {
+      peer.next_sign = now + kSign;
+      if (!std::exchange(pulse->writing, true)) work->signs.push_back(pulse);
+    }
+    next = std::min(next, peer.next_sign);
+  }
   return std::min(next, PlanFrames(peer, now, work));
 }
 
 absl::Time Link::PlanFrames(Peer& peer, absl::Time now, Work* work) {
   absl::Time next = absl::InfiniteFuture();
   for (const std::shared_ptr<Flow>& flow : peer.flows) {
-    if (flow == nullptr || !flow->up) continue;
+    if (flow == nullptr || !flow->up || flow->index == options_.flows) continue;
     const bool free = peer.line.has_value() ? peer.line->free_at() <= now : !flow->writing;
     if (free && peer.out.HasFrame()) {
       PodFrame frame = peer.out.Next(flow->index);
@@ -174,6 +187,12 @@ void Link::Do(Work work) {
     counters_.wire_sent += bytes;  // before another rank can have them
   }
   for (auto& [flow, frame] : work.write) flow->StartWrite(&flow->out);
+  for (const auto& flow : work.signs) {
+    wire::StreamFrame sign;
+    sign.set_alive(true);
+    flow->out = ToBytes(sign);
+    flow->StartWrite(&flow->out);
+  }
   for (const auto& flow : work.cancel) flow->context.TryCancel();
 }
 

@@ -27,19 +27,23 @@ constexpr absl::Duration kRedial = absl::Milliseconds(100);
 
 struct Peer {
   Peer(int64_t queue_bytes, const ThrottleOptions& throttle, int flows)
-      : out(queue_bytes), in(queue_bytes), flows(flows), came_up(flows, false) {
+      : out(queue_bytes), in(queue_bytes), flows(flows + 1), came_up(flows + 1, false) {
     if (throttle.on()) line.emplace(throttle, absl::Now());
   }
 
   std::string address;                             // empty: nobody has said yet
   std::vector<std::shared_ptr<StreamStub>> stubs;  // by flow
+  bool removed = false;                            // what is sent to it goes nowhere
+  uint64_t added = 0;                              // times: what waits is of the last
   PodSendQueue out;
   std::optional<LinkThrottle> line;
   Launch takes;  // that receives from us
   PodReceiveQueue in;
   Launch sends;  // that sends to us
+  // The last one has signs of life alone, which no frame holds up: each is acknowledged.
   std::vector<std::shared_ptr<Flow>> flows;
   std::vector<bool> came_up;  // once, by flow
+  absl::Time next_sign = absl::InfinitePast();
   absl::Time next_dial = absl::InfinitePast();
   std::set<std::shared_ptr<Arrival>> arrivals;
   bool wanted = false;   // something was sent: it is dialled
@@ -47,7 +51,7 @@ struct Peer {
   int doubts = 0;        // probes in a row that TLS did not pass
   absl::Time next_probe = absl::InfinitePast();
   bool was_up = false;
-  absl::Time heard = absl::InfinitePast();  // when it was up last
+  absl::Time heard = absl::InfinitePast();  // anything at all
   absl::Status refused, trouble;            // for good; the last one of a flow
 
   bool up() const {
@@ -81,6 +85,7 @@ class Link final : public GrpcPodLink {
   absl::StatusOr<std::vector<std::string>> Meet(int64_t pod, const std::string& address,
                                                 absl::Time deadline) override;
   void AddPeer(PodRank peer, const std::string& address) override;
+  void RemovePeer(PodRank peer) override;
   void Cut(PodRank peer, absl::Duration pause) override;
 
   // --- what reactions tell ----------------------------------------------------------------------
@@ -99,9 +104,12 @@ class Link final : public GrpcPodLink {
   struct Work {
     std::vector<std::pair<std::shared_ptr<Flow>, std::shared_ptr<StreamStub>>> begin;
     std::vector<std::pair<std::shared_ptr<Flow>, PodFrame>> write;
+    std::vector<std::shared_ptr<Flow>> signs;
     std::vector<std::shared_ptr<Flow>> cancel;
     std::vector<std::shared_ptr<Flow>> over;  // to be destroyed
-    bool empty() const { return begin.empty() && write.empty() && cancel.empty() && over.empty(); }
+    bool empty() const {
+      return begin.empty() && write.empty() && signs.empty() && cancel.empty() && over.empty();
+    }
   };
 
   wire::ExchangeIdentity Card() const;
@@ -111,7 +119,8 @@ class Link final : public GrpcPodLink {
   void Refuse(PodRank peer, const absl::Status& why);
   void Doubt(Peer& peer, PodRank rank);
   void Probe();
-  void Lost(Peer& peer, absl::Time now);
+  void Lost(Peer& peer);
+  void Forget(Peer& peer);
   void Pump();
   absl::Time Plan(Peer& peer, PodRank rank, absl::Time now, Work* work);
   absl::Time PlanFrames(Peer& peer, absl::Time now, Work* work);

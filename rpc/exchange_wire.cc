@@ -158,6 +158,7 @@ absl::StatusOr<ReceivedFrame> FromBytes(grpc::ByteBuffer& in) {
   }
   if (parsed.has_hello()) received.hello = std::move(*parsed.mutable_hello());
   received.crc32c = parsed.crc32c();
+  received.alive = parsed.alive();
   PodFrame& frame = received.frame;
   frame.owner = bytes;
   frame.number = parsed.number();

@@ -40,6 +40,7 @@ struct ReceivedFrame {
   std::optional<wire::ExchangeIdentity> hello;
   PodFrame frame;  // its data are views of the bytes, which it keeps
   uint32_t crc32c = 0;
+  bool alive = false;  // nothing but a sign of life
 };
 // Takes the bytes out of `in`. InvalidArgument: they are no StreamFrame.
 absl::StatusOr<ReceivedFrame> FromBytes(grpc::ByteBuffer& in);

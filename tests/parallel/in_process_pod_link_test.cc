@@ -5,10 +5,13 @@
 #include <gtest/gtest-spi.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <mutex>
 #include <string>
+#include <thread>
 
 #include "absl/time/clock.h"
+#include "core/communicator.h"
 #include "tests/support/pod_link_conformance.h"
 
 namespace toroid {
@@ -143,6 +146,50 @@ TEST(InProcessPodLink, ADroppedRankIsGoneAndItsNextLaunchTakesPart) {
   const auto next = network.Attach(Identity(kB, 2));
   ASSERT_TRUE(next.ok());
   EXPECT_TRUE((*next)->Receive(absl::InfinitePast())->has_value());
+}
+
+TEST(InProcessPodLink, AStoppedRankIsSilentUntilItGoesOn) {
+  InProcessPodNetwork network({kA, kB});
+  const auto a = *network.Attach(Identity(kA)), b = *network.Attach(Identity(kB));
+  network.Stop(kB);
+  const absl::Time heard = a->LastHeard(kB);
+  EXPECT_LT(heard, absl::Now());
+  std::atomic<bool> returned = false;
+  std::thread stands([&] {
+    EXPECT_TRUE(b->Send(kA, {}, absl::InfinitePast()).ok());
+    returned = true;
+  });
+  EXPECT_FALSE(a->Receive(absl::Now() + absl::Milliseconds(20))->has_value());
+  EXPECT_FALSE(returned);
+  EXPECT_EQ(a->LastHeard(kB), heard);
+  network.Continue(kB);
+  EXPECT_TRUE(a->Receive(absl::InfiniteFuture())->has_value());
+  stands.join();
+  EXPECT_GT(a->LastHeard(kB), heard);
+  // A process that is stopped can be killed.
+  network.Stop(kB);
+  std::thread killed([&] { EXPECT_FALSE(b->Receive(absl::InfiniteFuture()).ok()); });
+  network.Drop(kB);
+  killed.join();
+}
+
+TEST(InProcessPodLink, RenewTakesBackWhatWasForAnEarlierLaunch) {
+  for (const bool renew : {true, false}) {
+    InProcessPodNetwork network({kA, kB});
+    const auto a = *network.Attach(Identity(kA));
+    auto b = *network.Attach(Identity(kB));
+    b.reset();
+    ASSERT_TRUE(a->Send(kB, {}, absl::InfinitePast()).ok());
+    b = *network.Attach(Identity(kB, 2));
+    SelfCommunicator world;
+    if (renew) {
+      ASSERT_TRUE(a->Renew(world).ok());
+    }
+    EXPECT_EQ(b->Receive(absl::InfinitePast())->has_value(), !renew);
+    ASSERT_TRUE(a->Send(kB, {}, absl::InfinitePast()).ok());
+    ASSERT_TRUE(a->Renew(world).ok());  // the same launch: nothing changes
+    EXPECT_EQ(b->Receive(absl::InfinitePast())->has_value(), renew);
+  }
 }
 
 TEST(InProcessPodLink, StaleMessagesAreCounted) {

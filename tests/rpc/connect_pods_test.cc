@@ -153,6 +153,88 @@ TEST(JoinPods, EveryRankReachesEveryRankOfTheOtherPods) {
   EXPECT_EQ(statuses, 6);
 }
 
+// A pod is lost and launched again: what is sent to it after Renew comes to the new launch, on all
+// ranks; without, it goes where nobody listens. The new one waits for none but those of its table.
+TEST(JoinPods, RenewReachesTheLaunchThatFollows) {
+  for (const bool renews : {true, false}) {
+    std::mutex mutex;
+    std::condition_variable changed;
+    PodTable table;
+    bool done = false;
+    const auto controller = [&](int64_t pod, uint64_t epoch) {
+      PodsOfController out;
+      out.tell = [&, pod, epoch](const std::vector<std::string>& addresses) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        std::erase_if(table.pods, [pod](const PodAddresses& each) { return each.pod == pod; });
+        table.pods.push_back({pod, epoch, addresses});
+        ++table.view;
+        changed.notify_all();
+      };
+      out.table = [&, epoch]() -> std::optional<PodTable> {
+        std::unique_lock<std::mutex> lock(mutex);
+        const bool all = changed.wait_for(lock, std::chrono::seconds(1),
+                                          [&] { return table.view >= (epoch == 2 ? 3 : 2); });
+        return all ? std::optional<PodTable>(table) : std::nullopt;
+      };
+      return out;
+    };
+    const auto launch = [&](uint64_t epoch, absl::Time until) {
+      std::set<int64_t> heard;
+      RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+        PodIdentity identity = Identity(1);
+        identity.epoch = epoch;
+        const auto link = JoinPods(*world, identity, controller(1, epoch), {});
+        ASSERT_TRUE(link.ok()) << link.status();
+        while (heard.size() < 2) {
+          const auto message = (*link)->Receive(until);
+          ASSERT_TRUE(message.ok()) << message.status();
+          if (!message->has_value()) break;
+          heard.insert((*message)->step);
+        }
+      });
+      return heard;
+    };
+    std::thread first([&] {
+      RunOnRanks(2, [&](std::unique_ptr<Communicator> world) {
+        const auto link = JoinPods(*world, Identity(0), controller(0, 1), {});
+        ASSERT_TRUE(link.ok()) << link.status();
+        const auto send = [&](int64_t step) {
+          PodMessage message;
+          message.step = step + world->rank();
+          EXPECT_TRUE((*link)->Send({1, 0}, std::move(message), Late()).ok());
+        };
+        send(10);
+        {
+          std::unique_lock<std::mutex> lock(mutex);
+          changed.wait(lock, [&] { return table.view >= 3; });
+        }
+        if (renews) {
+          EXPECT_TRUE((*link)->Renew(*world).ok());
+        }
+        send(20);
+        if (renews) {  // the same table: nothing changes
+          EXPECT_TRUE((*link)->Renew(*world).ok());
+        }
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return done; });
+      });
+    });
+    EXPECT_THAT(launch(1, Late()), ::testing::ElementsAre(10, 11));
+    const std::set<int64_t> heard = launch(2, absl::Now() + absl::Seconds(renews ? 30 : 1));
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      done = true;
+      changed.notify_all();
+    }
+    first.join();
+    if (renews) {
+      EXPECT_THAT(heard, ::testing::ElementsAre(20, 21));
+    } else {
+      EXPECT_TRUE(heard.empty());
+    }
+  }
+}
+
 TEST(JoinPods, AWorldThatIsToldToStopDoesNotWaitForTheOthers) {
   PodsOfController controller;
   controller.tell = [](const std::vector<std::string>&) {};

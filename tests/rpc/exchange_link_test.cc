@@ -266,6 +266,60 @@ TEST(GrpcPodLink, JitterIsTheSeeds) {
   EXPECT_LT(as_other, 16);  // negative control: another seed's times do not fit
 }
 
+// A line that is up and idle: both ends are heard, whichever of them dialled. Not one that is cut.
+TEST(GrpcPodLink, SignsOfLifeGoBothWays) {
+  const auto b = NewLink(kB), a = NewLink(kA);
+  a->AddPeer(kB, AddressOf(*b));
+  ASSERT_TRUE(a->Send(kB, Payload(0), Late()).ok());
+  ASSERT_TRUE(b->Receive(Late())->has_value());
+  for (int i = 0; i < 30; ++i) {
+    absl::SleepFor(absl::Milliseconds(50));
+    EXPECT_GT(a->LastHeard(kB), absl::Now() - absl::Seconds(1)) << i;
+    EXPECT_GT(b->LastHeard(kA), absl::Now() - absl::Seconds(1)) << i;
+  }
+  a->Cut(kB, absl::Seconds(1.5));
+  absl::SleepFor(absl::Seconds(1.2));
+  EXPECT_LT(a->LastHeard(kB), absl::Now() - absl::Seconds(1));
+  EXPECT_LT(b->LastHeard(kA), absl::Now() - absl::Seconds(1));
+  while (b->LastHeard(kA) < absl::Now() - absl::Seconds(1)) absl::SleepFor(absl::Milliseconds(20));
+  EXPECT_EQ(a->counters().payload_sent, 0);
+}
+
+// What waits for a launch that is no more: neither does its sender wait, nor is it anybody's.
+TEST(GrpcPodLink, ALaterLaunchGetsNothingThatWasForTheOneBefore) {
+  GrpcPodLinkOptions narrow;
+  narrow.queue_bytes = 1000;
+  const auto a = NewLink(kA, narrow);
+  auto b = NewLink(kB);
+  a->AddPeer(kB, AddressOf(*b));
+  ASSERT_TRUE(a->Send(kB, Payload(600), Late()).ok());
+  ASSERT_TRUE(b->Receive(Late())->has_value());
+  b.reset();
+  PodMessage lost = Payload(900);
+  lost.step = 1;
+  ASSERT_TRUE(a->Send(kB, lost, Late()).ok());
+  std::thread blocked([&] { EXPECT_TRUE(a->Send(kB, lost, Late()).ok()); });
+  absl::SleepFor(absl::Milliseconds(50));
+  auto next = NewGrpcPodLink(Identity(kB, 2), {});
+  ASSERT_TRUE(next.ok());
+  const absl::Time begin = absl::Now();
+  a->AddPeer(kB, AddressOf(**next));
+  blocked.join();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+  PodMessage fresh = Payload(700);
+  for (const int64_t step : {2, 3}) {
+    fresh.step = step;
+    ASSERT_TRUE(a->Send(kB, fresh, Late()).ok());
+    const auto message = (*next)->Receive(Late());
+    ASSERT_TRUE(message.ok() && message->has_value());
+    EXPECT_EQ((*message)->step, step);
+  }
+  // One that takes part no more takes nothing and holds up nobody.
+  a->RemovePeer(kB);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(a->Send(kB, fresh, absl::InfinitePast()).ok());
+  EXPECT_FALSE((*next)->Receive(absl::Now() + absl::Milliseconds(50))->has_value());
+}
+
 TEST(GrpcPodLink, MeetTellsWhereRanksListen) {
   const auto a = NewLink(kA), b = NewLink(kB);
   EXPECT_EQ(a->Meet(1, AddressOf(*b), absl::Now() + absl::Milliseconds(50)).status().code(),
