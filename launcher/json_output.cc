@@ -150,6 +150,7 @@ void AddPods(const JobStatus& status, Json* json) {
   (*json)["pods"] = Json::array();
   for (const JobPod& pod : status.pods) {
     Json shown = {{"pod", pod.pod}, {"mesh", MeshJson(pod.mesh)}, {"epoch", pod.epoch}};
+    if (!pod.state.empty()) shown["state"] = pod.state;
     if (pod.progress.has_value()) shown["progress"] = ProgressJson(*pod.progress);
     if (pod.checkpoint.has_value()) shown["checkpoint"] = CheckpointJson(*pod.checkpoint);
     (*json)["pods"].push_back(std::move(shown));

@@ -62,7 +62,7 @@ std::string JobProgressLine(const JobStatus& job) {
   double rate = 0;
   ExchangeProgress exchange;
   for (const JobPod& pod : job.pods) {
-    if (!pod.progress.has_value()) continue;
+    if (!pod.progress.has_value() || pod.state == "LOST" || pod.state == "JOINING") continue;
     if (pod.progress->loss.has_value()) {
       losses.push_back(absl::StrFormat("%s %.4f", pod.pod, *pod.progress->loss));
     }

@@ -62,6 +62,10 @@ void Agent::Log(std::vector<LogLine> lines) {
   if (world_.has_value()) actions_.report({world_->order.world, std::move(lines)});
 }
 
+void Agent::RankEnded(const RankEnding& rank) {
+  if (world_.has_value()) actions_.report({world_->order.world, rank});
+}
+
 void Agent::Shutdown() {
   shutting_down_ = true;
   Terminate();

@@ -19,9 +19,17 @@
 
 namespace toroid {
 
+// A rank's process is no more; its world is still to end.
+struct RankEnding {
+  int rank = -1;
+  std::string host;
+};
+
 struct AgentReport {
   WorldId world;
-  std::variant<absl::Status /*launch refused*/, WorldExit /*ended*/, std::vector<LogLine>> body;
+  std::variant<absl::Status /*launch refused*/, WorldExit /*ended*/, std::vector<LogLine>,
+               RankEnding>
+      body;
 };
 
 class Agent {
@@ -44,6 +52,7 @@ class Agent {
   // mpirun has been reaped; `exit` says why.
   void ChildEnded(const WorldExit& exit);
   void Log(std::vector<LogLine> lines);
+  void RankEnded(const RankEnding& rank);
   // Ends the world; no launch is taken any more.
   void Shutdown();
   void Tick();

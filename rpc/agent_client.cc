@@ -54,6 +54,10 @@ class GrpcAgentClient final : public AgentClient {
     } else if (const auto* exit = std::get_if<WorldExit>(&report.body)) {
       *message.mutable_world_ended()->mutable_world() = ToProto(report.world);
       *message.mutable_world_ended()->mutable_exit() = ToProto(*exit);
+    } else if (const auto* rank = std::get_if<RankEnding>(&report.body)) {
+      *message.mutable_rank_ended()->mutable_world() = ToProto(report.world);
+      message.mutable_rank_ended()->set_rank(rank->rank);
+      message.mutable_rank_ended()->set_host(rank->host);
     } else {
       return Report(report.world, std::get<std::vector<LogLine>>(report.body));
     }

@@ -25,6 +25,7 @@
 #include "rpc/agent.h"
 #include "rpc/agent_client.h"
 #include "rpc/mpirun_line.h"
+#include "rpc/rank_watch.h"
 #include "rpc/roots.h"
 #include "rpc/worker_process.h"
 #include "rpc/world_exit.h"
@@ -175,7 +176,12 @@ class AgentLoop {
       lines.push_back(std::move(line));
     }
     if (!lines.empty()) agent_.Log(std::move(lines));
-    if (!ended) return;
+    if (!ended) {
+      const std::optional<RankRecord> gone = ranks_.Ended(absl::Now());
+      if (gone.has_value()) agent_.RankEnded({gone->rank, gone->host});
+      return;
+    }
+    ranks_.End();
     process_.reset();
     agent_.ChildEnded(DescribeExit(wait_status, tail_, ReadRankRecords(world_dir_, ranks)));
     std::error_code ignored;
@@ -248,6 +254,7 @@ class AgentLoop {
     TOROID_ASSIGN_OR_RETURN(WorldProcess process, WorldProcess::Start(line, AllowedEnvironment()));
     process_.emplace(std::move(process));
     tail_.clear();
+    ranks_.Begin(world_dir_, order.ranks, place_.host);
     return process_->pid();
   }
 
@@ -261,6 +268,7 @@ class AgentLoop {
   Agent agent_;
   std::optional<WorldProcess> process_;
   std::string world_dir_;
+  RankWatch ranks_;
   std::deque<LogLine> tail_;
   std::unique_ptr<AgentClient> client_;
   Tls tls_;

@@ -140,6 +140,11 @@ class AgentStream final : public SessionStream<AgentMessage, ControllerMessage> 
         for (const auto& line : message.log_lines().lines()) lines.push_back(FromProto(line));
         return controller_->LogLines(session, FromProto(message.log_lines().world()), lines);
       }
+      case AgentMessage::kRankEnded: {
+        const auto& ended = message.rank_ended();
+        return controller_->RankEnded(session, FromProto(ended.world()), ended.rank(),
+                                      ended.host());
+      }
       case AgentMessage::kRegister:
       case AgentMessage::kWorldStarted:
       case AgentMessage::BODY_NOT_SET:

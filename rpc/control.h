@@ -69,8 +69,9 @@ struct LoadTask {
 };
 // Loads its model for itself.
 struct TrainOrder {
-  JobSpec spec;     // its placement is resolved
-  int64_t pod = 0;  // of the job's
+  JobSpec spec;        // its placement is resolved
+  int64_t pod = 0;     // of the job's
+  bool joins = false;  // the others train already
 };
 struct ExitTask {};
 
@@ -111,10 +112,15 @@ struct PodAddresses {
   uint64_t epoch = 0;  // of its launch
   std::vector<std::string> ranks;
 };
-// All pods of a job.
+// The pods of a job that take part, or are about to.
 struct PodTable {
   uint64_t view = 0;
   std::vector<PodAddresses> pods;
+};
+// Another pod of the job is waited for and says nothing: the launch that the teller's table names.
+struct SilentAnswer {
+  int64_t pod = 0;
+  uint64_t epoch = 0;
 };
 struct WorldEnding {
   absl::Status status;  // how the loop of programs ended
@@ -124,7 +130,7 @@ struct WorldAnswer {
   uint64_t number = 0;
   std::variant<LoadAnswer, ProgressAnswer, JobCheckpoint, std::vector<TokenEvent>, GenerateResult,
                ScoreResult, TrainResult, VerifyResult, TokenizeResult, DetokenizeAnswer,
-               ListensAnswer, absl::Status, WorldEnding>
+               ListensAnswer, SilentAnswer, absl::Status, WorldEnding>
       body;
 };
 

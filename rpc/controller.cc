@@ -107,35 +107,7 @@ bool Controller::GiveToKeptWorld(Request& request) {
   return true;
 }
 
-// Waiting requests take kept worlds; then jobs and requests together take pods.
-void Controller::ScheduleWork() {
-  FeedPools();
-  std::vector<Waiting> waiting;
-  std::vector<uint64_t> request_keys;
-  std::vector<Job*> job_keys;
-  std::vector<Request*> asked;
-  for (const auto& [id, request] : requests_) {
-    if (request->waiting && request->pool.empty()) asked.push_back(request.get());
-  }
-  for (Request* request : asked) {
-    if (GiveToKeptWorld(*request)) continue;
-    const Placement& placement = request->spec.placement;
-    waiting.push_back({2 * request_keys.size(), placement.mesh, placement.pod, 0, request->id});
-    request_keys.push_back(request->id);
-  }
-  for (const auto& [id, job] : jobs_) {
-    const JobState state = job->status.state;
-    if ((state != JobState::kQueued && state != JobState::kRestarting) || !job->pool.empty() ||
-        job->not_before > Now()) {
-      continue;
-    }
-    ExplainWaiting(*job);
-    const Placement& placement = job->spec.placement;
-    waiting.push_back({2 * job_keys.size() + 1, placement.mesh, placement.pod, job->spec.priority,
-                       job->order, job->pods(), placement.pod_meshes});
-    job_keys.push_back(job.get());
-  }
-  if (waiting.empty()) return;
+std::vector<PodView> Controller::ViewPods() const {
   std::vector<PodView> views;
   for (const auto& [name, pod] : pods_) {
     const World* world = pod->world.get();
@@ -151,16 +123,66 @@ void Controller::ScheduleWork() {
                                                         : State::kBusy,
                      world == nullptr ? absl::InfinitePast() : world->idle_since});
   }
+  return views;
+}
+
+// What waits for pods, and whose it is, in the same order; their keys are its indices.
+struct Controller::Wanted {
+  uint64_t request = 0;
+  Job* job = nullptr;
+  int64_t returns = -1;  // of the job's pods, this one
+};
+
+std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* waiting) {
+  std::vector<Wanted> wanted;
+  std::vector<Request*> asked;
+  for (const auto& [id, request] : requests_) {
+    if (request->waiting && request->pool.empty()) asked.push_back(request.get());
+  }
+  for (Request* request : asked) {
+    if (GiveToKeptWorld(*request)) continue;
+    const Placement& placement = request->spec.placement;
+    waiting->push_back({wanted.size(), placement.mesh, placement.pod, 0, request->id});
+    wanted.push_back({request->id});
+  }
+  for (const auto& [id, job] : jobs_) {
+    const Placement& placement = job->spec.placement;
+    for (const int64_t pod : Returning(*job)) {
+      waiting->push_back({wanted.size(), placement.mesh, "", job->spec.priority, job->order,
+                          /*pods=*/1, placement.pod_meshes, /*any_pod=*/true,
+                          job->away.at(pod).pod});
+      wanted.push_back({0, job.get(), pod});
+    }
+    const JobState state = job->status.state;
+    if ((state != JobState::kQueued && state != JobState::kRestarting) || !job->pool.empty() ||
+        job->not_before > Now()) {
+      continue;
+    }
+    ExplainWaiting(*job);
+    waiting->push_back({wanted.size(), placement.mesh, placement.pod, job->spec.priority,
+                        job->order, job->pods(), placement.pod_meshes});
+    wanted.push_back({0, job.get()});
+  }
+  return wanted;
+}
+
+// Waiting requests take kept worlds; then jobs and requests together take pods.
+void Controller::ScheduleWork() {
+  FeedPools();
+  std::vector<Waiting> waiting;
+  const std::vector<Wanted> wanted = WhatWaits(&waiting);
+  if (waiting.empty()) return;
   std::map<uint64_t, std::vector<Pod*>> starts;  // by key of a job
-  for (const Assignment& item : Schedule(views, waiting)) {
+  for (const Assignment& item : Schedule(ViewPods(), waiting)) {
     Pod& pod = *pods_.at(item.pod);
     if (item.action == Assignment::Action::kEvict) SendExit(*pod.world, "its pod is needed");
     if (item.action != Assignment::Action::kStart) continue;
-    if (item.key % 2 == 1) {
+    const Wanted& of = wanted[item.key];
+    if (of.job != nullptr) {
       starts[item.key].push_back(&pod);
       continue;
     }
-    Request& request = *requests_.at(request_keys[item.key / 2]);
+    Request& request = *requests_.at(of.request);
     const absl::Status started = StartWorld(pod, request.spec.placement, request.spec.keep_alive);
     if (started.ok()) {
       Assign(*pod.world, request);
@@ -168,7 +190,10 @@ void Controller::ScheduleWork() {
       FinishRequest(request, started);
     }
   }
-  for (const auto& [key, pods] : starts) (void)StartJob(*job_keys[key / 2], pods);
+  for (const auto& [key, pods] : starts) {
+    const Wanted& of = wanted[key];
+    (void)(of.returns < 0 ? StartJob(*of.job, pods) : StartReturn(*of.job, of.returns, *pods[0]));
+  }
 }
 
 uint64_t Controller::view() const {

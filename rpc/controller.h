@@ -76,6 +76,8 @@ class Controller {
   void AgentGone(uint64_t session);
   void LaunchRefused(uint64_t session, const WorldId& world, const absl::Status& why);
   void WorldEnded(uint64_t session, const WorldId& world, const WorldExit& exit);
+  // A rank's process is no more while its world still is: mpirun takes its time to end.
+  void RankEnded(uint64_t session, const WorldId& world, int rank, const std::string& host);
   void LogLines(uint64_t session, const WorldId& world, const std::vector<LogLine>& lines);
   uint64_t view() const;
 
@@ -123,6 +125,9 @@ class Controller {
   absl::Time Now() const { return now_(); }
   void CheckDeadlines();
   void CancelRun(uint64_t request);
+  struct Wanted;
+  std::vector<PodView> ViewPods() const;
+  std::vector<Wanted> WhatWaits(std::vector<Waiting>* waiting);
   void ScheduleWork();
   bool GiveToKeptWorld(Request& request);
   absl::Status CannotServe(const Placement& placement, int64_t pods = 1) const;
@@ -142,7 +147,6 @@ class Controller {
   bool Trains(const World& world) const;
   void Answer(World& world, const WorldAnswer& answer);
   void Loaded(World& world, const LoadAnswer& answer);
-  void TellPods(const std::string& job);
   void Finished(World& world, const absl::StatusOr<RequestResult>& result);
   void CancelProgram(World& world, CancelHow how = CancelHow::kNow);
   void SendExit(World& world, const std::string& why);
@@ -181,13 +185,28 @@ class Controller {
   void JobCommits(const World& world, const std::string& job, uint64_t epoch,
                   JobCheckpoint checkpoint);
   void JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result);
-  bool GoesOnWithout(Job& job, const absl::Status& ended);
-  bool SpeaksForJob(const World& world) const;
   bool EndOthers(Job& job, const absl::Status& failure, const WorldExit& exit, absl::Time earliest);
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);
   void CheckJob(Job& job);
   void Publish(const Job& job, const JobEvent& event);
+
+  // controller_members.cc
+  void TellPods(Job& job);
+  bool SpeaksForJob(const World& world) const;
+  bool OthersGoOn(const Job& job, const World& without) const;
+  void GoOnWithout(Job& job, World& world, const std::string& pod, const absl::Status& why);
+  bool LeaveOut(World& world, const absl::Status& why);
+  void CheckPodOfJob(Pod& pod);
+  void PodSilent(const World& teller, const SilentAnswer& silent);
+  bool LosesPod(World& world, const absl::Status& answer);
+  bool PodOfJobEnded(Job& job, World& world, const std::string& pod, const absl::Status& why,
+                     bool confirmed, absl::Time earliest);
+  std::vector<int64_t> Returning(const Job& job) const;
+  absl::Status StartReturn(Job& job, int64_t number, Pod& pod);
+  void Stepped(World& world);
+  void PodDone(Job& job, int64_t pod);
+  void Succeed(Job& job, const std::string& reason, const std::string& message);
 
   // controller_job_pods.cc
   void PodProgressed(Job& job, const World& world, const TaskProgress& progress);

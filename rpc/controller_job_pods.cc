@@ -9,13 +9,18 @@ namespace {
 // Of hashes and of checkpoints, kept of each pod: no pod is ahead of the others by more.
 constexpr size_t kMostTold = 256;
 
+int64_t KeyOf(int64_t step) { return step; }
+int64_t KeyOf(const std::pair<const int64_t, uint64_t>& hash) { return hash.first; }
+
 // The newest key that all have; 0: there is none.
-template <typename Keys, typename Of>
-int64_t NewestCommon(const Keys& first, size_t pods, Of of) {
-  for (auto key = first.rbegin(); key != first.rend(); ++key) {
-    bool all = true;
-    for (size_t q = 1; q < pods; ++q) all = all && of(q, *key);
-    if (all) return *key;
+template <typename Keys>
+int64_t NewestCommon(const std::vector<const Keys*>& of_pods) {
+  for (auto entry = of_pods[0]->rbegin(); entry != of_pods[0]->rend(); ++entry) {
+    const int64_t key = KeyOf(*entry);
+    if (std::all_of(of_pods.begin(), of_pods.end(),
+                    [key](const Keys* keys) { return keys->count(key) > 0; })) {
+      return key;
+    }
   }
   return 0;
 }
@@ -45,22 +50,26 @@ void Controller::PodCommits(Job& job, const World& world, const JobCheckpoint& c
   Agree(job);
 }
 
+// Those that are away have no part in it. A pod that came back has told of no early step: what they
+// agreed on last stands until it has told of a later one.
 void Controller::Agree(Job& job) {
-  const std::vector<Job::Told>& told = job.told_by_pods;
+  std::vector<const std::set<int64_t>*> checkpoints;
+  std::vector<const std::map<int64_t, uint64_t>*> hashes;
+  for (size_t pod = 0; pod < job.told_by_pods.size(); ++pod) {
+    if (job.away.count(static_cast<int64_t>(pod)) > 0) continue;
+    checkpoints.push_back(&job.told_by_pods[pod].checkpoints);
+    hashes.push_back(&job.told_by_pods[pod].hashes);
+  }
+  if (hashes.empty()) return;
   PodsAgreement& agreement = job.status.agreement;
-  agreement.checkpoint_step =
-      NewestCommon(told[0].checkpoints, told.size(),
-                   [&told](size_t q, int64_t step) { return told[q].checkpoints.count(step) > 0; });
-  std::set<int64_t> hashed;
-  for (const auto& [step, hash] : told[0].hashes) hashed.insert(step);
-  agreement.hash_step = NewestCommon(hashed, told.size(), [&told](size_t q, int64_t step) {
-    return told[q].hashes.count(step) > 0;
-  });
-  if (agreement.hash_step == 0) return;
-  agreement.hash = told[0].hashes.at(agreement.hash_step);
-  agreement.hashes_differ = std::any_of(told.begin(), told.end(), [&](const Job::Told& pod) {
-    return pod.hashes.at(agreement.hash_step) != agreement.hash;
-  });
+  agreement.checkpoint_step = std::max(agreement.checkpoint_step, NewestCommon(checkpoints));
+  const int64_t step = NewestCommon(hashes);
+  if (step == 0 || step < agreement.hash_step) return;
+  agreement.hash_step = step;
+  agreement.hash = hashes[0]->at(step);
+  agreement.hashes_differ = std::any_of(
+      hashes.begin(), hashes.end(),
+      [&](const std::map<int64_t, uint64_t>* of) { return of->at(step) != agreement.hash; });
 }
 
 }  // namespace toroid

@@ -289,14 +289,16 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   job.told_by_pods.clear();
   for (size_t i = 0; job.pods() > 1 && i < pods.size(); ++i) {
     const World& world = *worlds[i];
-    job.status.pods.push_back({names[i], world.placement.load.mesh, world.id.epoch, {}, {}});
+    job.status.pods.push_back(
+        {names[i], world.placement.load.mesh, world.id.epoch, {}, {}, "STARTING"});
   }
   job.status.pod = absl::StrJoin(names, ",");
   job.status.mesh = worlds[0]->placement.load.mesh;
   job.status.epoch = worlds[0]->id.epoch;
   job.failed.reset();
   job.answered = 0;
-  job.lost = 0;
+  job.away.clear();
+  job.table.reset();
   for (size_t i = 0; i < pods.size(); ++i) {
     worlds[i]->is_pool = job.is_pool();
     Launch(*pods[i], std::move(worlds[i]));
@@ -333,9 +335,10 @@ void Controller::JobCommits(const World& world, const std::string& id, uint64_t 
   const bool later = !status.checkpoint || checkpoint.step > status.checkpoint->step;
   if (later) status.restarts_since_checkpoint = 0;
   status.checkpoint = checkpoint;
-  const absl::Status committed =
-      store_->Commit(status.id, {checkpoint.epoch, checkpoint.step, checkpoint.hash},
-                     codec_.encode_status(status));
+  // Of several pods any may tell of the newest: what is stale has not come by a present stream.
+  for (const JobPod& pod : status.pods) epoch = std::max(epoch, pod.epoch);
+  const absl::Status committed = store_->Commit(
+      status.id, {epoch, checkpoint.step, checkpoint.hash}, codec_.encode_status(status));
   if (committed.code() == absl::StatusCode::kFailedPrecondition) ++stale_dropped_;
   if (committed.ok()) job.status = std::move(status);
 }
@@ -375,41 +378,7 @@ void Controller::JobFinished(Job& job, int64_t pod, const absl::StatusOr<Request
     if (const auto* trained = std::get_if<TrainResult>(&*result)) job.status.result = *trained;
     if (const auto* verified = std::get_if<VerifyResult>(&*result)) job.status.result = *verified;
   }
-  if (++job.answered + job.lost < job.pods()) return;
-  (void)SetState(job, JobState::kSucceeded, "", "");
-}
-
-// The first of its pods that are left.
-bool Controller::SpeaksForJob(const World& world) const {
-  for (const auto& [name, pod] : pods_) {
-    const World* other = pod->world.get();
-    if (other != nullptr && other->job == world.job && other->pod < world.pod) return false;
-  }
-  return true;
-}
-
-// A world of a job with policy `continue` went away. True: the others train on, in a new view. Not
-// before each of them has done a step: until then they wait for all pods.
-bool Controller::GoesOnWithout(Job& job, const absl::Status& ended) {
-  if (!job.goes_on() || job.failed || job.ending) return false;
-  int64_t others = 0;
-  for (const auto& [name, pod] : pods_) {
-    const World* world = pod->world.get();
-    if (world == nullptr || world->job != job.status.id) continue;
-    if (!world->stepped) return false;
-    ++others;
-  }
-  if (others + job.answered == 0) return false;
-  ++job.lost;
-  const std::string message =
-      absl::StrCat(job.lost, " of ", job.pods(), " pods lost, the others go on: ", ended.message());
-  if (job.answered + job.lost == job.pods()) {
-    (void)SetState(job, JobState::kSucceeded, "PodLost", message);
-    return true;
-  }
-  (void)SetState(job, JobState::kRunning, "PodLost", message);
-  TellPods(job.status.id);
-  return true;
+  PodDone(job, pod);
 }
 
 // A world of a job on several pods went away. True: others are still there, and are being ended.
@@ -417,6 +386,11 @@ bool Controller::EndOthers(Job& job, const absl::Status& failure, const WorldExi
                            absl::Time earliest) {
   if (!job.failed) job.failed = Job::Failure{failure, exit, earliest};
   job.failed->earliest = std::max(job.failed->earliest, earliest);
+  for (const auto& [pod, away] : job.away) {
+    if (away.earliest < absl::InfiniteFuture()) {
+      job.failed->earliest = std::max(job.failed->earliest, away.earliest);
+    }
+  }
   bool others = false;
   for (const auto& [name, pod] : pods_) {
     World* world = pod->world.get();
@@ -430,7 +404,7 @@ bool Controller::EndOthers(Job& job, const absl::Status& failure, const WorldExi
 // The world went away before it had answered; not to be replaced before `earliest`.
 void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldExit& exited,
                                absl::Time earliest) {
-  if (GoesOnWithout(job, ended) || EndOthers(job, ended, exited, earliest)) return;
+  if (EndOthers(job, ended, exited, earliest)) return;
   const Job::Failure failed = *std::exchange(job.failed, std::nullopt);
   const absl::Status& failure = failed.why;
   job.status.exit = failed.exit;

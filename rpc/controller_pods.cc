@@ -77,6 +77,12 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
     if (job->awaited != absl::InfinitePast() && job->status.pod == registration.pod) {
       StopAwaiting(*job, "came back without the world", Now() + times_.backoff);
     }
+    for (auto& [number, away] : job->away) {
+      if (away.unconfirmed && away.pod == registration.pod) {
+        away.unconfirmed = false;
+        away.earliest = std::min(away.earliest, Now());
+      }
+    }
     if (job->unconfirmed_pod != registration.pod) continue;
     job->unconfirmed_pod.clear();
     job->not_before = std::min(job->not_before, Now() + times_.backoff);
@@ -148,6 +154,15 @@ void Controller::WorldEnded(uint64_t session, const WorldId& id, const WorldExit
     }
   }
   ScheduleWork();
+}
+
+void Controller::RankEnded(uint64_t session, const WorldId& id, int rank, const std::string& host) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  World* world = WorldOf(session, id);
+  if (world == nullptr) return;
+  LeaveOut(*world, MakeError(absl::StatusCode::kUnavailable,
+                             absl::StrCat("rank ", rank, " on ", host, " has ended"),
+                             {"RANK_FAILED", {{"rank", absl::StrCat(rank)}, {"host", host}}, {}}));
 }
 
 void Controller::LogLines(uint64_t session, const WorldId& id, const std::vector<LogLine>& lines) {

@@ -31,6 +31,9 @@ struct Controller::World {
   int64_t pod = 0;                   // of the job's pods, which one this is
   std::vector<std::string> listens;  // for the job's other pods, by rank; empty: not told yet
   bool stepped = false;              // has done a step of training
+  bool joins = false;                // launched while the job's other pods train
+  bool left_out = false;             // of what the others are told, while it is being ended
+  absl::Time silent = absl::InfiniteFuture();  // since when others wait for it and hear nothing
   absl::Duration keep_alive;
   std::string credential;
   State state = State::kOrdered;
@@ -59,6 +62,10 @@ struct Controller::World {
   absl::Status failure;            // why it ends, if nobody asked it to
 
   bool ending() const { return state == State::kExiting || state == State::kStopping; }
+  bool joining() const { return joins && !stepped; }
+  bool returns() const { return joining() && !ending() && !left_out && request != 0; }
+  // Among its job's pods, which wait for it.
+  bool takes_part() const { return !ending() && !left_out && !joining() && request != 0; }
 };
 
 struct Controller::Pod {
@@ -107,7 +114,22 @@ struct Controller::Job {
   };
   std::optional<Failure> failed;
   int64_t answered = 0;  // of its pods
-  int64_t lost = 0;      // of them in this launch; the others go on (policy `continue`)
+  // Policy `continue`: a pod of the job that is lost while the others go on, until a new launch of
+  // it has done a step.
+  struct Away {
+    std::string why;           // a sentence
+    std::string pod;           // where its last launch was
+    bool unconfirmed = false;  // nobody has seen that end
+    bool counts = true;        // its next launch is one of max_restarts
+    int64_t launches = 0;      // since it was lost
+    absl::Time earliest{};     // of the next launch; InfiniteFuture: the last one still ends
+  };
+  std::map<int64_t, Away> away;  // by pod of the job
+  bool MayReturn(const Away& lost) const {
+    return !lost.counts || status.restarts < spec.max_restarts;
+  }
+  std::string WhoIsAway() const;  // a sentence
+  std::optional<PodTable> table;  // what its pods were told last
   // What each of its pods has told in this launch, the newest.
   struct Told {
     std::map<int64_t, uint64_t> hashes;  // by steps done

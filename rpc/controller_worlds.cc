@@ -128,7 +128,7 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
     } else {  // it goes on
       world->state = World::State::kBusy;
       world->program = world->last_program = attachment.program;
-      if (trains.goes_on()) TellPods(world->job);  // it may have missed a view
+      if (trains.table) world->link.pods(*trains.table);  // it may have missed a view
     }
     return world->worker;
   }
@@ -166,6 +166,7 @@ WorldProgram Controller::ProgramOf(const World& world, const Request& request,
                           TrainOrder order{jobs_.at(request.job)->spec};
                           order.spec.placement.load.mesh = world.placement.load.mesh;
                           order.pod = world.pod;
+                          order.joins = world.joins;
                           program.task = std::move(order);
                         },
                         [&](const auto& task) { program.task = task; }},
@@ -199,10 +200,12 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
       world.deadline = Now() + times_.exit;
     }
     if (!ending->status.ok()) world.failure = ending->status;
+    LeaveOut(world, ending->status);
     return;
   }
   if (const auto* checkpoint = std::get_if<JobCheckpoint>(&answer.body)) {
     const World::Sent* sent = world.sent.empty() ? nullptr : &world.sent.front();
+    if (world.left_out) return;
     if (!world.is_pool) return JobCommits(world, world.job, world.id.epoch, *checkpoint);
     if (sent != nullptr && sent->number == answer.number) {
       JobCommits(world, sent->job, sent->epoch, *checkpoint);
@@ -214,12 +217,15 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   Request* request = it == requests_.end() ? nullptr : it->second.get();
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
-    world.stepped = world.stepped || (progress->phase == "train" && progress->done > 0);
+    world.silent = absl::InfiniteFuture();
+    if (progress->phase == "train" && progress->done > 0) Stepped(world);
     const auto job = jobs_.find(request != nullptr ? request->job : world.is_pool ? "" : world.job);
     if (job != jobs_.end()) JobProgressed(*job->second, world, *progress);
   } else if (const auto* listens = std::get_if<ListensAnswer>(&answer.body)) {
     world.listens = listens->addresses;
-    TellPods(world.job);
+    if (const auto job = jobs_.find(world.job); job != jobs_.end()) TellPods(*job->second);
+  } else if (const auto* silent = std::get_if<SilentAnswer>(&answer.body)) {
+    PodSilent(world, *silent);
   } else if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&answer.body)) {
     if (request != nullptr) request->sink.tokens(*tokens);
   } else if (const auto* loaded = std::get_if<LoadAnswer>(&answer.body)) {
@@ -238,28 +244,6 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
     Finished(world, RequestResult(*tokenized));
   } else if (const auto* detokenized = std::get_if<DetokenizeAnswer>(&answer.body)) {
     Finished(world, RequestResult(*detokenized));
-  }
-}
-
-// Once all pods of the job listen: a view of them, to each; of those that are left, when one is
-// lost.
-void Controller::TellPods(const std::string& job) {
-  const auto found = jobs_.find(job);
-  if (found == jobs_.end()) return;
-  std::vector<World*> worlds;
-  PodTable table;
-  for (const auto& [name, pod] : pods_) {
-    World* world = pod->world.get();
-    if (world == nullptr || world->job != job || world->ending() || world->listens.empty())
-      continue;
-    worlds.push_back(world);
-    table.pods.push_back({world->pod, world->id.epoch, world->listens});
-  }
-  const Job& of = *found->second;
-  if (static_cast<int64_t>(worlds.size()) + of.lost + of.answered < of.pods()) return;
-  table.view = view_ = store_->BumpView().value_or(view_ + 1);
-  for (World* world : worlds) {
-    if (world->link.pods) world->link.pods(table);
   }
 }
 
@@ -291,14 +275,19 @@ void Controller::Finished(World& world, const absl::StatusOr<RequestResult>& ans
     if (auto* verified = std::get_if<VerifyResult>(&*result)) timing = &verified->report.timing;
     if (timing != nullptr) timing->load_s = std::exchange(world.load_s, 0);
   }
+  const bool was_job = !world.job.empty();
+  const bool lost = was_job && LosesPod(world, result.status());
   const bool loading = world.state == World::State::kLoading;
   const uint64_t id = std::exchange(world.request, 0);
   world.state = World::State::kIdle;
   world.idle_since = Now();
   world.cancel_deadline = absl::InfiniteFuture();
   world.program = 0;
-  const bool was_job = !world.job.empty();
-  if (const auto it = requests_.find(id); it != requests_.end()) FinishRequest(*it->second, result);
+  if (lost) {
+    requests_.erase(id);
+  } else if (const auto it = requests_.find(id); it != requests_.end()) {
+    FinishRequest(*it->second, result);
+  }
   if (loading) {
     SendExit(world, "its model could not be loaded");
   } else if (was_job) {
@@ -369,6 +358,7 @@ void Controller::WorkerGone(uint64_t session) {
     world->failure = absl::UnavailableError("rank 0 closed its stream");
     world->state = World::State::kExiting;
     world->deadline = Now() + times_.exit;
+    LeaveOut(*world, world->failure);
     return;
   }
 }
@@ -384,16 +374,20 @@ void Controller::CheckWorld(Pod& pod) {
                                    : "the world did not attach within ",
                      absl::FormatDuration(limit)),
         {world.resumes ? "STREAM_LOST" : "START_TIMEOUT", {}, {}});
+    LeaveOut(world, world.failure);
     StopWorld(world, "it did not attach in time");
   } else if (world.state == World::State::kExiting && world.deadline <= now) {
     StopWorld(world, "it did not exit in time");
   } else if (world.state == World::State::kStopping && world.deadline <= now) {
-    EndWorld(pod, world.failure, WorldExit(), /*confirmed=*/pod.session != 0);
+    const bool heard = pod.session != 0 && pod.last_seen > world.deadline - times_.stop;
+    EndWorld(pod, world.failure, WorldExit(), /*confirmed=*/heard);
   } else if (world.cancel_deadline <= now) {
     StopWorld(world, "a cancelled program did not stop in time");
   } else if (world.state == World::State::kIdle && world.job.empty() && world.request == 0 &&
              (pod.draining || world.idle_since + world.keep_alive <= now)) {
     SendExit(world, pod.draining ? "its pod drains" : "nobody used it");
+  } else {
+    CheckPodOfJob(pod);
   }
 }
 
@@ -417,11 +411,14 @@ void Controller::EndWorld(Pod& pod, const absl::Status& failure, const WorldExit
     const bool answered = requests_.erase(world->request) == 0;
     const auto job = jobs_.find(world->job);
     // Its part is done; the job's other pods may still be at theirs.
-    if (job != jobs_.end() && (!answered || world->is_pool || job->second->failed)) {
+    if (job != jobs_.end() &&
+        (!answered || world->is_pool || world->left_out || job->second->failed)) {
       if (why.ok()) why = WorldDied(world->id, name, exit, failure);
-      if (!confirmed) job->second->unconfirmed_pod = name;
       const absl::Time expired = std::max(leases_.Deadline(name), Now());
-      JobWorldEnded(*job->second, why, exit, confirmed ? Now() : expired + times_.lease_margin);
+      const absl::Time earliest = confirmed ? Now() : expired + times_.lease_margin;
+      if (PodOfJobEnded(*job->second, *world, name, why, confirmed, earliest)) return;
+      if (!confirmed) job->second->unconfirmed_pod = name;
+      JobWorldEnded(*job->second, why, exit, earliest);
     }
     return;
   }

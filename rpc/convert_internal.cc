@@ -111,6 +111,7 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
     mesh.set_pods(pods);
     out.mutable_train()->set_output_dir(program.output_dir);
     out.mutable_train()->set_pod(train->pod);
+    out.mutable_train()->set_joins(train->joins);
   } else if (const auto* verify = std::get_if<VerifyTask>(&program.task)) {
     *out.mutable_verify() = ToProto(*verify);
   } else if (const auto* tokenize = std::get_if<TokenizeTask>(&program.task)) {
@@ -158,6 +159,7 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
       order.spec.placement.load.mesh = mesh;
       order.spec.placement.mesh = {mesh.data, mesh.ring, mesh.tensor};
       order.pod = in.train().pod();
+      order.joins = in.train().joins();
       out.task = std::move(order);
       out.output_dir = in.train().output_dir();
       return out;
@@ -214,6 +216,9 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
     for (const std::string& address : listens->addresses) {
       out.mutable_listens()->add_addresses(address);
     }
+  } else if (const auto* silent = std::get_if<SilentAnswer>(&body)) {
+    out.mutable_silent()->set_pod(silent->pod);
+    out.mutable_silent()->set_epoch(silent->epoch);
   } else if (const auto* status = std::get_if<absl::Status>(&body)) {
     *out.mutable_failed() = ToProto(*status);
   } else {
@@ -262,6 +267,9 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       return out;
     case Message::kListens:
       out.body = ListensAnswer{{in.listens().addresses().begin(), in.listens().addresses().end()}};
+      return out;
+    case Message::kSilent:
+      out.body = SilentAnswer{in.silent().pod(), in.silent().epoch()};
       return out;
     case Message::kFailed: {
       absl::Status status = FromProto(in.failed());

@@ -272,11 +272,12 @@ v1::JobPod ToProto(const JobPod& pod) {
   out.set_epoch(pod.epoch);
   if (pod.progress.has_value()) *out.mutable_progress() = ToProto(*pod.progress);
   if (pod.checkpoint.has_value()) *out.mutable_checkpoint() = ToProto(*pod.checkpoint);
+  out.set_state(pod.state);
   return out;
 }
 
 JobPod FromProto(const v1::JobPod& in) {
-  JobPod out{in.pod(), MeshFromProto(in.mesh()), in.epoch(), {}, {}};
+  JobPod out{in.pod(), MeshFromProto(in.mesh()), in.epoch(), {}, {}, in.state()};
   if (in.has_progress()) out.progress = FromProto(in.progress());
   if (in.has_checkpoint()) out.checkpoint = FromProto(in.checkpoint());
   return out;

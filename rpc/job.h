@@ -162,9 +162,11 @@ struct JobPod {
   uint64_t epoch = 0;
   std::optional<TaskProgress> progress;
   std::optional<JobCheckpoint> checkpoint;  // the last one of this pod
+  // STARTING, TRAINING, DONE; LOST: the others go on; JOINING: launched again, beside them.
+  std::string state;
 };
 
-// What all pods of a job have told alike.
+// What all pods of a job that train now, or have ended, have told alike.
 struct PodsAgreement {
   int64_t checkpoint_step = 0;  // of the newest checkpoint that all have; 0: none
   int64_t hash_step = 0;        // the newest steps after which all have told a hash; 0: none

@@ -6,13 +6,15 @@
 namespace toroid {
 namespace {
 
-// Smaller is better: named; free, ending, idle for longest; then the tightest fit, then the name.
+// Smaller is better: named; free, ending, idle for longest; then the preferred one, the tightest
+// fit, the name.
 auto Cost(const PodView& pod, const Waiting& item) {
   const int kind = pod.state == PodView::State::kFree     ? 0
                    : pod.state == PodView::State::kEnding ? 1
                                                           : 2;
   const absl::Time idle = kind == 2 ? pod.idle_since : absl::InfinitePast();
-  return std::make_tuple(item.pod_meshes.count(pod.name) == 0, kind, idle, pod.slots, pod.name);
+  const bool named = !item.any_pod && item.pod_meshes.count(pod.name) > 0;
+  return std::make_tuple(!named, kind, pod.name != item.prefers, idle, pod.slots, pod.name);
 }
 
 }  // namespace
@@ -25,6 +27,10 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
   std::vector<Assignment> out;
   for (const Waiting& item : waiting) {
     const size_t wanted = static_cast<size_t>(item.pods);
+    const size_t must = item.any_pod ? 0 : item.pod_meshes.size();
+    const auto must_name = [&](const std::string& name) {
+      return must > 0 && item.pod_meshes.count(name) > 0;
+    };
     std::vector<size_t> fit;
     size_t able = 0, named = 0;  // those that are busy or taken included
     for (size_t i = 0; i < pods.size(); ++i) {
@@ -34,16 +40,16 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
         continue;
       }
       ++able;
-      named += item.pod_meshes.count(pod.name);
+      named += must_name(pod.name);
       if (!taken[i] && pod.state != PodView::State::kBusy) fit.push_back(i);
     }
-    if (able < wanted || named < item.pod_meshes.size()) continue;
+    if (able < wanted || named < must) continue;
     std::sort(fit.begin(), fit.end(),
               [&](size_t a, size_t b) { return Cost(pods[a], item) < Cost(pods[b], item); });
     // Those that are not named leave room for the named ones that are not free yet.
-    const auto others = std::find_if(
-        fit.begin(), fit.end(), [&](size_t i) { return item.pod_meshes.count(pods[i].name) == 0; });
-    const size_t room = size_t(others - fit.begin()) + wanted - item.pod_meshes.size();
+    const auto others =
+        std::find_if(fit.begin(), fit.end(), [&](size_t i) { return !must_name(pods[i].name); });
+    const size_t room = size_t(others - fit.begin()) + wanted - must;
     fit.resize(std::min(fit.size(), room));
     using State = PodView::State;
     const bool starts = fit.size() == wanted && std::all_of(fit.begin(), fit.end(), [&](size_t i) {

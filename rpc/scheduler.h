@@ -32,6 +32,8 @@ struct Waiting {
   uint64_t order = 0;         // of arrival
   int64_t pods = 1;           // so many, or none
   PodMeshes pod_meshes = {};  // these pods take part in any case, each with a mesh of its own
+  bool any_pod = false;       // even so: none of them has to
+  std::string prefers = {};   // this one, among those that are free
 };
 
 struct Assignment {

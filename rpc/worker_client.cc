@@ -1,10 +1,10 @@
 // Rank 0's stream to the controller, as a ProgramChannel.
 #include <google/protobuf/util/json_util.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -306,6 +306,7 @@ class Connection final : public WorkerConnection {
     program = job_->program();
     program.number = number_ = order.number;
     pod_ = std::get<TrainOrder>(order.task).pod;
+    program.train.joins = std::get<TrainOrder>(order.task).joins;
     pods_ = std::get<TrainTask>(spec.task).plan.options.pods.count;
     // A pool's world does not outlive its stream: its other programs would wait for nobody.
     if (!order.pool.has_value()) link_.Hold(program.number);
@@ -324,9 +325,13 @@ class Connection final : public WorkerConnection {
   std::optional<MembershipView> View() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!table_) return std::nullopt;
-    MembershipView view{table_->view, {}};
-    for (const PodAddresses& pod : table_->pods) view.members.push_back(pod.pod);
-    std::sort(view.members.begin(), view.members.end());
+    std::map<int64_t, uint64_t> launches;
+    for (const PodAddresses& pod : table_->pods) launches[pod.pod] = pod.epoch;
+    MembershipView view{table_->view, {}, {}};
+    for (const auto& [pod, epoch] : launches) {
+      view.members.push_back(pod);
+      view.launches.push_back(epoch);
+    }
     return view;
   }
 
@@ -358,12 +363,20 @@ class Connection final : public WorkerConnection {
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
     events.on_alarm = events.on_note;
     events.view = [this] { return View(); };
+    events.on_silent = [this, number](int64_t pod) { TellSilent(number, pod); };
     // Without its controller the run has nobody to answer to; the next one goes on from here.
     events.stop = [this, number] {
       const std::lock_guard<std::mutex> lock(mutex_);
       return gone_ || saved_.count(number) > 0 ? StopAsked::kEnd : StopAsked::kNo;
     };
     return job_->Record(std::move(events));
+  }
+
+  void TellSilent(uint64_t number, int64_t pod) {
+    const std::optional<MembershipView> view = View();
+    if (!view || !view->Has(pod)) return;
+    Print(absl::StrCat("pod ", pod, " says nothing and is waited for"));
+    TellDurably(number, SilentAnswer{pod, view->LaunchOf(pod)});
   }
 
   void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {

@@ -39,7 +39,7 @@ set_tests_properties(MpiWorld.RefusesASingletonUnderSlurm PROPERTIES
 # The real binary: python3 e2e/NAME.py BINARY runs every test of the file.
 if(TOROID_SERVICES)
   find_program(TOROID_PYTHON python3 REQUIRED)
-  foreach(name command_line generate train slurm cluster tls jobs pods pools two_hosts pod_hosts)
+  foreach(name command_line generate train slurm cluster tls jobs pods pod_returns pools two_hosts pod_hosts)
     add_test(NAME EndToEnd.${name} COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py
                                            $<TARGET_FILE:toroid>)
     set_tests_properties(EndToEnd.${name} PROPERTIES TIMEOUT 900 PROCESSORS 2)

@@ -281,7 +281,7 @@ def test_pods_go_on_without_one_that_is_killed():
                                                 "train.exchange.streaming.fragments=2", "train.exchange.codec=INT8"]):
         with tempfile.TemporaryDirectory() as runs, Up(3, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
             settings = ["mesh.pods=3", "train.steps=300", "train.schedule.kind=CONSTANT", "train.param_hash_every=1",
-                        "train.exchange.policy=CONTINUE", "train.exchange.keep_contributions=true", *mode]
+                        "train.exchange.policy=CONTINUE", "train.exchange.keep_contributions=true", "max_restarts=0", *mode]
             sets = [word for setting in settings for word in ("--set", setting)]
             job = os.path.join(runs, "licence")
             id = good(up.run("job", "submit", JOB, *sets)).out.strip()

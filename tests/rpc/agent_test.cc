@@ -5,14 +5,17 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "rpc/agent_process.h"
 #include "rpc/error_info.h"
 #include "rpc/rank_record.h"
+#include "rpc/rank_watch.h"
 #include "rpc/roots.h"
 #include "rpc/worker_process.h"
 #include "rpc/world_process.h"
@@ -64,6 +67,36 @@ TEST_F(AgentTest, StopIsTermThenKill) {
   ASSERT_EQ(reports_.size(), 1u);
   EXPECT_TRUE(std::holds_alternative<WorldExit>(reports_[0].body));
   EXPECT_TRUE(agent_.running().empty());
+}
+
+TEST(RankWatch, SeesThatAProcessOfThisHostHasEnded) {
+  const std::string dir = absl::StrCat(::testing::TempDir(), "/rank-watch-", getpid());
+  std::filesystem::create_directories(dir);
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  absl::Time now = absl::FromUnixSeconds(1700000000);
+  RankWatch watch;
+  watch.Begin(dir, 3, "here");
+  EXPECT_FALSE(watch.Ended(now).has_value());  // nobody has noted itself yet
+  std::ofstream(dir + "/rank-0") << getpid() << " here\n";
+  std::ofstream(dir + "/rank-1") << child << " elsewhere\n";
+  std::ofstream(dir + "/rank-2") << child << " here\n";
+  EXPECT_FALSE(watch.Ended(now += absl::Seconds(1)).has_value());
+  kill(child, SIGKILL);
+  std::optional<RankRecord> ended;
+  for (int i = 0; i < 1000 && !ended.has_value(); ++i) {
+    ended = watch.Ended(now);
+    usleep(5000);
+  }
+  ASSERT_TRUE(ended.has_value());
+  EXPECT_EQ(ended->rank, 2);
+  EXPECT_EQ(ended->host, "here");
+  EXPECT_FALSE(watch.Ended(now += absl::Seconds(1)).has_value());  // once
+  waitpid(child, nullptr, 0);
+  std::filesystem::remove_all(dir);
 }
 
 TEST_F(AgentTest, LowerEpochsAreDroppedAndCounted) {

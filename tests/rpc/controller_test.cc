@@ -257,6 +257,7 @@ TEST_F(ControllerTest, PodsOfAJobStartAgainTogether) {
 TEST_F(ControllerTest, PodsGoOnWithoutOneThatIsLost) {
   auto a = Connect("a"), b = Connect("b"), c = Connect("c");
   JobSpec spec = OnTwoPods();
+  spec.max_restarts = 1;  // which is used for the first: nobody returns
   std::get<TrainTask>(spec.task).plan.options.pods.count = 3;
   std::get<TrainTask>(spec.task).plan.options.pods.policy = PodsOptions::Policy::kContinue;
   const std::string id = Submit(spec).id;
