@@ -7,9 +7,8 @@
 
 namespace toroid {
 
-GangQueue::GangQueue(int preparers, Order order) : order_(order) {
-  for (int i = 0; i < preparers; ++i) preparers_.emplace_back([this] { PrepareAhead(); });
-}
+GangQueue::GangQueue(int preparers, Order order)
+    : most_preparers_(size_t(preparers)), order_(order) {}
 
 GangQueue::~GangQueue() {
   {
@@ -35,6 +34,11 @@ void GangQueue::Push(Gang gang) {
   const bool ahead = gang.ahead;
   const auto entry = entries_.insert(place, Entry{std::move(gang)});
   const bool at_turn = awaited_ && entry == entries_.begin() && Here();
+  if (!at_turn && ahead && preparers_.size() < most_preparers_ && !ending_) {
+    const auto waiting = std::count_if(entries_.begin(), entries_.end(),
+                                       [this](const Entry& e) { return MayBePrepared(e); });
+    if (size_t(waiting) > idle_) preparers_.emplace_back([this] { PrepareAhead(); });
+  }
   lock.unlock();
   if (at_turn) {
     ready_.notify_one();
@@ -66,6 +70,11 @@ std::optional<GangQueue::Gang> GangQueue::Next() {
   return std::nullopt;
 }
 
+bool GangQueue::Ready() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !closed_ && Here() && entries_.front().state == State::kReady;
+}
+
 void GangQueue::Close() {
   const std::lock_guard<std::mutex> lock(mutex_);
   closed_ = true;
@@ -81,15 +90,21 @@ void GangQueue::Prepare(std::unique_lock<std::mutex>& lock, Entry& entry) {
   entry.state = State::kReady;
 }
 
+// By a preparer.
+bool GangQueue::MayBePrepared(const Entry& entry) const {
+  const bool taken = awaited_ && &entry == &entries_.front() && Here();  // by Next, which is woken
+  return entry.state == State::kWaits && entry.gang.ahead && !taken;
+}
+
 void GangQueue::PrepareAhead() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!ending_) {
-    const auto found = std::find_if(entries_.begin(), entries_.end(), [this](const Entry& entry) {
-      const bool taken = awaited_ && &entry == &entries_.front() && Here();  // by Next, woken
-      return entry.state == State::kWaits && entry.gang.ahead && !taken;
-    });
+    const auto found = std::find_if(entries_.begin(), entries_.end(),
+                                    [this](const Entry& entry) { return MayBePrepared(entry); });
     if (found == entries_.end()) {
+      ++idle_;
       arrived_.wait(lock);
+      --idle_;
       continue;
     }
     Prepare(lock, *found);

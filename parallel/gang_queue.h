@@ -40,6 +40,7 @@ class GangQueue {
   };
 
   // preparers: threads, so many gangs are prepared at once; with none each is prepared by Next.
+  // They are started as they are needed.
   explicit GangQueue(int preparers, Order order = Order::kStamped);
   // Waits for preparations that have begun; what was not run is dropped.
   ~GangQueue();
@@ -50,6 +51,8 @@ class GangQueue {
   void Push(Gang gang);
   // The next gang, once it is here and prepared. nullopt: closed.
   std::optional<Gang> Next();
+  // Whether Next would return at once.
+  bool Ready();
   // Next returns nullopt from now on, whatever waits.
   void Close();
 
@@ -62,9 +65,11 @@ class GangQueue {
   using Entries = std::list<Entry>;
 
   bool Here() const;  // the next gang
+  bool MayBePrepared(const Entry& entry) const;
   void PrepareAhead();
   void Prepare(std::unique_lock<std::mutex>& lock, Entry& entry);
 
+  const size_t most_preparers_;
   const Order order_;
   std::mutex mutex_;
   std::condition_variable arrived_;  // for preparers: a gang that may be prepared
@@ -73,6 +78,7 @@ class GangQueue {
   uint64_t next_ = 1;                // number that Next returns, if order_ is kStamped
   bool awaited_ = false;             // Next waits on ready_
   bool closed_ = false, ending_ = false;
+  size_t idle_ = 0;  // preparers that wait
   std::vector<std::thread> preparers_;
 };
 

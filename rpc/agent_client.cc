@@ -28,8 +28,7 @@ class GrpcAgentClient final : public AgentClient {
                 [this](const absl::Status& status) { Add(StreamClosed{status}); }) {}
 
   void Start(const PodRegistration& registration) {
-    stub_->async()->Connect(stream_.context(), &stream_);
-    stream_.Begin();
+    stream_.Begin(stub_->PrepareAsyncConnect(stream_.context(), stream_.events()));
     AgentMessage message;
     internal::v1::Register& out = *message.mutable_register_();
     out.set_pod(registration.pod);

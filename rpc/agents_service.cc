@@ -19,15 +19,23 @@ namespace {
 template <typename In, typename Out>
 class SessionStream : public grpc::ServerBidiReactor<In, Out> {
  public:
-  explicit SessionStream(Controller* controller)
+  explicit SessionStream(Controller* controller,
+                         std::function<bool(Out&, const Out&)> merge = nullptr)
       : controller_(controller),
-        outbox_([this](const Out* message) { this->StartWrite(message); }) {}
+        outbox_([this](const Out* message) { this->StartWrite(message); }, std::move(merge)) {}
 
   void Start(std::shared_ptr<SessionStream> self) {
     self_ = std::move(self);
     this->StartRead(&in_);
   }
   void Push(Out message) { outbox_.Push(std::move(message)); }
+  // Calls act(); what is pushed meanwhile leaves together.
+  template <typename Act>
+  void PushTogether(Act act) {
+    outbox_.Hold();
+    act();
+    outbox_.Release();
+  }
 
   void OnReadDone(bool ok) override {
     if (!ok) return End(absl::OkStatus());
@@ -160,7 +168,8 @@ class AgentStream final : public SessionStream<AgentMessage, ControllerMessage> 
 
 class WorkerStream final : public SessionStream<WorkerMessage, WorldMessage> {
  public:
-  using SessionStream::SessionStream;
+  explicit WorkerStream(Controller* controller)
+      : SessionStream(controller, AddBehind<WorldMessage>) {}
 
  protected:
   absl::StatusOr<uint64_t> Open(const WorkerMessage& first) override {
@@ -196,11 +205,19 @@ class WorkerStream final : public SessionStream<WorkerMessage, WorldMessage> {
   }
 
   void Take(uint64_t session, const WorkerMessage& message) override {
-    const auto answer = FromProto(message);
-    if (answer.ok()) controller_->WorkerAnswered(session, FromProto(message.world()), *answer);
+    PushTogether([&] {
+      TakeOne(session, message);
+      for (const WorkerMessage& next : message.more()) TakeOne(session, next);
+    });
   }
 
   void Closed(uint64_t session) override { controller_->WorkerGone(session); }
+
+ private:
+  void TakeOne(uint64_t session, const WorkerMessage& message) {
+    const auto answer = FromProto(message);
+    if (answer.ok()) controller_->WorkerAnswered(session, FromProto(message.world()), *answer);
+  }
 };
 
 class AgentsService final : public internal::v1::Agents::CallbackService {

@@ -16,8 +16,10 @@ namespace toroid {
 namespace {
 
 // Programs that a world may have been sent and not have answered: what they hold in memory, and
-// what priority comes too late for, is bounded.
-constexpr size_t kMostSent = 8;
+// what priority comes too late for, is bounded. Of short ones there are more, what it does in
+// kSentTime, or it would wait for them.
+constexpr size_t kFewSent = 8, kMostSent = 64;
+constexpr absl::Duration kSentTime = absl::Milliseconds(20);
 constexpr size_t kMostServed = 64;
 
 // Nothing said is the pool's mesh.
@@ -29,6 +31,12 @@ absl::Status CheckMesh(const Placement& placement, const std::string& pool, cons
                                                      ", not ", ToString(*wanted), ": leave it out")
                                       : absl::StrCat("pool ", pool, " has mesh ", ToString(mesh),
                                                      ": ", wanted.status().message()));
+}
+
+// How many programs a world may have been sent whose programs take `turn`.
+size_t SentAhead(absl::Duration turn) {
+  if (turn * kMostSent <= kSentTime) return kMostSent;
+  return std::max(kFewSent, static_cast<size_t>(kSentTime / turn));
 }
 
 }  // namespace
@@ -94,7 +102,8 @@ void Controller::FeedPools() {
     std::string pod;
     World* world = WorldOfPool(pool, &pod);
     if (world == nullptr) continue;
-    while (world->sent.size() < kMostSent && SendNext(pool, *world, pod)) continue;
+    while (world->sent.size() < SentAhead(world->mean_turn) && SendNext(pool, *world, pod))
+      continue;
   }
 }
 
@@ -216,6 +225,7 @@ void Controller::BeginFirst(World& world) {
   world.cancel_deadline = absl::InfiniteFuture();
   world.state = world.sent.empty() ? World::State::kIdle : World::State::kBusy;
   if (world.sent.empty()) return;
+  world.turn_began = Now();
   const World::Sent& first = world.sent.front();
   world.program = first.number;
   world.request = first.request;
@@ -232,6 +242,9 @@ void Controller::PoolAnswered(World& world, const absl::StatusOr<RequestResult>&
   if (world.sent.empty()) return;  // it answers what nobody asked
   const uint64_t id = world.sent.front().request;
   world.sent.pop_front();
+  const absl::Duration turn = Now() - world.turn_began;
+  world.mean_turn =
+      world.mean_turn == absl::InfiniteDuration() ? turn : (7 * world.mean_turn + turn) / 8;
   if (const auto it = requests_.find(id); it != requests_.end()) FinishRequest(*it->second, result);
   BeginFirst(world);
 }

@@ -58,6 +58,8 @@ struct Controller::World {
   };
   bool is_pool = false;
   std::deque<Sent> sent;
+  absl::Time turn_began;                                // of the first of them
+  absl::Duration mean_turn = absl::InfiniteDuration();  // of the last few programs
   std::deque<std::string> served;  // jobs whose programs it was sent last: it writes of them
   absl::Status failure;            // why it ends, if nobody asked it to
 

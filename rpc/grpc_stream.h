@@ -12,6 +12,16 @@
 
 namespace toroid {
 
+// Adds `next` to what travels behind `first` in one message; false: it would become too long.
+template <typename Message>
+bool AddBehind(Message& first, const Message& next) {
+  constexpr int kMost = 63;
+  constexpr size_t kMostBytes = 16 << 10;  // each
+  if (first.more_size() >= kMost || next.ByteSizeLong() > kMostBytes) return false;
+  *first.add_more() = next;
+  return true;
+}
+
 template <typename Message>
 class Outbox {
  public:
@@ -26,6 +36,20 @@ class Outbox {
       if (closed_ || broken_) return;
       if (merge_ != nullptr && !queue_.empty() && merge_(queue_.back(), message)) return;
       queue_.push_back(std::move(message));
+      if (!TakeNext()) return;
+    }
+    start_(&current_);
+  }
+
+  // Between the two nothing leaves, so that what is pushed can be merged.
+  void Hold() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    held_ = true;
+  }
+  void Release() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      held_ = false;
       if (!TakeNext()) return;
     }
     start_(&current_);
@@ -64,7 +88,7 @@ class Outbox {
 
  private:
   bool TakeNext() {
-    if (writing_ || queue_.empty()) return false;
+    if (held_ || writing_ || queue_.empty()) return false;
     current_ = std::move(queue_.front());
     queue_.pop_front();
     return writing_ = true;
@@ -79,7 +103,7 @@ class Outbox {
   std::mutex mutex_;
   std::deque<Message> queue_;
   Message current_;
-  bool writing_ = false, broken_ = false, closed_ = false;
+  bool held_ = false, writing_ = false, broken_ = false, closed_ = false;
   std::function<void()> finish_;
 };
 

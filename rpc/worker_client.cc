@@ -29,8 +29,6 @@ using internal::v1::WorldMessage;
 
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
 constexpr absl::Duration kLogInterval = absl::Seconds(5);
-// Threads that prepare programs of a pool: they wait for files, and hand texts to a tokenizer.
-constexpr int kPreparers = 2;
 constexpr size_t kKnownModels = 4;  // whose tokenizers are kept for programs that are to come
 
 absl::Status NoTokenizer() {
@@ -59,8 +57,9 @@ absl::StatusOr<std::unique_ptr<PodLink>> MeetPods(const PodMeeting& meeting,
 
 class Connection final : public WorkerConnection {
  public:
-  Connection(const WorkerOptions& options, const Tls& tls)
+  Connection(const WorkerOptions& options, const Tls& tls, const Preparation& preparation)
       : options_(options),
+        preparation_(preparation),
         world_{options.job, options.epoch, options.view},
         link_(
             options, tls, [this](const WorldMessage& message) { Receive(message); },
@@ -167,6 +166,7 @@ class Connection final : public WorkerConnection {
       if (order.ok()) prepared->order = *std::move(order);
       prepared->order.number = message.number();
       if (Cancelled(message.number())) return;  // by the time that it could begin
+      if (preparation_.begins) preparation_.begins(prepared->order);
       PrepareFiles(*prepared, options_.roots);
       if (const auto model = Known(prepared->load)) PrepareIds(*prepared, *model);
     };
@@ -241,6 +241,7 @@ class Connection final : public WorkerConnection {
     while (true) {
       std::shared_ptr<PreparedProgram> prepared = std::exchange(waiting_, nullptr);
       if (prepared == nullptr) {
+        if (!programs_.Ready()) link_.Flush();  // nobody's answer joins those that wait
         const std::optional<GangQueue::Gang> gang = programs_.Next();
         if (!gang.has_value()) return Program();  // the controller is lost: kExit
         gang->run();
@@ -433,6 +434,7 @@ class Connection final : public WorkerConnection {
   }
 
   const WorkerOptions options_;
+  const Preparation preparation_;
   const WorldId world_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -452,15 +454,16 @@ class Connection final : public WorkerConnection {
   uint64_t number_ = 0, epoch_ = 0;
   int64_t pod_ = 0, pods_ = 1;
   absl::Time next_line_ = absl::InfinitePast();
-  GangQueue programs_{kPreparers};
+  GangQueue programs_{preparation_.threads};
   WorkerLink link_;  // last: its end waits for its reactions
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options) {
+absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options,
+                                                                const Preparation& preparation) {
   TOROID_ASSIGN_OR_RETURN(const Tls tls, ReadTls(options.tls_dir));
-  auto connection = std::make_unique<Connection>(options, tls);
+  auto connection = std::make_unique<Connection>(options, tls, preparation);
   TOROID_RETURN_IF_ERROR(connection->Attach());
   return std::unique_ptr<WorkerConnection>(std::move(connection));
 }

@@ -12,6 +12,7 @@
 #include "core/status_macros.h"
 #include "rpc/convert.h"
 #include "rpc/grpc_credentials.h"
+#include "rpc/grpc_stream.h"
 
 namespace toroid {
 namespace {
@@ -26,17 +27,19 @@ constexpr double kFirstWait = 0.1, kLongestWait = 2;        // seconds between a
 WorldId WorldOf(const WorkerOptions& options) { return {options.job, options.epoch, options.view}; }
 
 // What the controller has not taken yet is told together.
-bool Merge(WorkerMessage& last, const WorkerMessage& next) {
-  if (last.number() != next.number()) return false;
-  if (last.has_tokens() && next.has_tokens()) {
+bool Merge(WorkerMessage& first, const WorkerMessage& next) {
+  const int behind = first.more_size();
+  WorkerMessage& last = behind > 0 ? *first.mutable_more(behind - 1) : first;
+  const bool same = last.number() == next.number();
+  if (same && last.has_tokens() && next.has_tokens()) {
     last.mutable_tokens()->MergeFrom(next.tokens());
     return true;
   }
-  if (last.has_progress() && next.has_progress()) {
+  if (same && last.has_progress() && next.has_progress()) {
     *last.mutable_progress() = next.progress();
     return true;
   }
-  return false;
+  return AddBehind(first, next);
 }
 
 }  // namespace
@@ -66,8 +69,7 @@ void WorkerLink::Dial() {
   stream_ = std::make_unique<Stream>([this](const WorldMessage& message) { Receive(message); },
                                      [this](const absl::Status& status) { Closed(status); }, Merge);
   stream_->context()->set_wait_for_ready(true);
-  stub_->async()->Attach(stream_->context(), stream_.get());
-  stream_->Begin();
+  stream_->Begin(stub_->PrepareAsyncAttach(stream_->context(), stream_->events()));
   WorkerMessage message;
   *message.mutable_world() = ToProto(WorldOf(options_));
   internal::v1::Attach& attach = *message.mutable_attach();
@@ -112,6 +114,11 @@ void WorkerLink::Push(WorkerMessage message) {
   if (state_ == State::kAttached) stream_->Push(std::move(message));
 }
 
+void WorkerLink::Flush() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (state_ == State::kAttached) stream_->Flush();
+}
+
 void WorkerLink::PushDurably(WorkerMessage message) {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::erase_if(durable_, [&message](const WorkerMessage& older) {
@@ -144,6 +151,13 @@ void WorkerLink::Finish(absl::Duration timeout) {
 }
 
 void WorkerLink::Receive(const WorldMessage& message) {
+  if (message.more_size() > 0) {
+    WorldMessage first = message;
+    first.clear_more();
+    Receive(first);
+    for (const WorldMessage& next : message.more()) Receive(next);
+    return;
+  }
   if (!(FromProto(message.world()) == WorldOf(options_))) return;  // not of this epoch
   if (!message.has_attached()) return message_(message);
   const std::lock_guard<std::mutex> lock(mutex_);

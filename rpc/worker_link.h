@@ -43,6 +43,8 @@ class WorkerLink {
   void Release();
   // Dropped while there is no stream.
   void Push(internal::v1::WorkerMessage message);
+  // Nothing will be pushed soon.
+  void Flush();
   void PushDurably(internal::v1::WorkerMessage message);
   bool gone() const;
   // Closes the stream behind what was pushed; waits at most `timeout` for it to be delivered.

@@ -8,6 +8,7 @@
 // FILE (mode 0600) carries what must not stand in an argv: the credential of this epoch.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "core/communicator.h"
 #include "parallel/program.h"
+#include "rpc/control.h"
 #include "rpc/job.h"
 
 namespace toroid {
@@ -61,10 +63,20 @@ class WorkerConnection {
   virtual void Finish(const absl::Status& status) = 0;
 };
 
+// How programs of a pool are prepared while earlier ones run.
+struct Preparation {
+  // So many at once; 0: each at its turn. They wait for files more than they compute: as many as
+  // a pool may have been sent.
+  int threads = 16;
+  // Called as a preparation begins, on its thread; tests wait in it.
+  std::function<void(const WorldProgram&)> begins;
+};
+
 // Dials and attaches. Unavailable: the controller cannot be reached; as ReadTls and
 // WhyNoConnection (rpc/tls.h); PermissionDenied: credential
 // or epoch are not those of the present launch.
-absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(const WorkerOptions& options);
+absl::StatusOr<std::unique_ptr<WorkerConnection>> ConnectWorker(
+    const WorkerOptions& options, const Preparation& preparation = {});
 
 // The loop's ends on ranks other than 0.
 ProgramChannel RankChannel(const WorkerOptions& options);

@@ -4,11 +4,16 @@
 // turns, so that both see the same machine, and the pauses between are random. Times of different
 // processes are of one clock, the host's monotonic one.
 //
-//   dispatch_rows [RANKS] [STEPS]
+// Then chains of 64 steps that are asked for at once (Pathways, section 4.5): each takes 1 ms to
+// prepare, a wait, and 0.1 ms to compute, a spin on rank 0. Prepared while others run they take
+// 1 + 64 * 0.1 ms, each at its turn 64 * (1 + 0.1) ms.
+//
+//   dispatch_rows [RANKS] [STEPS] [CHAINS]
 #include <grpcpp/create_channel.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,7 +49,8 @@ namespace {
 namespace wire = internal::v1;
 
 constexpr int kWarmUp = 100, kChain = 64;
-constexpr double kCompute = 1e-4;  // of a step of the chain, seconds
+constexpr int64_t kPlain = 1, kOfChain = 2;         // steps; told apart by max_tokens
+constexpr double kPrepare = 1e-3, kCompute = 1e-4;  // of a step of the chain, seconds
 constexpr char kModel[] = "random:tiny-gqa";
 
 double Now() {
@@ -57,7 +63,7 @@ double Percentile(std::vector<double> values, double part) {
 }
 
 // --- a rank: notes when it begins each step, and writes that down at its end
-int RunRank(const std::string& file, int argc, char** argv) {
+int RunRank(const std::string& file, bool ahead, int argc, char** argv) {
   auto options = ReadLaunchFile(file);
   TOROID_CHECK_MSG(options.ok(), std::string(options.status().message()));
   auto world = NewMpiWorld(&argc, &argv);
@@ -66,7 +72,15 @@ int RunRank(const std::string& file, int argc, char** argv) {
   std::unique_ptr<WorkerConnection> connection;
   ProgramChannel channel;
   if (rank == 0) {
-    auto connected = ConnectWorker(*options);
+    Preparation preparation;
+    if (!ahead) preparation.threads = 0;
+    preparation.begins = [](const WorldProgram& program) {
+      const auto* task = std::get_if<GenerateTask>(&program.task);
+      if (task == nullptr || task->request.max_tokens != kOfChain) return;
+      prctl(PR_SET_TIMERSLACK, 1);  // a wait of 1 ms, not of 1.06
+      std::this_thread::sleep_for(std::chrono::duration<double>(kPrepare));
+    };
+    auto connected = ConnectWorker(*options, preparation);
     TOROID_CHECK_MSG(connected.ok(), std::string(connected.status().message()));
     connection = *std::move(connected);
     channel = connection->channel();
@@ -86,7 +100,7 @@ int RunRank(const std::string& file, int argc, char** argv) {
     }
     begun.push_back(now);
     if (rank != 0) continue;
-    while (program->generate.max_tokens == 2 && Now() < now + kCompute) continue;
+    while (program->generate.max_tokens == kOfChain && Now() < now + kCompute) continue;
     channel.on_generated(program->number, GenerateResult());
   }
   std::ofstream out(absl::StrCat(file, ".", rank), std::ios::binary);
@@ -173,7 +187,9 @@ std::unique_ptr<grpc::Server> Serve(grpc::Service* service, std::string* address
 // --- the controller, with a pool on one pod
 class Bench {
  public:
-  Bench(const std::string& self, int ranks) : self_(self), ranks_(ranks) {
+  // ahead: whether ranks prepare steps while others run.
+  Bench(const std::string& self, int ranks, bool ahead = true)
+      : self_(self), ranks_(ranks), ahead_(ahead) {
     dir_ = absl::StrCat(std::filesystem::temp_directory_path().string(), "/dispatch-", getpid());
     std::filesystem::create_directories(dir_);
     auto store = JobStore::Open(dir_ + "/jobs.sqlite");
@@ -184,17 +200,17 @@ class Bench {
                                                ControllerTimes(), [] { return absl::Now(); });
     service_ = NewWorkersService(controller_.get());
     server_ = Serve(service_.get(), &address_);
+    StartRanks();
   }
 
-  void Run(int steps) {
-    StartRanks();
+  void Dispatch(int steps) {
     StartEcho();
     std::vector<double> sent, answered, ping;
     std::minstd_rand random(1);
     for (int i = 0; i < kWarmUp + steps; ++i) {
       std::this_thread::sleep_for(std::chrono::microseconds(500 + random() % 1000));
       const double begin = Now();
-      Ask(1);
+      Ask(kPlain);
       Await(1);
       const double end = Now();
       std::this_thread::sleep_for(std::chrono::microseconds(500 + random() % 1000));
@@ -204,14 +220,25 @@ class Bench {
       answered.push_back(end - begin);
       ping.push_back(round_trip);
     }
-    const double begin = Now();
-    for (int i = 0; i < kChain; ++i) Ask(2);
-    Await(kChain);
-    const double chain = Now() - begin;
+    StopEcho();
     const std::vector<double> begun = Stop();
     std::vector<double> dispatched;
     for (size_t i = 0; i < sent.size(); ++i) dispatched.push_back(begun[kWarmUp + i] - sent[i]);
-    Print(dispatched, answered, ping, chain);
+    Print(dispatched, answered, ping);
+  }
+
+  // Seconds of each chain, from the first request to the last answer.
+  std::vector<double> Chains(int count) {
+    std::vector<double> seconds;
+    for (int i = 0; i <= count; ++i) {
+      const double begin = Now();
+      for (int k = 0; k < kChain; ++k) Ask(kOfChain);
+      Await(kChain);
+      if (i > 0) seconds.push_back(Now() - begin);  // the first loads
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    Stop();
+    return seconds;
   }
 
  private:
@@ -240,8 +267,8 @@ class Bench {
     TOROID_CHECK(WriteLaunchFile(file_, options).ok());
     std::vector<std::string> words = {"mpirun", "-q", "--oversubscribe", "--bind-to", "none"};
     if (geteuid() == 0) words.push_back("--allow-run-as-root");
-    for (const std::string& word :
-         {std::string("-n"), absl::StrCat(ranks_), self_, std::string("--rank"), file_}) {
+    for (const std::string& word : {std::string("-n"), absl::StrCat(ranks_), self_,
+                                    std::string(ahead_ ? "--rank-ahead" : "--rank"), file_}) {
       words.push_back(word);
     }
     mpirun_ = Start(words);
@@ -258,7 +285,14 @@ class Bench {
     ping_.AwaitOther();
   }
 
-  // Does not wait. kind 2: of the chain, whose steps compute.
+  void StopEcho() {
+    ping_.End();
+    ping_server_->Shutdown(std::chrono::system_clock::now());
+    int status = 0;
+    TOROID_CHECK_EQ(waitpid(echo_, &status, 0), echo_);
+  }
+
+  // Does not wait.
   void Ask(int64_t kind) {
     RequestSpec spec;
     spec.placement.load.model = kModel;
@@ -289,9 +323,6 @@ class Bench {
     int status = 0;
     TOROID_CHECK_EQ(waitpid(mpirun_, &status, 0), mpirun_);
     TOROID_CHECK_EQ(status, 0);
-    ping_.End();
-    ping_server_->Shutdown(std::chrono::system_clock::now());
-    TOROID_CHECK_EQ(waitpid(echo_, &status, 0), echo_);
     std::vector<double> last;
     for (int rank = 0; rank < ranks_; ++rank) {
       const std::string path = absl::StrCat(file_, ".", rank);
@@ -307,7 +338,7 @@ class Bench {
   }
 
   void Print(const std::vector<double>& dispatched, const std::vector<double>& answered,
-             const std::vector<double>& ping, double chain) const {
+             const std::vector<double>& ping) const {
     const auto row = [](const char* name, const std::vector<double>& seconds) {
       std::printf("%-44s p50 %7.1f us  p90 %7.1f us\n", name, 1e6 * Percentile(seconds, 0.5),
                   1e6 * Percentile(seconds, 0.9));
@@ -318,12 +349,11 @@ class Bench {
     row("a step until its answer is here", answered);
     std::printf("dispatch / ping-pong, p50: %.2f\n",
                 Percentile(dispatched, 0.5) / Percentile(ping, 0.5));
-    std::printf("chain of %d steps of %.1f ms: %.2f ms, the steps alone %.2f ms\n", kChain,
-                1e3 * kCompute, 1e3 * chain, 1e3 * kChain * kCompute);
   }
 
   const std::string self_;
   const int ranks_;
+  const bool ahead_;
   std::string dir_, address_, pool_, file_;
   std::unique_ptr<JobStore> store_;
   std::unique_ptr<LogStore> logs_;
@@ -337,14 +367,29 @@ class Bench {
   int done_ = 0;
 };
 
+void PrintChains(const char* name, const std::vector<double>& seconds, double formula) {
+  const double best = Percentile(seconds, 0), p50 = Percentile(seconds, 0.5);
+  std::printf("%-44s p50 %7.2f ms  best %7.2f ms  formula %6.2f ms, times that: %.2f, best %.2f\n",
+              name, 1e3 * p50, 1e3 * best, 1e3 * formula, p50 / formula, best / formula);
+}
+
 }  // namespace
 }  // namespace toroid
 
 int main(int argc, char** argv) {
+  using toroid::Bench;
   const std::string mode = argc > 2 ? argv[1] : "";
-  if (mode == "--rank") return toroid::RunRank(argv[2], argc, argv);
+  if (mode == "--rank") return toroid::RunRank(argv[2], /*ahead=*/false, argc, argv);
+  if (mode == "--rank-ahead") return toroid::RunRank(argv[2], /*ahead=*/true, argc, argv);
   if (mode == "--echo") return toroid::RunEcho(argv[2]);
   const int ranks = argc > 1 ? std::atoi(argv[1]) : 8;
   const int steps = argc > 2 ? std::atoi(argv[2]) : 2000;
-  toroid::Bench(std::filesystem::read_symlink("/proc/self/exe").string(), ranks).Run(steps);
+  const int chains = argc > 3 ? std::atoi(argv[3]) : 50;
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  if (steps > 0) Bench(self, ranks).Dispatch(steps);
+  if (chains == 0) return 0;
+  toroid::PrintChains("a chain prepared while it runs", Bench(self, ranks).Chains(chains),
+                      toroid::kPrepare + toroid::kChain * toroid::kCompute);
+  toroid::PrintChains("a chain prepared step by step", Bench(self, ranks, false).Chains(chains / 5),
+                      toroid::kChain * (toroid::kPrepare + toroid::kCompute));
 }

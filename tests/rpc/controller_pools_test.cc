@@ -116,16 +116,26 @@ TEST_F(PoolsTest, WhatWaitsForAPoolGoesByPriorityOnceTheWorldIsThere) {
   EXPECT_EQ(world->programs[2].pool->job, "");
 }
 
+// As many as the world needs to have at hand: of programs that take 0.1 s a few, of those
+// that take no time more.
 TEST_F(PoolsTest, AFewProgramsAreSentAheadAndNoMore) {
-  auto agent = Connect("a");
-  auto world = Begin("crew", *agent);
-  std::vector<std::shared_ptr<FakeClient>> clients;
-  for (int i = 0; i < 20; ++i) clients.push_back(Ask(On("crew", Request("m"))));
-  EXPECT_EQ(world->programs.size(), 8u);
-  for (uint64_t number = 1; number <= 20; ++number) {
-    Tell(*world, number, GenerateResult());
-    EXPECT_EQ(clients[number - 1]->done.size(), 1u) << number;
-    EXPECT_EQ(world->programs.size(), std::min<size_t>(20, 8 + number));
+  for (const bool long_ones : {true, false}) {
+    SCOPED_TRACE(long_ones);
+    const std::string name = long_ones ? "crew" : "sprinters", pod = long_ones ? "a" : "b";
+    auto agent = Connect(pod);
+    auto world = Begin(name, *agent);
+    const auto most = [long_ones](uint64_t answered) {
+      return answered == 0 || long_ones ? size_t{8} : size_t{64};
+    };
+    std::vector<std::shared_ptr<FakeClient>> clients;
+    for (int i = 0; i < 100; ++i) clients.push_back(Ask(On(name, Request("m"))));
+    EXPECT_EQ(world->programs.size(), most(0));
+    for (uint64_t number = 1; number <= 100; ++number) {
+      if (long_ones) Advance(absl::Milliseconds(100));
+      Tell(*world, number, GenerateResult());
+      EXPECT_EQ(clients[number - 1]->done.size(), 1u) << number;
+      EXPECT_EQ(world->programs.size(), std::min<size_t>(100, most(number) + number));
+    }
   }
 }
 

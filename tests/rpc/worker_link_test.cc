@@ -23,6 +23,7 @@ class Notebook {
   void Add(const WorkerMessage& message) {
     const std::lock_guard<std::mutex> lock(mutex_);
     messages_.push_back(message);
+    for (const WorkerMessage& next : message.more()) messages_.push_back(next);
     changed_.notify_all();
   }
   std::vector<WorkerMessage> Await(size_t count) {
