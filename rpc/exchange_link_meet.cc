@@ -72,7 +72,11 @@ absl::StatusOr<std::vector<std::string>> Link::Meet(int64_t pod, const std::stri
         met.code() != absl::StatusCode::kDeadlineExceeded) {
       return met;
     }
-    TOROID_RETURN_IF_ERROR(WhyNoConnection(address, options_.tls));
+    // A peer that ends while it is probed looks like one that refuses: once is not enough.
+    if (!WhyNoConnection(address, options_.tls).ok()) {
+      absl::SleepFor(kRedial);
+      TOROID_RETURN_IF_ERROR(WhyNoConnection(address, options_.tls));
+    }
     Lock lock(mutex_);
     TOROID_RETURN_IF_ERROR(refused_);
     if (absl::Now() >= deadline) {
@@ -95,7 +99,7 @@ void Link::Doubt(Peer& peer, PodRank rank) {
   probe_.notify_all();
 }
 
-// A peer that dies while it is probed looks like one that speaks otherwise: once is not enough.
+// Twice in a row, as Meet does.
 void Link::Probe() {
   Lock lock(mutex_);
   while (!stopping_) {

@@ -149,6 +149,14 @@ int KeepNames(int good, X509_STORE_CTX* context) {
   return good;
 }
 
+// Whether the last error is a connection that just ended, which says nothing of who was there: a
+// process that is ending does so too.
+bool Ended(int error) {
+  return error == SSL_ERROR_SYSCALL ||
+         (error == SSL_ERROR_SSL &&
+          ERR_GET_REASON(ERR_peek_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING);
+}
+
 // Runs `step` until it is done, or the deadline. The last SSL error; SSL_ERROR_NONE: done.
 template <typename Step>
 int Drive(SSL* session, const Socket& socket, const Step& step) {
@@ -194,6 +202,7 @@ absl::Status ProbeTls(const Socket& socket, absl::string_view address, const std
     if (verified != X509_V_OK) {
       return WhyNotVerified(verified, names, address, host, tls);
     }
+    if (Ended(error)) return absl::OkStatus();
     return Refused("no TLS there", address,
                    "the other side speaks plaintext: start it with --tls-dir, or drop --tls-dir "
                    "(TOROID_TLS_DIR) here");

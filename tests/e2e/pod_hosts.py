@@ -17,7 +17,7 @@ import time
 from harness import *
 from hosts import Hosts, only_with_hosts, succeeded
 from tls import Pki
-from train import JOB, good, lines
+from train import JOB, good, lines, words
 
 TEXT = "/usr/share/common-licenses"
 HEAD, FIRST, SECOND, THIRD = range(4)
@@ -244,6 +244,43 @@ def test_a_pod_whose_certificate_is_another_hosts_is_refused():
             # Control: with its own certificate again.
             hosts.certify(pki)
             ended(cluster, runs, submit(cluster, "again", 10), "again", 10)
+    no_orphans()
+
+
+def test_peers_that_are_refused():
+    """Without a controller, `--pod-peers`: what a pod says of another host's pod with a wrong certificate, or none."""
+    peers = f"{NAMES[FIRST]}:7091,{NAMES[SECOND]}:7092"
+
+    def begin(hosts, runs, pod, *more):
+        return hosts.start((FIRST, SECOND)[pod], *words(runs, 6, "mesh.pods=2", "train.param_hash_every=1"), "--pod", pod,
+                           "--pod-peers", peers, *more)
+
+    with PodHosts() as hosts, Pki(*NAMES) as pki, Pki(*NAMES) as other, tempfile.TemporaryDirectory() as runs:
+        mine = ("--tls-dir", pki.folders[FIRST])
+        refused(finish(begin(hosts, runs, 0)), 3, NAMES[FIRST], "plaintext", "--tls-dir")
+        # Of two CAs each refuses the other: whoever is first says so, and may be gone before the other has seen why.
+        worlds = [begin(hosts, runs, 0, *mine), begin(hosts, runs, 1, "--tls-dir", other.folders[SECOND])]
+        wait_for("one refuses the other", lambda: any(world.poll() is not None for world in worlds), 30)
+        time.sleep(1)
+        for world in worlds:
+            if world.poll() is None:
+                world.send_signal(signal.SIGINT)
+        results = [finish(world) for world in worlds]
+        check(sorted(result.code for result in results) in ([3, 3], [3, 130]), [result.err for result in results])
+        for result, name in zip(results, (f"{NAMES[SECOND]}:7092", f"{NAMES[FIRST]}:7091")):
+            if result.code == 3:
+                refused(result, 3, name, "not of the CA", "toroid pki issue")
+        # Of one CA the host's name decides, on the side that dials it.
+        there = begin(hosts, runs, 1, "--tls-dir", pki.folders[HEAD])
+        refused(finish(begin(hosts, runs, 0, *mine)), 3, f"{NAMES[SECOND]}:7092", NAMES[HEAD], f"not {NAMES[SECOND]}",
+                "toroid pki issue")
+        there.send_signal(signal.SIGINT)
+        check(finish(there).code == 130, there.returncode)
+        # Control: each with its own.
+        for world in [begin(hosts, runs, 0, *mine), begin(hosts, runs, 1, "--tls-dir", pki.folders[SECOND])]:
+            good(finish(world))
+        one, two = (lines(os.path.join(runs, f"pod-{pod}")) for pod in range(2))
+        check(len(one) == 6 and one[-1]["param_hash"] == two[-1]["param_hash"], one, two)
     no_orphans()
 
 
