@@ -33,11 +33,11 @@ def sent(lines):
     return sum(line["pods"]["bytes_sent"] for line in lines)
 
 
-def progress(pods, total):
-    """One line of the newest step that both pods have made, and of the EVERY before it."""
-    step = min(lines[-1]["step"] for lines in pods)
+def progress(pods, total, step):
+    """One line of a step, and of the EVERY before it; of the pods that have made some of them."""
     recent = [[line for line in lines if step - EVERY < line["step"] <= step] for lines in pods]
-    losses = "  ".join(f"pod {pod} loss {mean(line['loss'] for line in lines):.3f}" for pod, lines in enumerate(recent))
+    losses = "  ".join(f"pod {pod} loss {mean(line['loss'] for line in lines):.3f}"
+                       for pod, lines in enumerate(recent) if lines)
     waited = sum(line["pods"]["wait_s"] for lines in recent for line in lines)
     took = sum(line["step_s"] for lines in recent for line in lines)
     staleness = max(line["pods"]["staleness"] for lines in recent for line in lines)
@@ -74,25 +74,28 @@ def say(text):
 
 def watch(toroid, id, run, total, up):
     """Shows the job until it has ended; half way kills one of the ranks below `up`, unless that is 0."""
-    told, kill_at, epochs, late = 0, total // 2 if up else total + 1, None, 0
+    told, kill_at, states, late = 0, total // 2 if up else total + 1, {}, 0
     while True:
-        pods = pods_of(run)
-        done = min(lines[-1]["step"] if lines else 0 for lines in pods)
-        if told > done:  # from a checkpoint
-            told = done // EVERY * EVERY
+        job = json.loads(subprocess.run([toroid, "job", "get", id, "-o", "json"], check=True,
+                                        capture_output=True).stdout)
+        state, pods = job["state"], pods_of(run)
+        now = {pod: each["state"] for pod, each in enumerate(job["pods"])}
+        for pod in now:
+            if now[pod] == "LOST" and states.get(pod) != "LOST":
+                say(f"pod {pod} is lost, the other goes on")
+            elif now[pod] == "TRAINING" and states.get(pod) in ("LOST", "JOINING"):
+                say(f"pod {pod} is back: it has taken the state of the other and goes on with it")
+        states = now
+        done = min([lines[-1]["step"] if lines else 0 for pod, lines in enumerate(pods)
+                    if now.get(pod) in ("TRAINING", "DONE")] or [0])
         if done >= told + EVERY or (done == total and told < total):
             told = done
-            print(progress(pods, total), flush=True)
+            print(progress(pods, total, done), flush=True)
         if done >= kill_at and worlds(up):
             victim = worlds(up)[-1]
             os.kill(victim, signal.SIGKILL)
             say(f"killed process {victim}, the only rank of a pod, after step {done}")
-            kill_at, epochs = total + 1, [lines[-1]["epoch"] for lines in pods]
-        if epochs and done and any(lines[-1]["epoch"] > epoch for lines, epoch in zip(pods, epochs)):
-            say(f"it came back: both pods are at step {done}")
-            epochs = None
-        state = json.loads(subprocess.run([toroid, "job", "get", id, "-o", "json"], check=True,
-                                          capture_output=True).stdout)["state"]
+            kill_at = total + 1
         if state in ("SUCCEEDED", "FAILED", "CANCELLED"):
             if told < total and state == "SUCCEEDED" and late < 20:
                 late += 1  # the last lines have come meanwhile
@@ -119,8 +122,12 @@ def compare(synchronous, late, total):
     """The last lines of two_pods.sh; whether all is as it should be."""
     good = True
     base, pods = pods_of(synchronous), pods_of(late)
+    missed = [sorted(set(range(1, total + 1)) - {line["step"] for line in lines}) for lines in pods]
     for lines in pods:
-        good &= [line["step"] for line in lines] == list(range(1, total + 1))
+        steps = [line["step"] for line in lines]
+        good &= steps == sorted(set(steps)) and steps[-1] == total
+    good &= min(map(len, missed)) == 0  # one of them has made every step
+    print(f"steps that a pod was away: {max(map(len, missed))} of {total}")
     step, hashes = last_hash(pods)
     name = "the outer parameters" if "outer_hash" in pods[0][-1]["pods"] else "the parameters"
     for pod, text in enumerate(hashes):

@@ -2,8 +2,9 @@
 # two_pods.sh [--mode exact|delayed|diloco|streaming]: one model on two pods that exchange seldom and
 # late, in about a minute and a half on two cores. Starts a controller and two pods here; trains once
 # with gradients of each step in bf16, undisturbed; trains again in the mode asked for (streaming, in
-# INT8), kills one pod on the way and lets it come back; stops all that it started. Exit 1 unless both
-# pods end with the same weights and with a loss at most 1% above the synchronous one. STEPS (480)
+# INT8), kills one pod on the way, which comes back while the other trains and catches up; stops all
+# that it started. Exit 1 unless both pods end with the same weights and with a loss at most 1% above
+# the synchronous one. STEPS (480)
 # says how long it trains; both runs stay in RUN (build/two_pods).
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -58,7 +59,7 @@ max_restarts: 2
 JOB
 }
 job synchronous "exact {}  codec: BF16"
-job "$mode-pods" "$exchange"
+job "$mode-pods" "$exchange  policy: CONTINUE"
 
 # train NAME PID: submits the job and shows it; a rank below PID is killed half way, unless it is 0.
 train() {
@@ -75,7 +76,7 @@ start_up "$work" --pods 2 --ranks 1 --root "runs=$run" --root text=/usr/share/co
 export TOROID_CONTROLLER=$address
 say "the synchronous run: gradients of each step, bf16"
 train synchronous 0
-say "the same in mode $mode: exchange { $exchange }; one pod is killed on the way"
+say "the same in mode $mode: exchange { $exchange }; one pod is killed on the way and comes back"
 train "$mode-pods" "$up_pid"
 stop_up
 python3 "$ROOT/deploy/two_pods.py" compare "$run/synchronous" "$run/$mode-pods" "$steps" ||

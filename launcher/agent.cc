@@ -35,6 +35,7 @@ absl::Status RunAgentVerb(const Arguments& arguments) {
   options.mpirun_extra = arguments.Texts("--mpirun-arg");
   options.tls_dir = arguments.Text("--tls-dir");
   options.stall_timeout = arguments.Text("--stall-timeout");
+  options.throttle = SlowLink(arguments);
   // Launch files carry credentials: a directory of this process alone, unless
   // one is named.
   ScratchDir scratch;
@@ -82,7 +83,8 @@ const Verb kAgentVerb = {
     .name = "agent",
     .summary = "one per pod: starts worlds for the controller and watches them",
     .positionals = {},
-    .tables = {&kPodOptions, &kAgentOptionsTable, &kTlsOptions, &kServiceOptions},
+    .tables = {&kPodOptions, &kAgentOptionsTable, &kSlowLinkOptions, &kTlsOptions,
+               &kServiceOptions},
     .examples =
         "toroid agent --pod a --controller 127.0.0.1:7070 --slots 8 --root "
         "models=/models\n"

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
 #include "launcher/exit_code.h"
+#include "launcher/services.h"
 #include "parallel/host_exchange.h"
 #include "rpc/connect_pods.h"
 
@@ -25,11 +26,6 @@ const OptionTable kPodPeersOptions = {
         {"--pod-peers", ValueKind::kText, "A,B", "",
          "host:port where rank 0 of each pod listens, in the order of pods; with --tls-dir on any "
          "host"},
-        {"--link-rate", ValueKind::kBytes, "BYTES", "0",
-         "a slow link, for tests: a rank sends each of the others so much a second; 0: all it can"},
-        {"--link-latency", ValueKind::kSeconds, "T", "0", "the same: what is sent comes so late"},
-        {"--link-cuts", ValueKind::kSeconds, "T", "0",
-         "the same: it is cut about so often; 0: never"},
     }};
 
 absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& arguments) {
@@ -50,9 +46,7 @@ absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& argument
   peers.pod = arguments.Count("--pod");
   peers.addresses = absl::StrSplit(arguments.Text("--pod-peers"), ',');
   peers.tls_dir = arguments.Text("--tls-dir");
-  peers.throttle.bytes_per_second = double(arguments.Count("--link-rate"));
-  peers.throttle.latency = absl::Seconds(arguments.Real("--link-latency"));
-  peers.throttle.cut_every = absl::Seconds(arguments.Real("--link-cuts"));
+  peers.throttle = SlowLink(arguments);
   const int64_t count = int64_t(peers.addresses.size());
   if (peers.pod >= count) {
     return UsageError(absl::StrCat("bad value of --pod: ", peers.pod, ": --pod-peers has ", count,

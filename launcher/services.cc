@@ -48,6 +48,24 @@ const OptionTable kAgentOptionsTable = {
          false, true},
     }};
 
+const OptionTable kSlowLinkOptions = {
+    "link between pods",
+    {
+        {"--link-rate", ValueKind::kBytes, "BYTES", "0",
+         "a slow link, for tests: a rank sends each of the others so much a second; 0: all it can"},
+        {"--link-latency", ValueKind::kSeconds, "T", "0", "the same: what is sent comes so late"},
+        {"--link-cuts", ValueKind::kSeconds, "T", "0",
+         "the same: it is cut about so often; 0: never"},
+    }};
+
+ThrottleOptions SlowLink(const Arguments& arguments) {
+  ThrottleOptions options;
+  options.bytes_per_second = double(arguments.Count("--link-rate"));
+  options.latency = absl::Seconds(arguments.Real("--link-latency"));
+  options.cut_every = absl::Seconds(arguments.Real("--link-cuts"));
+  return options;
+}
+
 void EndWithParent(const Arguments& arguments) {
   if (!arguments.Flag("--end-with-parent")) return;
   prctl(PR_SET_PDEATHSIG, SIGTERM);

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "launcher/command_line.h"
 #include "rpc/job.h"
+#include "rpc/link_throttle.h"
 
 namespace toroid {
 
@@ -14,6 +15,10 @@ extern const OptionTable kServiceOptions;          // --end-with-parent
 extern const OptionTable kTlsOptions;              // --tls-dir
 extern const OptionTable kControllerOptionsTable;  // --listen --state --lease --no-reflection
 extern const OptionTable kAgentOptionsTable;       // --root --stall-timeout --mpirun-arg
+extern const OptionTable kSlowLinkOptions;         // --link-rate --link-latency --link-cuts
+
+// --link-..: of what a rank sends to each rank of other pods.
+ThrottleOptions SlowLink(const Arguments& arguments);
 
 // --end-with-parent: SIGTERM to this process when the thread that forked it
 // ends. `up` says so to its children, and it must be asked again after exec of

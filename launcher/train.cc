@@ -11,6 +11,7 @@
 #include "launcher/options.h"
 #include "launcher/pod_peers.h"
 #include "launcher/quantity.h"
+#include "launcher/services.h"
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
 #include "launcher/training_spec.h"
@@ -260,7 +261,7 @@ const Verb kTrainVerb = {
     .name = "train",
     .summary = "train a model as a job spec says, here or through a controller",
     .positionals = {{"FILE", true, "a job spec: textproto, JSON or YAML; - is standard input"}},
-    .tables = {&kTrainOptions, &kPodPeersOptions, &kRunOptions, &kOutputOptions},
+    .tables = {&kTrainOptions, &kPodPeersOptions, &kSlowLinkOptions, &kRunOptions, &kOutputOptions},
     .examples =
         "toroid train deploy/jobs/train.textproto --set train.steps=20\n"
         "toroid launch -n 4 train job.textproto --mesh data=2,ring=2\n"

@@ -198,6 +198,9 @@ absl::Status RunUp(const Arguments& arguments) {
             arguments.Text("--stall-timeout"),
             "--end-with-parent"};
     if (options.tls.on()) argv.insert(argv.end(), {"--tls-dir", options.tls.dir});
+    for (const char* flag : {"--link-rate", "--link-latency", "--link-cuts"}) {
+      argv.insert(argv.end(), {flag, arguments.Text(flag)});
+    }
     for (const char* flag : {"--root", "--mpirun-arg"}) {
       for (const std::string& text : arguments.Texts(flag)) {
         argv.insert(argv.end(), {flag, text});
@@ -237,7 +240,8 @@ const Verb kUpVerb = {
     .name = "up",
     .summary = "controller and agents on this machine, until Ctrl-C",
     .positionals = {},
-    .tables = {&kUpOptions, &kControllerOptionsTable, &kAgentOptionsTable, &kTlsOptions},
+    .tables = {&kUpOptions, &kControllerOptionsTable, &kAgentOptionsTable, &kSlowLinkOptions,
+               &kTlsOptions},
     .examples =
         "toroid up --pods 2 --ranks 2 --root models=$HOME/.cache/toroid/models\n"
         "toroid up --listen 127.0.0.1:0 --state /tmp/state\n"

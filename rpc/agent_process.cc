@@ -239,8 +239,9 @@ class AgentLoop {
     }
     const std::string file = world_dir_ + "/launch.json";
     TOROID_RETURN_IF_ERROR(WriteLaunchFile(
-        file, {options_.controller, order.world.job, order.world.epoch, order.world.view,
-               options_.pod, order.credential, world_dir_, options_.roots, options_.tls_dir}));
+        file,
+        {options_.controller, order.world.job, order.world.epoch, order.world.view, options_.pod,
+         order.credential, world_dir_, options_.roots, options_.tls_dir, options_.throttle}));
     MpirunRequest request;
     request.ranks = order.ranks;
     request.hosts = options_.hosts;

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "rpc/job.h"
+#include "rpc/link_throttle.h"
 
 namespace toroid {
 
@@ -24,6 +25,7 @@ struct AgentOptions {
   std::vector<std::string> mpirun_extra;  // the operator's own arguments for mpirun
   std::string tls_dir;                    // rpc/tls.h; its ranks read it too; empty: plaintext
   std::string stall_timeout = "60s";      // handed to `toroid worker --stall-timeout`
+  ThrottleOptions throttle;               // of what its ranks send to other pods
 };
 
 // Runs until *stop turns true, then ends its world and returns OK. A lost controller is dialled

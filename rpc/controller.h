@@ -9,11 +9,12 @@
 // A job may train on several pods, each with a world of its own: they start together, are told
 // where all of them listen (a view) once all do, and if one goes away the others are ended and all
 // start again, from the newest checkpoint that they have in common. With policy `continue` the
-// others are told a view without it and train on to the job's end. Whatever takes too long is
-// ended through the agent; what an agent cannot confirm is relaunched only once its lease and five
-// more seconds have passed. A world whose job trains outlives its stream, and the controller: rank
-// 0 attaches again and the program goes on. A controller that was started anew waits for the agents
-// of such jobs to report their worlds, a lease and five seconds at most.
+// others are told a view without it and train on, while it is launched again and joins them.
+// Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
+// only once its lease and five more seconds have passed. A world whose job trains outlives its
+// stream, and the controller: rank 0 attaches again and the program goes on. A controller that was
+// started anew waits for the agents of such jobs to report their worlds, a lease and five seconds
+// at most.
 //
 // A pool is a job whose world runs the programs of other jobs and of requests, in one order: each
 // is stamped with its place in it, and some are sent ahead, to be prepared beside those that run.
@@ -58,9 +59,9 @@ struct ControllerTimes {
 
 class Controller {
  public:
-  // `store` and `logs` outlive it. Jobs that the store holds unfinished go on: of those that had a
-  // world one that trains keeps it, if its agent still holds it; the others are restarted, without
-  // counting as a restart.
+  // `store` and `logs` outlive it. Jobs that the store holds unfinished go on: of those that had
+  // worlds one that trains keeps them, if their agents still hold them; the others are restarted,
+  // without counting as a restart unless a pod of several is lost.
   Controller(JobStore* store, LogStore* logs, JobCodec codec, ControllerTimes times,
              std::function<absl::Time()> now);
   ~Controller();
@@ -172,6 +173,7 @@ class Controller {
 
   // controller_recovery.cc
   void LoadJobs();
+  void AwaitPods(Job& job);
   void StopAwaiting(Job& job, absl::string_view why, absl::Time earliest);
   bool Adopt(Pod& pod, const HeldWorld& held);
 

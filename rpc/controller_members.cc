@@ -258,8 +258,11 @@ void Controller::CheckPodOfJob(Pod& pod) {
 void Controller::PodDone(Job& job, int64_t pod) {
   job.away.erase(pod);
   if (static_cast<size_t>(pod) < job.status.pods.size()) job.status.pods[pod].state = "DONE";
-  if (++job.answered + static_cast<int64_t>(job.away.size()) < job.pods()) return;
-  Succeed(job, "", "");
+  if (++job.answered + static_cast<int64_t>(job.away.size()) == job.pods()) {
+    return Succeed(job, "", "");
+  }
+  // A controller that is started anew must not take it for lost.
+  (void)SetState(job, job.status.state, job.status.reason, job.status.message);
 }
 
 // Destroys `job`; those that were about to join come too late.

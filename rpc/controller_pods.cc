@@ -60,6 +60,7 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
   for (const HeldWorld& running : registration.running) {
     if ((pod->world != nullptr && pod->world->id == running.id) || Adopt(*pod, running)) {
       ours = true;
+      if (pod->world->credential.empty()) pod->world->credential = running.credential;
     } else {
       pod->foreign.push_back(running.id);
       pod->link.stop(running.id, "unknown to the controller");

@@ -28,6 +28,11 @@ void Controller::LoadJobs() {
                        "the controller was restarted");
         continue;
       }
+      if (job.trains() && job.pods() > 1 &&
+          static_cast<int64_t>(job.status.pods.size()) == job.pods()) {
+        AwaitPods(job);
+        continue;
+      }
       if (job.trains() && job.pods() == 1) {
         job.awaited = Now() + times_.lease + times_.lease_margin;
         continue;
@@ -45,6 +50,46 @@ void Controller::LoadJobs() {
     job.arrival = ++last_id_;
     if (job.spec.placement.on_pool.empty()) continue;
     job.pool = PoolFor(job.spec.placement, /*pods=*/1).value_or(job.spec.placement.on_pool);
+  }
+}
+
+// Its worlds are taken to be where they were: their agents will say so, or not, and each rank 0
+// attaches again and tells where its ranks listen. What pods told of their steps is soft.
+void Controller::AwaitPods(Job& job) {
+  const absl::Time limit = Now() + times_.lease + times_.lease_margin;
+  for (int64_t number = 0; number < job.pods(); ++number) {
+    const JobPod& part = job.status.pods[number];
+    if (part.state == "DONE") {
+      ++job.answered;
+      continue;
+    }
+    const bool lost = part.state == "LOST", joins = part.state == "JOINING";
+    if (lost || joins) {
+      Job::Away& away = job.away[number];
+      away.why = "it was so before the controller was started anew";
+      away.pod = part.pod;
+      away.unconfirmed = lost;
+      away.earliest = lost ? limit : absl::InfiniteFuture();
+      away.launches = joins;
+    }
+    std::unique_ptr<Pod>& pod = pods_[part.pod];
+    if (pod == nullptr) pod = std::make_unique<Pod>();
+    pod->registration.pod = part.pod;
+    if (lost || pod->world != nullptr) continue;
+    auto world = std::make_unique<World>();
+    world->id = {job.status.id, part.epoch, view_};
+    world->placement = job.spec.placement;
+    world->placement.load.mesh = part.mesh;
+    world->job = job.status.id;
+    world->pod = number;
+    world->joins = joins;
+    world->stepped = part.state == "TRAINING";
+    world->deadline = limit;
+    world->resumes = true;
+    Request& request = NewRequest(job, number);
+    request.waiting = false;
+    world->request = request.id;
+    pod->world = std::move(world);
   }
 }
 

@@ -91,7 +91,10 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
   const auto it = pods_.find(attachment.pod);
   World* world = it == pods_.end() ? nullptr : it->second->world.get();
   const auto job = jobs_.find(attachment.world.job);
-  if (world == nullptr && job != jobs_.end() && job->second->awaited != absl::InfinitePast()) {
+  const bool awaited = world == nullptr
+                           ? job != jobs_.end() && job->second->awaited != absl::InfinitePast()
+                           : world->credential.empty() && it->second->session == 0;
+  if (awaited) {
     return MakeError(
         absl::StatusCode::kUnavailable,
         absl::StrCat("the agent of pod ", attachment.pod, " has not come back yet: try again"),

@@ -45,6 +45,8 @@ absl::StatusOr<std::unique_ptr<PodLink>> MeetPods(const PodMeeting& meeting,
   TOROID_RETURN_IF_ERROR(ShareStatus(meeting.world, tls.status()));
   JoinPodsOptions join;
   join.tls = *tls;
+  join.throttle = options.throttle;
+  join.throttle.seed = options.epoch;  // no two launches have one
   join.tick = meeting.tick;
   join.stop = meeting.stop;
   PodIdentity identity;

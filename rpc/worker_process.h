@@ -20,6 +20,7 @@
 #include "parallel/program.h"
 #include "rpc/control.h"
 #include "rpc/job.h"
+#include "rpc/link_throttle.h"
 
 namespace toroid {
 
@@ -32,7 +33,8 @@ struct WorkerOptions {
   std::string credential;  // of this epoch
   std::string scratch_dir;
   std::vector<Root> roots;
-  std::string tls_dir;  // rpc/tls.h; empty: plaintext
+  std::string tls_dir;       // rpc/tls.h; empty: plaintext
+  ThrottleOptions throttle;  // of what is sent to other pods
 };
 
 // A worker's line on stderr that begins so is for the agent's own log, and no client sees it.

@@ -197,13 +197,13 @@ def test_a_training_job_goes_on_after_a_dead_rank():
 
 
 class Services:
-    """A controller and its agent, each a process of its own: one can be killed and started again."""
+    """A controller and its agents, each a process of its own: one can be killed and started again."""
 
-    def __init__(self, state, *words):
+    def __init__(self, state, *words, pods="a", slots=2):
         self.state, self.address = state, "127.0.0.1:0"
         self.start_controller()
-        self.agent = start("agent", "--pod", "a", "--slots", 2, "--controller", self.address, *words)
-        wait_for("the pod is there", lambda: "READY" in self.run("pods").out)
+        self.agents = [start("agent", "--pod", pod, "--slots", slots, "--controller", self.address, *words) for pod in pods]
+        wait_for("the pods are there", lambda: self.run("pods").out.count("READY") == len(pods))
 
     def start_controller(self):
         self.controller = start("controller", "--listen", self.address, "--state", self.state)
@@ -222,7 +222,7 @@ class Services:
         return self
 
     def __exit__(self, *_):
-        for process in (self.agent, self.controller):
+        for process in (*self.agents, self.controller):
             process.send_signal(signal.SIGTERM)
             finish(process)
 

@@ -8,6 +8,7 @@ import time
 
 from cluster import Up
 from harness import *
+from jobs import Services
 from pods import TEXT, of_pod
 from train import JOB, good, lines
 
@@ -78,13 +79,13 @@ class Run:
         of_pods = [{line["step"]: {**line, **line["pods"]}.get(self.hash) for line in each} for each in told]
         return [{step: text for step, text in each.items() if text} for each in of_pods]
 
-    def check_alike(self, told):
-        """All that were told of one step are the same, and in the last steps all pods are there."""
+    def check_alike(self, told, at_end=True):
+        """All that were told of one step are the same; at the end all pods are there."""
         hashes = self.hashes(told)
         for step in set().union(*hashes):
             check(len({each[step] for each in hashes if step in each}) == 1, "other weights after step", step)
         common = set.intersection(*map(set, hashes))
-        check(common and max(common) > max(map(max, hashes)) - 20, "no common steps at the end")
+        check(not at_end or common and max(common) > max(map(max, hashes)) - 20, "no common steps at the end")
 
     def check_replay(self):
         for pod in range(self.pods):
@@ -170,6 +171,30 @@ def test_a_drained_pod_leaves_and_comes_back():
         job.check_alike(told)
         longest, usual = idle(told[0], begin, told[0][-1]["step"])
         check(longest - usual < 2, "idle for", longest - usual)
+        job.check_replay()
+    no_orphans()
+
+
+def test_a_controller_that_dies_knows_afterwards_who_is_away():
+    with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as state, \
+            Services(state, "--root", f"text={TEXT}", "--root", f"runs={runs}", pods="abc", slots=1) as services:
+        job = Run(services, runs, "streaming")
+        first, second = (job.status()["pods"][pod]["pod"] for pod in (0, 1))
+        kill(workers()[second])
+        wait_for("it is away", lambda: job.state_of(1) != "TRAINING")
+        services.kill_controller()
+        step = job.step()
+        wait_for("the others go on without a controller", lambda: job.step() > step + 20, 60)
+        services.start_controller()
+        job.comes_back(1)
+        # One that is killed while there is no controller is waited for, until there is one again.
+        services.kill_controller()
+        kill(workers()[first])
+        time.sleep(1)
+        services.start_controller()
+        job.comes_back(0, restarts=2)
+        told = job.end()
+        job.check_alike(told)
         job.check_replay()
     no_orphans()
 

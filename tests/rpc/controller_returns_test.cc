@@ -371,6 +371,72 @@ TEST_F(ReturnsTest, APodWhoseRankHasEndedIsLeftOutBeforeItsWorldHas) {
   EXPECT_EQ(worlds_[2]->tables.size(), views);
 }
 
+// The controller is started anew while one pod is away, and another on its way back.
+TEST_F(ReturnsTest, AControllerThatWasRestartedKnowsWhoIsAway) {
+  Begin();
+  ASSERT_TRUE(controller_->DrainPod("c", true).ok());
+  Kill(2);  // waits for a pod
+  Kill(1);
+  const LaunchOrder of_first = agents_[0]->last(), joins = agents_[1]->last();
+  const uint64_t program = worlds_[0]->number();
+  const int64_t restarts = Get(id_).restarts;
+  Start();
+  EXPECT_EQ(Get(id_).state, JobState::kRunning);
+  agents_[0] = Connect("a", 2, {{of_first.world, of_first.credential}});
+  agents_[1] = Connect("b", 2, {{joins.world, joins.credential}});
+  worlds_[0] = Attach("a", of_first, program);
+  const auto tell = [&](size_t pod, auto body) {
+    controller_->WorkerAnswered(worlds_[pod]->session, worlds_[pod]->id,
+                                {program, std::move(body)});
+  };
+  tell(0, ListensAnswer{{"h:0"}});
+  EXPECT_EQ(MembersOf(0), At(0));
+  tell(0, ProgressAnswer{"train", 5, 1000});
+  worlds_[1] = Attach("b", joins, 0);  // it had not attached yet
+  EXPECT_TRUE(std::get<TrainOrder>(worlds_[1]->programs.back().task).joins);
+  Listen(1);
+  EXPECT_EQ(MembersOf(0), absl::StrCat(At(0), " ", At(1)));
+  EXPECT_EQ(StateOf(1), "JOINING");
+  Step(1, 6);
+  EXPECT_EQ(StateOf(1), "TRAINING");
+  EXPECT_EQ(StateOf(2), "LOST");
+  agents_[2] = Connect("c");  // which is drained no more: nobody has said so to this controller
+  ASSERT_EQ(agents_[2]->launches.size(), 1u);
+  Return(2, 2);
+  EXPECT_EQ(MembersOf(0), absl::StrCat(At(0), " ", At(1), " ", At(2)));
+  EXPECT_EQ(Get(id_).restarts, restarts + 1);
+}
+
+// Of one that trained there is no trace: the others go on, and it returns elsewhere after its
+// lease.
+TEST_F(ReturnsTest, AControllerThatWasRestartedReplacesAPodThatIsGone) {
+  Begin();
+  const LaunchOrder of_first = agents_[0]->last(), of_second = agents_[1]->last();
+  const uint64_t program = worlds_[0]->number();
+  Start();
+  agents_[0] = Connect("a", 2, {{of_first.world, of_first.credential}});
+  agents_[1] = Connect("b", 2, {{of_second.world, of_second.credential}});
+  auto spare = Connect("d");
+  worlds_[0] = Attach("a", of_first, program);
+  worlds_[1] = Attach("b", of_second, program);
+  for (const size_t pod : {0, 1}) {
+    controller_->WorkerAnswered(worlds_[pod]->session, worlds_[pod]->id,
+                                {program, ListensAnswer{{"h"}}});
+    controller_->WorkerAnswered(worlds_[pod]->session, worlds_[pod]->id,
+                                {program, ProgressAnswer{"train", 2, 1000}});
+  }
+  for (int second = 0; second < 40 && spare->launches.empty(); ++second) {
+    for (const auto& agent : {agents_[0], agents_[1], spare}) {
+      controller_->AgentHeartbeat(agent->session);
+    }
+    Advance(absl::Seconds(1));
+    EXPECT_TRUE(second >= 19 || spare->launches.empty()) << second;
+  }
+  EXPECT_EQ(spare->launches.size(), 1u);
+  EXPECT_EQ(agents_[0]->stops.size() + agents_[1]->stops.size(), 0u);
+  EXPECT_EQ(Get(id_).state, JobState::kRunning);
+}
+
 // Not before all others have done a step, and not because of a pod that joins.
 TEST_F(ReturnsTest, ASilentPodIsLeftOutOnceAllOthersHaveBegun) {
   Begin();

@@ -341,26 +341,63 @@ TEST_F(ControllerTest, AJobOnTwoPodsNamesNone) {
               HasSubstr("the job has 2 pods"));
 }
 
-// A controller that is started anew does not know where its pods' worlds are: they begin again.
-TEST_F(ControllerTest, AJobOnTwoPodsStartsAgainWithItsController) {
-  auto a = Connect("a"), b = Connect("b");
-  const std::string id = Submit(OnTwoPods()).id;
-  auto first = Attach(*a), second = Attach(*b);
-  Start();
-  EXPECT_EQ(Get(id).state, JobState::kRestarting);
-  EXPECT_EQ(Get(id).restarts, 0);
-  a = Connect("a", 2, {{first->id, "credential"}});
-  b = Connect("b", 2, {{second->id, "credential"}});
-  ASSERT_EQ(a->stops.size(), 1u);
-  EndWorld(*a, first->id);
-  EndWorld(*b, second->id);
-  for (int second_passed = 0; second_passed < 25; ++second_passed) {
-    controller_->AgentHeartbeat(a->session);
-    controller_->AgentHeartbeat(b->session);
-    Advance(absl::Seconds(1));
+// Its pods train on, and hear where the others listen; one that its agent does not have is lost.
+TEST_F(ControllerTest, AJobOnTwoPodsOutlivesItsController) {
+  for (const bool all : {true, false}) {
+    auto a = Connect("a"), b = Connect("b");
+    const std::string id = Submit(OnTwoPods()).id;
+    auto first = Attach(*a), second = Attach(*b);
+    const LaunchOrder of_first = a->last(), of_second = b->last();
+    const uint64_t program = first->number();
+    Start();
+    EXPECT_EQ(Get(id).state, JobState::kRunning);
+    WorldLink link;  // rank 0 is here before its agent: too early, not refused
+    EXPECT_EQ(
+        controller_
+            ->WorkerAttached({of_first.world, "a", of_first.credential, "h", 1, program}, link)
+            .status()
+            .code(),
+        absl::StatusCode::kUnavailable);
+    a = Connect("a", 2, {{of_first.world, of_first.credential}});
+    b = Connect("b", 2, {{of_second.world, of_second.credential}});
+    EXPECT_TRUE(a->stops.empty());
+    first = Attach("a", of_first, program);
+    const auto tell = [&](const FakeWorld& world, auto body) {
+      controller_->WorkerAnswered(world.session, world.id, {program, std::move(body)});
+    };
+    tell(*first, ListensAnswer{{"h:1"}});
+    if (all) {
+      second = Attach("b", of_second, program);
+      EXPECT_TRUE(first->tables.empty());
+      tell(*second, ListensAnswer{{"h:2"}});
+      EXPECT_EQ(first->tables.size(), 1u);
+      for (int passed = 0; passed < 25; ++passed) {
+        for (const auto& agent : {a, b}) controller_->AgentHeartbeat(agent->session);
+        Advance(absl::Seconds(1));
+      }
+      EXPECT_TRUE(a->launches.empty());
+      tell(*first, ProgressAnswer{"train", 3, 7});
+      EXPECT_EQ(Get(id).progress->done, 3);
+      tell(*first, TrainResult());
+      EXPECT_EQ(Get(id).state, JobState::kRunning);
+      EndWorld(*a, first->id);
+      // Again: the one whose part is done is not missed.
+      Start();
+      a = Connect("a");
+      b = Connect("b", 2, {{of_second.world, of_second.credential}});
+      second = Attach("b", of_second, program);
+      tell(*second, TrainResult());
+      EXPECT_EQ(Get(id).state, JobState::kSucceeded);
+      EndWorld(*b, second->id);
+    } else {  // with policy `halt` all start again
+      EndWorld(*b, of_second.world);
+      EXPECT_EQ(a->stops.size(), 1u);
+      EndWorld(*a, of_first.world);
+      EXPECT_EQ(Get(id).state, JobState::kRestarting);
+      Advance(absl::Seconds(2));
+      EXPECT_EQ(a->launches.size() + b->launches.size(), 2u);
+    }
   }
-  EXPECT_EQ(a->launches.size(), 1u);
-  EXPECT_EQ(b->launches.size(), 1u);
 }
 
 TEST_F(ControllerTest, IdleKeptWorldYieldsToAJob) {
