@@ -15,7 +15,7 @@ namespace {
 
 using Kind = ParamStore::Kind;
 
-// The others wait so long before a pod that is behind leaves out steps to reach them.
+// The others wait about so long before a pod that is behind leaves out steps to reach them.
 constexpr auto kPatience = std::chrono::seconds(1);
 
 }  // namespace
@@ -75,6 +75,15 @@ bool OuterExchange::IsDue(int64_t fragment, int64_t steps) const {
 }
 
 bool OuterExchange::Behind(int64_t steps) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!std::exchange(behind_, false)) step_time_ = now - asked_;
+  asked_ = now;
+  behind_ = IsAwaited(steps, now);
+  return behind_;
+}
+
+// The others have work for tau steps of their own before they wait.
+bool OuterExchange::IsAwaited(int64_t steps, Clock::time_point now) {
   const auto due = [this](int64_t after) {
     for (int64_t f = 0; f < spec_.fragments; ++f) {
       if (IsDue(f, after)) return true;
@@ -86,9 +95,8 @@ bool OuterExchange::Behind(int64_t steps) {
   if (swap_.mail().view().members.size() < 2 || swap_.MissingCard(PodSwap::kCard, next) >= 0) {
     return false;
   }
-  const auto now = std::chrono::steady_clock::now();
   if (std::exchange(awaited_by_others_, next) != next) since_ = now;
-  return now - since_ >= kPatience;
+  return now - since_ >= kPatience + spec_.tau * step_time_;
 }
 
 absl::Status OuterExchange::After(int64_t steps, int64_t labels, int64_t word) {

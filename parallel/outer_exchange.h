@@ -28,6 +28,8 @@
 namespace toroid {
 
 class OuterExchange {
+  using Clock = std::chrono::steady_clock;
+
  public:
   // Of the `fragments`, the one that a group belongs to.
   static int64_t FragmentOf(const ParamGroups& groups, int64_t fragments, int64_t group);
@@ -81,6 +83,7 @@ class OuterExchange {
   bool HasGroup(int64_t fragment, int64_t group) const {
     return FragmentOf(store_.groups(), spec_.fragments, group) == fragment;
   }
+  bool IsAwaited(int64_t steps, Clock::time_point now);
   bool IsDue(int64_t fragment, int64_t steps) const;
   void Expect(int64_t step);
   void Send(int64_t fragment, int64_t steps, int64_t word);
@@ -104,9 +107,11 @@ class OuterExchange {
   std::vector<double> labels_;                     // by fragment, since it was last sent
   std::optional<Flight> flight_;
   int64_t word_ = 0, heard_ = 0;
-  // Behind: since when the others' part of which step is here.
+  // Behind: since when the others' part of which step is here; how long a step takes.
   int64_t awaited_by_others_ = -1;
-  std::chrono::steady_clock::time_point since_;
+  bool behind_ = true;
+  Clock::time_point since_, asked_;
+  Clock::duration step_time_{0};
 };
 
 }  // namespace toroid

@@ -213,7 +213,9 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
     line["pods"] = {{"taking_part", report.pods->taking_part},
                     {"staleness", report.pods->staleness},
                     {"bytes_sent", report.pods->bytes_sent},
-                    {"wait_s", report.pods->seconds_waited}};
+                    {"wait_s", report.pods->seconds_waited},
+                    {"dropped", report.pods->dropped},
+                    {"hurried", report.pods->hurried}};
     if (const auto hash = report.pods->outer_hash) {
       line["pods"]["outer_hash"] = absl::StrFormat("%016x", *hash);
     }
@@ -346,7 +348,11 @@ std::string StepLine(const StepReport& report, int64_t steps, const FlopsUse& us
       step.loss, step.grad_norm, step.rate, report.tokens_per_s);
   if (use.model) absl::StrAppendFormat(&line, "  mfu %.1f%%", *use.model * 100);
   if (report.pods) absl::StrAppend(&line, "  ", PodsText(report));
-  if (step.labels == 0) absl::StrAppend(&line, "  no update: no token has a successor to predict");
+  if (report.pods && report.pods->hurried) {
+    absl::StrAppend(&line, "  left out its part of the batch: the other pods are ahead");
+  } else if (step.labels == 0) {
+    absl::StrAppend(&line, "  no update: no token has a successor to predict");
+  }
   if (!step.skipped.empty()) {
     absl::StrAppend(&line, "  no update: the gradient of ", step.skipped, " is not finite");
   }

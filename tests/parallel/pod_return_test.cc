@@ -18,6 +18,9 @@ namespace {
 using testing::HasSubstr;
 using Mode = ExchangeSpec::Mode;
 
+// In which a rank that waits for nothing hears of a new view.
+constexpr absl::Duration kHearsIn = absl::Milliseconds(150);
+
 // What the controller says of who takes part.
 class Views {
  public:
@@ -76,17 +79,20 @@ class PodReturnTest : public TrainingRunTest {
     spec.alpha = 0.5;
   }
 
-  // When `pod`, in launch `launch`, has done `step` steps it is lost; if it returns, the others do
-  // at most `wait` steps more until they have heard of it.
+  // When `pod`, in launch `launch`, has done `step` steps it is lost, or its lines are cut: to the
+  // others, and to whoever makes views. If it returns, the others do at most `wait` steps more
+  // until they have heard of it.
   struct Loss {
     int64_t pod = 0;
     uint64_t launch = 1;
     int64_t step = 0;
     bool returns = true;
     int64_t wait = 3;
+    bool cut = false;
   };
 
-  // outcomes by pod, then by launch.
+  // outcomes by pod, then by launch. A pod whose launch ends with an error is launched again,
+  // unless a loss says that it does not return.
   std::vector<std::vector<Outcome>> RunPods(const std::vector<MeshShape>& meshes,
                                             const std::vector<Loss>& losses) {
     const int64_t pods = int64_t(meshes.size());
@@ -97,21 +103,34 @@ class PodReturnTest : public TrainingRunTest {
     InProcessPodNetwork network(ranks);
     Views views(pods);
     std::vector<std::vector<Outcome>> outcomes(meshes.size());
-    for (auto& launches : outcomes) launches.resize(losses.size() + 1);
+    for (auto& launches : outcomes) launches.resize(losses.size() + 3);
     const auto lost = [&](int64_t pod, uint64_t launch) -> const Loss* {
       for (const Loss& loss : losses) {
         if (loss.pod == pod && loss.launch == launch) return &loss;
       }
       return nullptr;
     };
+    const auto cut = [&](int64_t pod, bool cut) {
+      for (const PodRank& one : ranks) {
+        for (const PodRank& other : ranks) {
+          if (one.pod != pod || other.pod == pod) continue;
+          cut ? network.Cut(one, other) : network.Heal(one, other);
+        }
+      }
+    };
     const auto launch_pod = [&](int64_t q, uint64_t launch) {
       Outcome& outcome = outcomes[size_t(q)][launch - 1];
       TrainingEvents events;
       events.view = [&views] { return views.Now(); };
+      events.on_silent = [&, q, launch](int64_t pod) {
+        const Loss* own = lost(q, launch);
+        if (own == nullptr || !own->cut) views.Lose(pod);
+      };
       events.on_step = [&, q, launch](const StepReport& report) {
         const int64_t done = report.result.step + 1;
-        before_step_(q, done);
+        after_step_(q);
         if (const Loss* own = lost(q, launch); own != nullptr && own->step == done) {
+          if (own->cut) return cut(q, true);
           for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) network.Drop({q, r});
           views.Lose(q);
         }
@@ -120,6 +139,8 @@ class PodReturnTest : public TrainingRunTest {
                  !views.Has(loss.pod, loss.launch + 1)) {
             absl::SleepFor(absl::Milliseconds(2));
           }
+          // So that the next card tells of it.
+          if (loss.pod != q && done == loss.step + loss.wait) absl::SleepFor(kHearsIn);
         }
       };
       events = Recording(std::move(events), outcome);
@@ -148,7 +169,11 @@ class PodReturnTest : public TrainingRunTest {
         for (uint64_t launch = 1;; ++launch) {
           launch_pod(q, launch);
           const Loss* loss = lost(q, launch);
-          if (loss == nullptr || !loss->returns) return;
+          if (loss != nullptr && !loss->returns) return;
+          const std::vector<Outcome>& launches = outcomes[size_t(q)];
+          if (launches[launch - 1].status.ok() || launch == launches.size()) return;
+          if (views.Now()->LaunchOf(q) == launch) views.Lose(q);
+          if (loss != nullptr && loss->cut) cut(q, false);
         }
       });
     }
@@ -204,7 +229,7 @@ class PodReturnTest : public TrainingRunTest {
   }
 
   TrainingPlan plan_;
-  std::function<void(int64_t pod, int64_t done)> before_step_ = [](int64_t, int64_t) {};
+  std::function<void(int64_t pod)> after_step_ = [](int64_t) {};
 };
 
 const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
@@ -295,6 +320,56 @@ TEST_F(PodReturnTest, WhatItDidNotDoHasNoWeight) {
     ++seen;
   }
   EXPECT_GT(seen, 2);
+}
+
+// Who was to give its state is lost: it begins once more.
+TEST_F(PodReturnTest, TheGiverIsLost) {
+  for (const Mode mode : {Mode::kExact, Mode::kDelayed}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    const int64_t taken_in = mode == Mode::kExact ? 7 : 8;
+    const auto pods = RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}, {0, 1, taken_in}});
+    EXPECT_THAT(std::string(pods[2][1].status.message()),
+                HasSubstr("which gave this pod its state"));
+    EXPECT_TRUE(pods[2][1].reports.empty());
+    ExpectAlike(pods, {2, 1, 3});
+  }
+}
+
+// Its lines are cut: it is alive, and silent. The others tell of it and go on; when it hears that
+// it takes part no more it ends, and returns.
+TEST_F(PodReturnTest, ASilentPodIsLeftOutAndReturns) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    const auto pods = RunPods(kThree, {{2, 1, 6, true, 3, /*cut=*/true}});
+    EXPECT_THAT(std::string(pods[2][0].status.message()), HasSubstr("takes part no more"));
+    ExpectAlike(pods, {1, 1, 2});
+    double longest = 0;
+    for (const StepReport& report : pods[0][0].reports) longest = std::max(longest, report.seconds);
+    EXPECT_GT(longest, 1.0);  // else it was not waited for
+  }
+}
+
+// The others wait for a slow pod about a second; then it leaves out steps, and its shares weigh
+// less.
+TEST_F(PodReturnTest, ASlowPodDoesNotHoldUpTheOthers) {
+  Use(Mode::kStreaming);
+  plan_.options.pods.exchange.every = 12;
+  plan_.steps = 13;
+  after_step_ = [](int64_t pod) {
+    if (pod == 2) absl::SleepFor(absl::Milliseconds(400));
+  };
+  const auto pods = RunPods(kThree, {});
+  ExpectAlike(pods, {1, 1, 1});
+  std::vector<bool> hurried;
+  for (const StepReport& report : pods[2][0].reports) hurried.push_back(report.pods->hurried);
+  EXPECT_FALSE(hurried.front());
+  EXPECT_THAT(hurried, testing::Contains(true));
+  for (const StepReport& report : pods[0][0].reports) EXPECT_FALSE(report.pods->hurried);
+  const MergeRecord merge = LogOf(0).back();
+  EXPECT_LT(merge.inputs[2].weight, merge.inputs[0].weight);
+  EXPECT_GT(merge.inputs[2].weight, 0);
 }
 
 }  // namespace
