@@ -56,7 +56,6 @@ ContributionsAbout FromJson(const Json& json) {
     about.meshes.push_back({mesh.at(0), mesh.at(1), mesh.at(2)});
   }
   about.exchange = SpecOf(json.at("exchange"));
-  about.in_flight = json.at("in_flight");
   about.joined = json.value("joined", false);
   return about;
 }
@@ -65,8 +64,7 @@ ContributionsAbout FromJson(const Json& json) {
 absl::Status Check(const ContributionsAbout& about) {
   constexpr int64_t kMost = 1 << 20;
   bool fits = about.layers >= 1 && about.layers <= about.model.layers && about.pod >= 0 &&
-              about.pod < int64_t(about.meshes.size()) && about.in_flight >= -1 &&
-              about.in_flight < about.exchange.fragments;
+              about.pod < int64_t(about.meshes.size());
   for (const MeshShape& mesh : about.meshes) {
     for (const int64_t axis : {mesh.data, mesh.ring, mesh.tensor}) {
       fits = fits && axis >= 1 && axis <= kMost;
@@ -86,7 +84,6 @@ std::string ToText(const ContributionsAbout& about) {
                {"pod", about.pod},
                {"meshes", Json::array()},
                {"exchange", ToJson(about.exchange)},
-               {"in_flight", about.in_flight},
                {"joined", about.joined}};
   for (const MeshShape& mesh : about.meshes) {
     json["meshes"].push_back({mesh.data, mesh.ring, mesh.tensor});

@@ -22,7 +22,6 @@ struct ContributionsAbout {
   int64_t pod = 0;                // whose they are
   std::vector<MeshShape> meshes;  // by pod
   ExchangeSpec exchange;
-  int64_t in_flight = -1;  // outer weights: the fragment whose delta is in begin.rank-..
   // It began with the state of a pod that trained meanwhile: the merges before are not in its log.
   bool joined = false;
 };

@@ -10,8 +10,8 @@
 // and, if contributions are kept,
 //   contributions/from-00000040/     of the launch that went on from step 40
 //     about.json                     what the numbers are of: model, meshes, exchange
-//     begin.rank-0000                outer weights and momentum that it began with, and the mean
-//                                    delta that was on its way (contribution_file.h, as all below)
+//     begin.rank-0000                outer weights and momentum that it began with
+//                                    (contribution_file.h, as all below)
 //     step-00000044-0.rank-0000      of the merge of step 44 and fragment 0: every pod's share
 //
 // A launch takes back what is behind the step that it goes on from, in the log and here. An error

@@ -75,19 +75,13 @@ class Replayer {
     const std::string path = absl::StrCat(folder, "/", BeginName(rank_));
     TOROID_ASSIGN_OR_RETURN(const std::vector<Contribution> read, Read(files, path));
     const size_t bytes = size_t(groups_.stored_size()) * sizeof(T);
-    std::vector<T> delta;
     size_t blob = 0;
-    for (std::vector<T>* values : {&outer_, &momentum_, &delta}) {
-      if (read.size() != 1 || read[0].blobs.size() != 3 || read[0].blobs[blob].size() != bytes) {
+    for (std::vector<T>* values : {&outer_, &momentum_}) {
+      if (read.size() != 1 || read[0].blobs.size() != 2 || read[0].blobs[blob].size() != bytes) {
         return absl::DataLossError(absl::StrCat(path, ": not the outer weights of a rank"));
       }
       values->resize(size_t(groups_.stored_size()));
       std::memcpy(values->data(), read[0].blobs[blob++].data(), bytes);
-    }
-    for (int64_t g = 0; g < groups_.count(); ++g) {
-      if (OuterExchange::FragmentOf(groups_, about_.exchange.fragments, g) == about_.in_flight) {
-        Step(g, delta.data() + groups_.StoredBegin(g));
-      }
     }
     return absl::OkStatus();
   }

@@ -18,6 +18,9 @@ using Kind = ParamStore::Kind;
 // The others wait about so long before a pod that is behind leaves out steps to reach them.
 constexpr auto kPatience = std::chrono::seconds(1);
 
+// numbers()[0]: a fragment is on its way, and its outer step is made.
+constexpr double kStepped = 2;
+
 }  // namespace
 
 OuterExchange::OuterExchange(PodSwap& swap)
@@ -31,7 +34,6 @@ OuterExchange::OuterExchange(PodSwap& swap)
   const size_t all = size_t(store_.groups().stored_size() * width_);
   outer_.resize(all);
   momentum_.resize(all);
-  delta_.resize(all);
   if (spec_.error_feedback) residual_.resize(all);
   int64_t most = 0;
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
@@ -141,7 +143,7 @@ void OuterExchange::Subtract(int64_t n, const char* outer, char* own) {
   for (int64_t i = 0; i < n; ++i) values[i] = from[i] - values[i];
 }
 
-// The mean delta of the fragment that is on its way.
+// The outer step of the fragment that is on its way.
 absl::Status OuterExchange::Merge() {
   if (flight_->settled) return absl::OkStatus();
   const int64_t sent = flight_->sent, fragment = flight_->fragment;
@@ -154,8 +156,13 @@ absl::Status OuterExchange::Merge() {
   swap_.BeginMerge(sent, fragment);
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     if (!HasGroup(fragment, g)) continue;
-    status.Update(swap_.Merge(sent, g, At(delta_, g)).status());
-    hash += HashToBe(g);
+    status.Update(swap_.Merge(sent, g, own_.data()).status());
+    if (store_.ops().dtype() == DType::kF64) {
+      Step<double>(g);
+    } else {
+      Step<float>(g);
+    }
+    hash += swap_.HashOf(g, At(outer_, g));
   }
   flight_->settled = true;
   TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
@@ -163,25 +170,12 @@ absl::Status OuterExchange::Merge() {
   return absl::OkStatus();
 }
 
-// Of a group's outer weights after the outer step that will be made with its delta.
-uint64_t OuterExchange::HashToBe(int64_t group) {
-  if (swap_.history() == nullptr) return 0;
-  const auto step = [&](auto* outer, auto* momentum) {
-    using T = std::remove_pointer_t<decltype(outer)>;
-    const int64_t n = store_.Stored(Kind::kWeights, group).rows();
-    std::copy_n(reinterpret_cast<const T*>(At(outer_, group)), n, outer);
-    std::copy_n(reinterpret_cast<const T*>(At(momentum_, group)), n, momentum);
-    OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum}, n,
-              reinterpret_cast<const T*>(At(delta_, group)), outer, momentum);
-  };
-  // Both are free: what was read into one is on its way, and nothing is being applied.
-  char *const outer = own_.data(), *const momentum = reading_.data();
-  if (store_.ops().dtype() == DType::kF64) {
-    step(reinterpret_cast<double*>(outer), reinterpret_cast<double*>(momentum));
-  } else {
-    step(reinterpret_cast<float*>(outer), reinterpret_cast<float*>(momentum));
-  }
-  return swap_.HashOf(group, outer);
+// own_: the mean delta.
+template <typename T>
+void OuterExchange::Step(int64_t group) {
+  OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum},
+            store_.Stored(Kind::kWeights, group).rows(), reinterpret_cast<const T*>(own_.data()),
+            reinterpret_cast<T*>(At(outer_, group)), reinterpret_cast<T*>(At(momentum_, group)));
 }
 
 absl::Status OuterExchange::Apply() {
@@ -189,9 +183,9 @@ absl::Status OuterExchange::Apply() {
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     if (!HasGroup(flight_->fragment, g)) continue;
     if (store_.ops().dtype() == DType::kF64) {
-      Step<double>(g);
+      Mix<double>(g);
     } else {
-      Step<float>(g);
+      Mix<float>(g);
     }
   }
   store_.Forget();
@@ -201,34 +195,25 @@ absl::Status OuterExchange::Apply() {
 }
 
 template <typename T>
-void OuterExchange::Step(int64_t group) {
+void OuterExchange::Mix(int64_t group) {
   const Tensor weights = store_.Stored(Kind::kWeights, group);
-  const int64_t n = weights.rows();
-  T* outer = reinterpret_cast<T*>(At(outer_, group));
   T* own = reinterpret_cast<T*>(own_.data());
-  OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum}, n,
-            reinterpret_cast<const T*>(At(delta_, group)), outer,
-            reinterpret_cast<T*>(At(momentum_, group)));
   store_.ops().Download(store_.stream(), weights, own);
-  MixWeights(pool_, spec_.alpha, n, outer, own);
+  MixWeights(pool_, spec_.alpha, weights.rows(), reinterpret_cast<const T*>(At(outer_, group)),
+             own);
   store_.ops().Upload(store_.stream(), own, weights);
 }
 
 // --- for checkpoints -----------------------------------------------------------------------------
 
-absl::StatusOr<void*> OuterExchange::Settle() {
-  if (spec_.tau == 0) return nullptr;
+absl::Status OuterExchange::Settle() {
   FinishReading();
-  if (flight_) TOROID_RETURN_IF_ERROR(Merge());
-  for (int64_t g = 0; g < store_.groups().count(); ++g) {
-    if (flight_ && HasGroup(flight_->fragment, g)) continue;
-    std::fill_n(At(delta_, g), store_.Stored(Kind::kWeights, g).bytes(), '\0');
-  }
-  return static_cast<void*>(delta_.data());
+  return flight_ ? Merge() : absl::OkStatus();
 }
 
 std::vector<double> OuterExchange::numbers() const {
-  std::vector<double> numbers = {flight_ ? 1.0 : 0.0, flight_ ? double(flight_->fragment) : 0.0,
+  std::vector<double> numbers = {flight_ ? kStepped : 0.0,
+                                 flight_ ? double(flight_->fragment) : 0.0,
                                  flight_ ? double(flight_->sent) : 0.0, double(word_)};
   numbers.insert(numbers.end(), labels_.begin(), labels_.end());
   return numbers;
@@ -237,6 +222,11 @@ std::vector<double> OuterExchange::numbers() const {
 absl::Status OuterExchange::Restore(const std::vector<double>& numbers) {
   if (int64_t(numbers.size()) != count()) {
     return absl::DataLossError("the checkpoint's exchange has another number of fragments");
+  }
+  if (numbers[0] != 0 && numbers[0] != kStepped) {
+    return absl::DataLossError(
+        "the checkpoint has a fragment on its way as an older toroid kept it: go on from one that "
+        "has none");
   }
   flight_.reset();
   if (numbers[0] != 0) flight_ = Flight{int64_t(numbers[1]), int64_t(numbers[2]), true, {}};

@@ -8,6 +8,7 @@
 //   applied tau steps later:
 //     theta_q = alpha theta_q + (1 - alpha) theta'
 //
+// The outer step is made when the shares are merged: when they are due, or before a checkpoint.
 // n_q are the labels that pod q has trained on since it last sent the fragment. DiLoCo is streaming
 // with P = 1, tau = 0, alpha = 0. Outer weights and momentum are the same on all pods bit for bit;
 // they stay on the host, sharded as the store's. With alpha the difference to a pod's own weights
@@ -57,14 +58,9 @@ class OuterExchange {
   bool Behind(int64_t steps);
   void* outer_weights() { return outer_.data(); }
   void* momentum() { return momentum_.data(); }
-  void* delta() { return spec_.tau == 0 ? nullptr : delta_.data(); }
   void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
-  // The fragment that is on its way, -1: none; its mean delta, once that was settled.
-  int64_t in_flight() const { return flight_ ? flight_->fragment : -1; }
-  const void* mean_delta() const { return delta_.data(); }
-  // The mean delta of the fragment that is on its way, waited for; zero elsewhere. Null: tau is 0.
-  // Collective.
-  absl::StatusOr<void*> Settle();
+  // The fragment that is on its way is waited for, and its outer step made. Collective.
+  absl::Status Settle();
   // Numbers that go with it; Restore takes them back, when all memory above was filled.
   std::vector<double> numbers() const;
   absl::Status Restore(const std::vector<double>& numbers);
@@ -74,7 +70,7 @@ class OuterExchange {
  private:
   struct Flight {
     int64_t fragment = 0, sent = 0;  // at this number of steps
-    bool settled = false;            // merged into delta_
+    bool settled = false;            // its outer step is made
     std::vector<double> card;        // own
   };
   char* At(std::vector<char>& all, int64_t group) {
@@ -88,10 +84,11 @@ class OuterExchange {
   void Expect(int64_t step);
   void Send(int64_t fragment, int64_t steps, int64_t word);
   absl::Status Merge();
-  uint64_t HashToBe(int64_t group);
   absl::Status Apply();
   template <typename T>
   void Step(int64_t group);
+  template <typename T>
+  void Mix(int64_t group);
   template <typename T>
   static void Subtract(int64_t n, const char* outer, char* own);
 
@@ -102,9 +99,10 @@ class OuterExchange {
   const int64_t width_;
   ThreadPool pool_;
   std::vector<char> outer_, momentum_, residual_;  // all groups
-  std::vector<char> delta_;                        // all groups; the fragment's mean delta
-  std::vector<char> reading_, own_;                // of the largest group
-  std::vector<double> labels_;                     // by fragment, since it was last sent
+  // Of the largest group: what is read to be sent, on the mail's thread; the mean delta, and own
+  // weights.
+  std::vector<char> reading_, own_;
+  std::vector<double> labels_;  // by fragment, since it was last sent
   std::optional<Flight> flight_;
   int64_t word_ = 0, heard_ = 0;
   // Behind: since when the others' part of which step is here; how long a step takes.

@@ -90,7 +90,7 @@ CopiedState PodExchange::Copied() {
   if (gradients_ != nullptr) {
     state.host = {gradients_->pending()};
   } else {
-    state.host = {outer_->outer_weights(), outer_->momentum(), outer_->delta()};
+    state.host = {outer_->outer_weights(), outer_->momentum()};
   }
   std::erase(state.host, nullptr);
   return state;
@@ -135,26 +135,21 @@ std::vector<std::string> PodExchange::StateNames(const ExchangeSpec& spec) {
   if (spec.gradients()) return names;
   names.push_back("outer weights");
   names.push_back("outer momentum");
-  if (spec.tau > 0) names.push_back("delta on its way");
   return names;
 }
 
 absl::StatusOr<std::vector<HostKind>> PodExchange::State() {
-  std::vector<void*> values;
-  void* on_its_way = nullptr;
   if (gradients_ != nullptr) {
-    TOROID_ASSIGN_OR_RETURN(on_its_way, gradients_->Settle());
-    values = {gradients_->residual(), on_its_way};
+    TOROID_RETURN_IF_ERROR(gradients_->Settle().status());
   } else {
-    TOROID_ASSIGN_OR_RETURN(on_its_way, outer_->Settle());
-    values = {outer_->residual(), outer_->outer_weights(), outer_->momentum(), on_its_way};
+    TOROID_RETURN_IF_ERROR(outer_->Settle());
   }
-  return Named(values);
+  return RoomForState();
 }
 
 std::vector<HostKind> PodExchange::RoomForState() {
   if (gradients_ != nullptr) return Named({gradients_->residual(), gradients_->pending()});
-  return Named({outer_->residual(), outer_->outer_weights(), outer_->momentum(), outer_->delta()});
+  return Named({outer_->residual(), outer_->outer_weights(), outer_->momentum()});
 }
 
 // The names to what there is of them, in order.
@@ -205,9 +200,8 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
     about.exchange = swap_->spec();
     about.joined = swap_->joined();
     if (outer_ != nullptr) {
-      about.in_flight = outer_->in_flight();
       const size_t bytes = size_t(RowBytes(about.dtype, swap_->store().groups().stored_size()));
-      const void* const all[] = {outer_->outer_weights(), outer_->momentum(), outer_->mean_delta()};
+      const void* const all[] = {outer_->outer_weights(), outer_->momentum()};
       for (const void* values : all) {
         options.state.emplace_back(static_cast<const char*>(values), bytes);
       }
@@ -239,7 +233,7 @@ int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec
   if (!spec.gradients()) {
     const int64_t most = *std::max_element(fragments.begin(), fragments.end());
     // Own, one to each peer, and of each peer one of now and one of its next turn.
-    return buffers + errors + given + 3 * size * width + coded(most) * (1 + 3 * (pods - 1));
+    return buffers + errors + given + 2 * size * width + coded(most) * (1 + 3 * (pods - 1));
   }
   const int64_t delay = spec.mode == ExchangeSpec::Mode::kDelayed;
   return buffers + errors + given + delay * size * width +
