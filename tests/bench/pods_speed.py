@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two pods over a thin link against two that train alone, and against what `toroid plan` says.
 
-python3 tests/bench/pods_speed.py --toroid build/toroid --model $(deploy/get_model.sh) [--tokens 2048] [--steps 24]
+python3 tests/bench/pods_speed.py --toroid build/toroid --model $(deploy/get_model.sh) [--tokens 2048]
 
 One rank a pod, each on a core of its own, --tokens tokens a pod a step, BF16 on the wire. In turns:
   alone      two worlds of one pod each, at the same time: the baseline, the sum of their rates
@@ -10,7 +10,8 @@ One rank a pod, each on a core of its own, --tokens tokens a pod a step, BF16 on
   control    exact on that thin link: what a link that is not hidden looks like
 t: seconds of a step alone; P b: bytes that a rank sends, as planned. A row: median seconds of a step (the slower
 pod's), rate of both pods against the baseline (1 is the best there is), the same by plan's formula, MB sent a
-step, share of time waited. Every run takes --steps steps; the first --skip are left out (page faults, connections).
+step, share of time waited. A run takes --steps steps, streaming --rounds rounds of its own; the first --skip are left
+out besides (page faults, connections).
 
 The link is made by numbers (--link-rate of train); the streams run over loopback on the pods' own cores, as do
 codecs and outer steps. CPU numbers are worth something on an idle machine only: the load before each run is shown.
@@ -54,7 +55,7 @@ model {{ {shape} }}
 train {{
   data {{ path: "{arguments.text}"  sequence_length: {arguments.tokens}  batch_tokens: {arguments.tokens}  cache: "{top}/tokens" }}
   optimizer {{ adamw {{ lr: 1e-4 }} }}
-  steps: {arguments.steps}
+  steps: 1
   peak_flops: 1
 }}
 """)
@@ -87,6 +88,8 @@ train {{
         else:
             directories = [os.path.join(top, f"alone-{pod}") for pod in range(2)]
             more = [["--set", f"output.dir={directory}"] for directory in directories]
+        measured = self.a.rounds * self.a.every if "streaming" in name else self.a.steps
+        settings = [f"train.steps={self.a.skip + measured}", *settings]
         command = [self.a.toroid, "train", self.job, "-q", "--threads", "1", *self.words(settings)]
         load = self.together([command + words for words in more])
         pods = []
@@ -142,8 +145,9 @@ def main():
     parser.add_argument("--model", required=True, help="as toroid train takes it: SmolLM2's file, random:NAME")
     parser.add_argument("--text", default=TEXT)
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=2)
     parser.add_argument("--codec", default="BF16")
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--fragments", type=int, default=4)
@@ -152,12 +156,10 @@ def main():
     parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--json", help="rows are added to this file too")
     arguments = parser.parse_args()
-    if (arguments.steps - arguments.skip) % arguments.every:
-        say("the measured steps hold no whole number of rounds: streaming's mean says less")
     with tempfile.TemporaryDirectory(prefix="toroid-pods-speed-") as top:
         rows = list(Bench(arguments, top).rows())
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.model}, {arguments.tokens} tokens "
-          f"a pod a step, {arguments.codec}, {arguments.steps} steps\n")
+          f"a pod a step, {arguments.codec}, {arguments.steps} steps, {arguments.rounds} rounds\n")
     print("| case | link MB/s | s a step | of the baseline | by the formula | MB sent a step | waited | load |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
