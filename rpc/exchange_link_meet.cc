@@ -92,7 +92,8 @@ absl::StatusOr<std::vector<std::string>> Link::Meet(int64_t pod, const std::stri
 
 // gRPC does not tell a peer that is not there yet from one whom TLS keeps apart for good.
 void Link::Doubt(Peer& peer, PodRank rank) {
-  if (stopping_ || peer.reached || !peer.refused.ok() || absl::Now() < peer.next_probe) return;
+  if (stopping_ || peer.reached || peer.removed || !peer.refused.ok()) return;
+  if (absl::Now() < peer.next_probe) return;
   peer.next_probe = absl::Now() + kProbe;
   doubted_.insert(rank);
   if (!prober_.joinable()) prober_ = std::thread([this] { Probe(); });
@@ -115,7 +116,7 @@ void Link::Probe() {
     const absl::Status why = WhyNoConnection(address, options_.tls, kProbe);
     lock.lock();
     peer.next_probe = absl::Now() + kProbe;
-    if (peer.reached || peer.address != address) continue;
+    if (peer.reached || peer.removed || peer.address != address) continue;
     peer.doubts = why.ok() ? 0 : peer.doubts + 1;
     if (peer.doubts < 2) continue;
     Refuse(rank, WithErrorInfo(absl::Status(why.code(), absl::StrCat("no line to ", ToString(rank),
