@@ -620,6 +620,48 @@ TEST_F(ServicesTest, ProgramsOfAPoolArePreparedWhileOthersRun) {
   EXPECT_EQ(scored->tokens, 5);
 }
 
+// One of its programs runs, the others wait behind it, among those of another client.
+TEST_F(ServicesTest, ADisconnectedClientFreesItsPlacesInAPool) {
+  StartPod();
+  JobSpec pool;
+  pool.name = "crew";
+  pool.task = PoolTask();
+  ASSERT_TRUE(client_->SubmitJob(pool, "").ok());
+  gate_.Set(false);
+  ClientOptions options;
+  options.controller = server_->address();
+  std::atomic<bool> interrupt{false};
+  options.interrupt = &interrupt;
+  const auto leaver = NewClient(options);
+  std::promise<void> begun;
+  GenerateObserver observer;
+  observer.on_token = [&, told = false](const TokenEvent&) mutable {
+    if (!std::exchange(told, true)) begun.set_value();
+  };
+  std::vector<std::future<absl::Status>> left;
+  const auto ask = [&](Client& client, const std::string& text, const GenerateObserver& heard) {
+    InferenceRequest request = Request(text);
+    request.placement.on_pool = "crew";
+    return client.Generate(request, heard);
+  };
+  left.push_back(
+      std::async(std::launch::async, [&] { return ask(*leaver, "abc", observer).status(); }));
+  ASSERT_EQ(begun.get_future().wait_for(kLimit), std::future_status::ready);
+  for (int i = 0; i < 20; ++i) {  // more than are sent ahead
+    left.push_back(std::async(std::launch::async,
+                              [&] { return ask(*leaver, "wxyz", GenerateObserver()).status(); }));
+  }
+  auto stays =
+      std::async(std::launch::async, [&] { return ask(*client_, "de", GenerateObserver()); });
+  interrupt = true;
+  EXPECT_TRUE(gate_.Await([this] { return gate_.cancelled_programs >= 1; }));
+  for (auto& answer : left) EXPECT_EQ(answer.get().code(), absl::StatusCode::kCancelled);
+  gate_.Set(true);
+  const auto answer = stays.get();
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->text, "de");
+}
+
 TEST_F(ServicesTest, ProgramsOfAPoolFailAlone) {
   StartPod();
   JobSpec pool;
