@@ -73,8 +73,8 @@ def say(text):
 
 
 def watch(toroid, id, run, total, up):
-    """Shows the job until it has ended; half way kills one of the ranks below `up`, unless that is 0."""
-    told, kill_at, states, late = 0, total // 2 if up else total + 1, {}, 0
+    """Shows the job until it has ended; a third of the way kills one of the ranks below `up`, unless that is 0."""
+    told, kill_at, states, late = 0, total // 3 if up else total + 1, {}, 0
     while True:
         job = json.loads(subprocess.run([toroid, "job", "get", id, "-o", "json"], check=True,
                                         capture_output=True).stdout)
@@ -126,7 +126,7 @@ def compare(synchronous, late, total):
     for lines in pods:
         steps = [line["step"] for line in lines]
         good &= steps == sorted(set(steps)) and steps[-1] == total
-    good &= min(map(len, missed)) == 0  # one of them has made every step
+    good &= min(map(len, missed)) == 0 < max(map(len, missed))  # one has made every step, one was away
     print(f"steps that a pod was away: {max(map(len, missed))} of {total}")
     step, hashes = last_hash(pods)
     name = "the outer parameters" if "outer_hash" in pods[0][-1]["pods"] else "the parameters"

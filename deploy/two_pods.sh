@@ -61,7 +61,7 @@ JOB
 job synchronous "exact {}  codec: BF16"
 job "$mode-pods" "$exchange  policy: CONTINUE"
 
-# train NAME PID: submits the job and shows it; a rank below PID is killed half way, unless it is 0.
+# train NAME PID: submits the job and shows it; a rank below PID is killed on the way, unless it is 0.
 train() {
   local id
   id=$("$TOROID" job submit "$work/$1.textproto")
