@@ -61,13 +61,15 @@ absl::Status PodExchange::After(int64_t steps) {
 }
 
 std::vector<double> PodExchange::SquaredSums(ParamStore::Kind kind) {
-  // With policy `continue` all have one mesh, and so the same sums.
-  if (outer_ != nullptr || swap_->goes_on()) return swap_->store().SquaredSums(kind);
+  // Of one mesh all have the same sums.
+  if (outer_ != nullptr || (swap_->goes_on() && !swap_->meshes_differ())) {
+    return swap_->store().SquaredSums(kind);
+  }
   const bool gradients = kind == ParamStore::Kind::kGradients;
   std::vector<double> sums = swap_->store().SquaredSums(kind);
   const absl::Status taken =
-      swap_->TakeOfFirstPod(gradients ? PodSwap::kGradientSquares : PodSwap::kWeightSquares, step_,
-                            sums, absl::StrCat("the norm of step ", step_));
+      swap_->TakeOfOnePod(gradients ? PodSwap::kGradientSquares : PodSwap::kWeightSquares, step_,
+                          sums, absl::StrCat("the norm of step ", step_));
   failed_.Update(taken);
   return sums;
 }

@@ -55,9 +55,9 @@ class PodExchange {
   // After the update, or where it would have been: `steps` are done. diloco, streaming: sends and
   // applies weights that are due.
   absl::Status After(int64_t steps);
-  // As ParamStore::SquaredSums; where all pods make the same update, pod 0's, so that meshes whose
-  // sums round otherwise decide alike. An error leaves the pod's own and is in status(), the same
-  // on all ranks.
+  // As ParamStore::SquaredSums; where all pods make the same update, one pod's, so that meshes
+  // whose sums round otherwise decide alike. An error leaves the pod's own and is in status(), the
+  // same on all ranks.
   std::vector<double> SquaredSums(ParamStore::Kind kind);
   absl::Status status() const { return failed_; }
 

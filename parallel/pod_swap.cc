@@ -14,8 +14,9 @@
 namespace toroid {
 namespace {
 
-// Merges that another pod may still have before it, at most: `delayed` has two on their way.
-constexpr size_t kMostBehind = 2;
+// What another pod may still have to agree on, at most: two merges, `delayed` having as many on
+// their way, each with two kinds of squares.
+constexpr size_t kMostBehind = 6;
 
 absl::Status FromPayload(const PodMessage& message, std::vector<double>& numbers) {
   if (message.payload.size() != numbers.size() * sizeof(double)) {
@@ -91,11 +92,6 @@ absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watc
     if (card[3] != hello[3]) {
       fits = absl::FailedPreconditionError(
           "it computes in another type: give all pods the same --compute");
-    } else if (fits.ok() && options_.go_on && spec().gradients() && shape != mesh) {
-      // Norms would be those of a pod that may be lost before all have them.
-      fits = absl::FailedPreconditionError(
-          absl::StrCat("it has the mesh ", ToString(shape), ", pod ", pod_, " ", ToString(mesh),
-                       ": with policy ", "CONTINUE and gradients all pods need one mesh"));
     }
     if (!fits.ok()) {
       return absl::Status(fits.code(), absl::StrCat("pod ", q, ": ", fits.message()));
@@ -198,30 +194,37 @@ absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
       }
       return MissingCard(kCard, step);
     });
-    if (gathered.ok() && options_.go_on) gathered = Agree(step, what, has);
+    if (gathered.ok() && options_.go_on) gathered = AgreeOnShares(step, what, has);
     if (!PodMail::IsNewerView(gathered)) return gathered;
   }
 }
 
-// The second half of a merge (membership_view.h). Aborted: there is a newer view.
-absl::Status PodSwap::Agree(int64_t step, absl::string_view what,
-                            const std::function<bool(int64_t group)>& has) {
-  const MembershipView view = mail_->view();
-  std::vector<double> lacks(size_t(pods()), 0.0);
-  for (int64_t q = 0; q < pods(); ++q) {
-    bool lacking = q != pod_ && store_.mesh().rank() == 0 && !mail_->Has({kCard, step, 0, {q, 0}});
-    for (int64_t g = 0; !lacking && g < store_.groups().count(); ++g) {
-      lacking = has(g) && LacksPart(step, g, q);
+absl::Status PodSwap::AgreeOnShares(int64_t step, absl::string_view what,
+                                    const std::function<bool(int64_t group)>& has) {
+  const auto lacks = [&](int64_t q) {
+    if (q != pod_ && world().rank() == 0 && !mail_->Has({kCard, step, 0, {q, 0}})) return true;
+    for (int64_t g = 0; g < store_.groups().count(); ++g) {
+      if (has(g) && LacksPart(step, g, q)) return true;
     }
-    lacks[size_t(q)] = lacking ? 1 : 0;
-  }
-  MaxHost(world(), lacks);
-  Merged merged{step, view.number, lacks};
-  for (double& pod : merged.pods) pod = 1 - pod;
-  SendHave(merged, view.number);
-  const bool first = store_.mesh().rank() == 0;
+    return false;
+  };
+  TOROID_ASSIGN_OR_RETURN(taking_part_, Agree(kHave, step, what, lacks));
+  return absl::OkStatus();
+}
+
+// The second half of a merge (membership_view.h): the pods of which no member of the view lacks
+// anything. lacks: asked of each rank. Aborted: there is a newer view.
+absl::StatusOr<std::vector<int64_t>> PodSwap::Agree(Kind kind, int64_t step, absl::string_view what,
+                                                    const std::function<bool(int64_t pod)>& lacks) {
+  const MembershipView view = mail_->view();
+  Agreed agreed{kind, step, view.number, {}};
+  for (int64_t q = 0; q < pods(); ++q) agreed.pods.push_back(lacks(q) ? 1 : 0);
+  MaxHost(world(), agreed.pods);
+  for (double& pod : agreed.pods) pod = 1 - pod;
+  SendHave(agreed, view.number);
+  const bool first = world().rank() == 0;
   const auto key = [&](int64_t pod) {
-    return PodMail::Key{kHave, step, int32_t(view.number), {pod, 0}};
+    return PodMail::Key{kind, step, int32_t(view.number), {pod, 0}};
   };
   TOROID_RETURN_IF_ERROR(mail_->Await(world(), what, [&] {
     for (const int64_t q : view.members) {
@@ -232,34 +235,34 @@ absl::Status PodSwap::Agree(int64_t step, absl::string_view what,
   absl::Status status;
   for (const int64_t q : view.members) {
     if (!first || q == pod_) continue;
-    std::vector<double> theirs(merged.pods.size());
+    std::vector<double> theirs(agreed.pods.size());
     status.Update(FromPayload(mail_->Take(key(q)), theirs));
-    for (size_t i = 0; i < theirs.size(); ++i) merged.pods[i] *= theirs[i];
+    for (size_t i = 0; i < theirs.size(); ++i) agreed.pods[i] *= theirs[i];
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
-  BroadcastHost(world(), merged.pods);
+  BroadcastHost(world(), agreed.pods);
   TOROID_RETURN_IF_ERROR(world().Health());
-  taking_part_.clear();
+  std::vector<int64_t> all_have;
   for (int64_t q = 0; q < pods(); ++q) {
-    if (merged.pods[size_t(q)] == 1) taking_part_.push_back(q);
+    if (agreed.pods[size_t(q)] == 1) all_have.push_back(q);
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (told_.number > merged.view) SendHave(merged, told_.number);
-  merged_.push_back(std::move(merged));
-  if (merged_.size() > kMostBehind) merged_.pop_front();
-  return absl::OkStatus();
+  if (told_.number > agreed.view) SendHave(agreed, told_.number);
+  agreed_.push_back(std::move(agreed));
+  if (agreed_.size() > kMostBehind) agreed_.pop_front();
+  return all_have;
 }
 
-void PodSwap::SendHave(const Merged& merged, uint64_t view) {
-  SendCard(kHave, merged.step, merged.pods, int32_t(view));
+void PodSwap::SendHave(const Agreed& agreed, uint64_t view) {
+  SendCard(agreed.kind, agreed.step, agreed.pods, int32_t(view));
 }
 
-// In a newer view, what was merged in one before.
+// In a newer view, what was agreed on in one before.
 void PodSwap::Repeat(const MembershipView& view) {
   const std::lock_guard<std::mutex> lock(mutex_);
   told_ = view;
-  for (const Merged& merged : merged_) {
-    if (merged.view < view.number) SendHave(merged, view.number);
+  for (const Agreed& agreed : agreed_) {
+    if (agreed.view < view.number) SendHave(agreed, view.number);
   }
 }
 
@@ -399,21 +402,41 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::SwapCards(Kind kind, i
   }
 }
 
-absl::Status PodSwap::TakeOfFirstPod(Kind kind, int64_t step, std::vector<double>& own,
-                                     absl::string_view what) {
-  if (pod_ == 0) {
-    SendCard(kind, step, own);
-    return mail_->status();
+absl::Status PodSwap::TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
+                                   absl::string_view what) {
+  const bool first = world().rank() == 0;
+  int64_t pod = 0;
+  if (options_.go_on || pod_ == 0) SendCard(kind, step, own);
+  if (options_.go_on) {
+    TOROID_ASSIGN_OR_RETURN(pod, AgreeOnPod(kind, step, what));
+  } else if (pod_ != 0) {
+    const PodMail::Key key = {kind, step, 0, {0, 0}};
+    TOROID_RETURN_IF_ERROR(mail_->Await(
+        world(), what, [&] { return !first || mail_->Has(key) ? int64_t{-1} : int64_t{0}; }));
   }
-  const PodMail::Key key = {kind, step, 0, {0, 0}};
-  const bool first = store_.mesh().rank() == 0;
-  TOROID_RETURN_IF_ERROR(mail_->Await(
-      world(), what, [&] { return !first || mail_->Has(key) ? int64_t{-1} : int64_t{0}; }));
+  if (!options_.go_on && pod_ == 0) return mail_->status();
   absl::Status status;
-  if (first) status = FromPayload(mail_->Take(key), own);
+  if (first && pod != pod_) status = FromPayload(mail_->Take({kind, step, 0, {pod, 0}}), own);
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
   BroadcastHost(world(), own);
   return world().Health();
+}
+
+// The first pod whose numbers all have.
+absl::StatusOr<int64_t> PodSwap::AgreeOnPod(Kind kind, int64_t step, absl::string_view what) {
+  const Kind have = kind == kGradientSquares ? kHaveGradientSquares : kHaveWeightSquares;
+  const auto lacks = [&](int64_t q) {
+    return q != pod_ && world().rank() == 0 && !mail_->Has({kind, step, 0, {q, 0}});
+  };
+  for (;;) {
+    absl::Status here = mail_->Await(world(), what, [&] { return MissingCard(kind, step); });
+    if (here.ok()) {
+      const absl::StatusOr<std::vector<int64_t>> all_have = Agree(have, step, what, lacks);
+      if (all_have.ok()) return all_have->front();
+      here = all_have.status();
+    }
+    if (!PodMail::IsNewerView(here)) return here;
+  }
 }
 
 }  // namespace toroid

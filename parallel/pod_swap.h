@@ -14,6 +14,7 @@
 // One thread at a time, but for Offer, which may run on the mail's thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -43,7 +44,9 @@ class PodSwap {
     kGradientSquares,
     kWeightSquares,
     kResume,
-    kHave,       // membership_view.h; the fragment is the view
+    kHave,  // membership_view.h, of what kCard goes with; the fragment is the view
+    kHaveGradientSquares,
+    kHaveWeightSquares,
     kAdmission,  // the same
     kTakenIn,    // a pod that has been taken in is there
     kStateText,  // state_copy.h
@@ -61,8 +64,7 @@ class PodSwap {
   // Meets the other pods: their rank 0s tell their meshes, and are waited for. Collective. Pods are
   // 0 .. pods - 1, all of them of the first view. One that joins waits to be taken in instead.
   // `link` and `store` outlive this. FailedPrecondition: a pod that computes in another type; one
-  // with another mesh, if gradients are exchanged and the others go on without a pod, or than the
-  // one it joins for; Unavailable: joined, but who had its state is lost.
+  // that joins with another mesh than its launch before.
   static absl::StatusOr<std::unique_ptr<PodSwap>> Create(PodLink& link, int64_t pods,
                                                          const ModelConfig& config, int64_t layers,
                                                          ParamStore& store, const Options& options,
@@ -127,9 +129,14 @@ class PodSwap {
   absl::StatusOr<std::vector<std::vector<double>>> SwapCards(Kind kind, int64_t step,
                                                              const std::vector<double>& own,
                                                              absl::string_view what);
-  // Pod 0's numbers, on all ranks of all pods. Collective; as long as `own` on all.
-  absl::Status TakeOfFirstPod(Kind kind, int64_t step, std::vector<double>& own,
-                              absl::string_view what);
+  // Squares: one pod's numbers, on all ranks of all pods: of pod 0, or, where the others go on
+  // without a pod, of the first one whose numbers all have. Collective; as long as `own` on all.
+  absl::Status TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
+                            absl::string_view what);
+  bool meshes_differ() const {
+    return std::any_of(meshes_.begin(), meshes_.end(),
+                       [this](const MeshShape& mesh) { return mesh != meshes_[0]; });
+  }
 
   // Of payloads that each offer of a group posts, the group's once for each other pod.
   int64_t OfferBytes(int64_t group) const;
@@ -139,8 +146,9 @@ class PodSwap {
     double weight = 0;
     CodedRange coded;
   };
-  // What was merged, in which view, of whose shares (1, else 0, by pod).
-  struct Merged {
+  // What was agreed on, in which view: whose shares, or squares, count (1, else 0, by pod).
+  struct Agreed {
+    Kind kind = kHave;
     int64_t step = 0;
     uint64_t view = 0;
     std::vector<double> pods;
@@ -150,9 +158,12 @@ class PodSwap {
   void LayOut(const ModelConfig& config, int64_t layers);
   bool LacksPart(int64_t step, int64_t group, int64_t pod) const;
   int64_t Missing(int64_t step, int64_t group) const;
-  absl::Status Agree(int64_t step, absl::string_view what,
-                     const std::function<bool(int64_t group)>& has);
-  void SendHave(const Merged& merged, uint64_t view);
+  absl::StatusOr<std::vector<int64_t>> Agree(Kind kind, int64_t step, absl::string_view what,
+                                             const std::function<bool(int64_t pod)>& lacks);
+  absl::Status AgreeOnShares(int64_t step, absl::string_view what,
+                             const std::function<bool(int64_t group)>& has);
+  absl::StatusOr<int64_t> AgreeOnPod(Kind kind, int64_t step, absl::string_view what);
+  void SendHave(const Agreed& agreed, uint64_t view);
   void Repeat(const MembershipView& view);
   PodMail::Key PartKey(int64_t step, int64_t group, int64_t pod, int64_t rank) const {
     return {kPart, step, int32_t(group), {pod, rank}};
@@ -198,7 +209,7 @@ class PodSwap {
   std::map<int64_t, std::vector<double>> told_heard_;  // with own cards, by step
   mutable std::mutex mutex_;
   std::map<std::pair<int64_t, int64_t>, Own> own_;  // by step and group; guarded by mutex_
-  std::deque<Merged> merged_;                       // the last ones; the same
+  std::deque<Agreed> agreed_;                       // the last ones; the same
   MembershipView told_;                             // the newest view heard of; the same
   std::unique_ptr<PodMail> mail_;                   // last: its threads use the others
 };

@@ -281,8 +281,7 @@ TEST_F(PodReturnTest, TwoAtOnce) {
 
 TEST_F(PodReturnTest, PodsOfSeveralRanks) {
   Use(Mode::kExact);
-  const MeshShape mesh = {2, 1, 1};
-  ExpectAlike(RunPods({mesh, mesh, mesh}, {{1, 1, 6}}), {1, 2, 1});
+  ExpectAlike(RunPods({{2, 1, 1}, {2, 1, 1}, {1, 1, 2}}, {{1, 1, 6}}), {1, 2, 1});
   Use(Mode::kStreaming);
   plan_.directory = Directory("unlike");
   ExpectAlike(RunPods({{1, 1, 2}, {2, 1, 1}, {1, 1, 1}}, {{0, 1, 6}, {1, 1, 12}}), {2, 2, 1});
