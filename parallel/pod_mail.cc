@@ -347,15 +347,20 @@ bool PodMail::EndsWait(int64_t pod) const {
   return absl::Now() - link_.LastHeard({pod, 0}) > kAway;
 }
 
-// To whoever makes views: that a pod that is waited for says nothing.
-void PodMail::TellSilent(int64_t pod, Clock::time_point begin) {
-  if (!watch_.on_silent || pod == link_.identity().self.pod) return;
-  if (Clock::now() - begin < kSilent) return;
-  if (absl::Now() - link_.LastHeard({pod, 0}) < absl::FromChrono(kSilent)) return;
-  const uint64_t launch = LaunchOf(pod);
-  const auto [told, fresh] = told_silent_.try_emplace(pod, launch);
-  if (!fresh && std::exchange(told->second, launch) == launch) return;
-  watch_.on_silent(pod);
+// To whoever makes views: that pods say nothing while one is waited for, which may itself wait for
+// another: whoever was heard of once and is silent now holds all up.
+void PodMail::TellSilent(int64_t awaited, Clock::time_point begin) {
+  if (!watch_.on_silent || Clock::now() - begin < kSilent) return;
+  for (const int64_t pod : view().members) {
+    if (pod == link_.identity().self.pod) continue;
+    const absl::Time heard = link_.LastHeard({pod, 0});
+    if (pod != awaited && heard == absl::InfinitePast()) continue;
+    if (absl::Now() - heard < absl::FromChrono(kSilent)) continue;
+    const uint64_t launch = LaunchOf(pod);
+    const auto [told, fresh] = told_silent_.try_emplace(pod, launch);
+    if (!fresh && std::exchange(told->second, launch) == launch) continue;
+    watch_.on_silent(pod);
+  }
 }
 
 // Of what was heard of, the launches that have been taken in.

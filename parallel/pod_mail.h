@@ -146,7 +146,7 @@ class PodMail {
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
   absl::Status Install(Communicator& world, const std::optional<MembershipView>& heard);
   MembershipView TakingPart(const MembershipView& heard) const;
-  void TellSilent(int64_t pod, Clock::time_point begin);
+  void TellSilent(int64_t awaited, Clock::time_point begin);
 
   PodLink& link_;
   const Watch watch_;
