@@ -5,7 +5,7 @@
 // the others meanwhile (pod_stream.h has the numbering). Both directions between two ranks are such
 // pairs of their own. A launch is known by its epoch: a higher one ends what the earlier launch
 // sent, a lower one is refused. Beside its flows a rank dials one more, on which it gives a sign of
-// life every half a second that the peer acknowledges: so LastHeard of a peer that stands still is
+// life four times a second that the peer acknowledges: so LastHeard of a peer that stands still is
 // older than a second although the line is up. A dead line is noticed by keepalive within 15 s.
 // Thread-safe.
 //

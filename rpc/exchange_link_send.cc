@@ -10,7 +10,7 @@ namespace toroid::exchange {
 
 constexpr absl::Duration kHelloLimit = absl::Seconds(15);
 // Between signs of life.
-constexpr absl::Duration kSign = absl::Milliseconds(500);
+constexpr absl::Duration kSign = absl::Milliseconds(250);
 
 void Link::Lost(Peer& peer) {
   if (peer.up() || !peer.was_up) return;

@@ -69,7 +69,7 @@ class Harm:
 
     def __init__(self, job, seed):
         self.job, self.random, self.log, self.drained = job, random.Random(seed), [], {}
-        self.next = time.monotonic() + self.random.uniform(2, 4)
+        self.next = time.monotonic() + self.random.uniform(3, 7)
 
     def note(self, how, pod):
         self.log.append((time.time(), how, pod))
@@ -95,7 +95,7 @@ class Harm:
         else:
             {"kill": kill, "stop": stop}[how](pids)
         self.note(how, name)
-        self.next = now + self.random.uniform(2, 4)
+        self.next = now + self.random.uniform(3, 7)
 
 
 def train(mode, steps, seed=None, cuts="0"):
