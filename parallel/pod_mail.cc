@@ -24,7 +24,7 @@ constexpr double kPatienceSeconds = 5;
 // A pod that was not heard of for so long is away.
 constexpr absl::Duration kAway = absl::Seconds(2);
 // One that was not heard of for so long, while it was waited for, is told of as silent. Lines that
-// are idle beat twice a second.
+// are idle beat four times a second.
 constexpr auto kSilent = std::chrono::milliseconds(1000);
 // A full queue is tried again after so long, unless its pod takes part no more.
 constexpr absl::Duration kSend = absl::Milliseconds(250);

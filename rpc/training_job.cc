@@ -210,12 +210,10 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
   if (report.param_hash) line["param_hash"] = absl::StrFormat("%016x", *report.param_hash);
   if (step.noise_scale) line["noise_scale"] = *step.noise_scale;
   if (report.pods) {
-    line["pods"] = {{"taking_part", report.pods->taking_part},
-                    {"staleness", report.pods->staleness},
-                    {"bytes_sent", report.pods->bytes_sent},
-                    {"wait_s", report.pods->seconds_waited},
-                    {"dropped", report.pods->dropped},
-                    {"hurried", report.pods->hurried}};
+    line["pods"] = {
+        {"taking_part", report.pods->taking_part}, {"staleness", report.pods->staleness},
+        {"bytes_sent", report.pods->bytes_sent},   {"wait_s", report.pods->seconds_waited},
+        {"dropped", report.pods->dropped},         {"hurried", report.pods->hurried}};
     if (const auto hash = report.pods->outer_hash) {
       line["pods"]["outer_hash"] = absl::StrFormat("%016x", *hash);
     }
