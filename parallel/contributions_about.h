@@ -26,6 +26,8 @@ struct ContributionsAbout {
   bool joined = false;
 };
 
+inline constexpr int64_t kMostAbout = int64_t{1} << 24;  // bytes of its text
+
 std::string ToText(const ContributionsAbout& about);
 // DataLoss naming the file `name` and what is wrong in it.
 absl::StatusOr<ContributionsAbout> ParseContributionsAbout(absl::string_view text,

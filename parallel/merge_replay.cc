@@ -21,8 +21,6 @@
 namespace toroid {
 namespace {
 
-constexpr int64_t kMostAbout = int64_t{1} << 24;  // bytes
-
 std::string NameOf(const MergeRecord& record) {
   return absl::StrCat("merge of step ", record.step, ", fragment ", record.fragment);
 }

@@ -230,7 +230,7 @@ absl::Status OuterExchange::Restore(const std::vector<double>& numbers) {
   }
   flight_.reset();
   if (numbers[0] != 0) flight_ = Flight{int64_t(numbers[1]), int64_t(numbers[2]), true, {}};
-  word_ = int64_t(numbers[3]);
+  word_ = swap_.joined() ? int64_t(numbers[3]) : 0;  // who was told to stop has stopped
   labels_.assign(numbers.begin() + 4, numbers.end());
   return absl::OkStatus();
 }

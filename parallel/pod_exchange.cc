@@ -184,6 +184,20 @@ uint64_t PodExchange::CommonHash() {
   return ParamHash(swap_->store(), outer_ != nullptr ? outer_->outer_weights() : nullptr);
 }
 
+namespace {
+
+// Whether the launch that went on from this step before was one that joined: its log begins there.
+bool HasJoined(FileSystem& files, const std::string& directory, int64_t steps) {
+  const std::string path =
+      absl::StrCat(directory, "/", kContributions, "/", LaunchFolder(steps), "/", kAbout);
+  const auto text = ReadWhole(files, path, kMostAbout);
+  if (!text.ok()) return false;
+  const auto about = ParseContributionsAbout(*text, path);
+  return about.ok() && about->joined;
+}
+
+}  // namespace
+
 void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
   MergeHistory::Options options;
   options.directory = asked.directory;
@@ -200,7 +214,7 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
     about.pod = pod();
     about.meshes = swap_->meshes();
     about.exchange = swap_->spec();
-    about.joined = swap_->joined();
+    about.joined = swap_->joined() || HasJoined(files, asked.directory, asked.steps);
     if (outer_ != nullptr) {
       const size_t bytes = size_t(RowBytes(about.dtype, swap_->store().groups().stored_size()));
       const void* const all[] = {outer_->outer_weights(), outer_->momentum()};

@@ -177,7 +177,8 @@ void PodMail::Work(Queue& queue) {
 
 void PodMail::FinishWork() {
   std::unique_lock<std::mutex> lock(mutex_);
-  changed_.wait(lock, [this] { return work_.idle() || !status_.ok(); });
+  // What is under way reads what its owner frees next.
+  changed_.wait(lock, [this] { return !work_.busy && (work_.items.empty() || !status_.ok()); });
 }
 
 // --- receiving -----------------------------------------------------------------------------------
@@ -241,8 +242,9 @@ void PodMail::Keep(PodMessage message) {
 
 // Whether what this launch of a pod sends may be of use, now or once it was taken in.
 bool PodMail::Awaits(int64_t pod, uint64_t launch) const {
-  if (view_.Has(pod)) return view_.launches.empty() || launch >= view_.LaunchOf(pod);
-  if (!taken_in_ || view_.launches.empty()) return false;
+  if (view_.launches.empty()) return view_.Has(pod);
+  if (!taken_in_) return true;  // views that others have heard of may be newer than this one's
+  if (view_.Has(pod)) return launch >= view_.LaunchOf(pod);
   const auto last = taken_in_->find(pod);
   return last == taken_in_->end() || launch > last->second;
 }
@@ -356,9 +358,10 @@ void PodMail::TellSilent(int64_t awaited, Clock::time_point begin) {
     const absl::Time heard = link_.LastHeard({pod, 0});
     if (pod != awaited && heard == absl::InfinitePast()) continue;
     if (absl::Now() - heard < absl::FromChrono(kSilent)) continue;
-    const uint64_t launch = LaunchOf(pod);
-    const auto [told, fresh] = told_silent_.try_emplace(pod, launch);
-    if (!fresh && std::exchange(told->second, launch) == launch) continue;
+    const Clock::time_point now = Clock::now();
+    const auto [told, fresh] = told_silent_.try_emplace(pod, now);
+    if (!fresh && now - told->second < kSilent) continue;
+    told->second = now;
     watch_.on_silent(pod);
   }
 }
@@ -375,10 +378,9 @@ MembershipView PodMail::TakingPart(const MembershipView& heard) const {
   return view;
 }
 
-absl::Status PodMail::Install(Communicator& world, const std::optional<MembershipView>& heard) {
-  TOROID_ASSIGN_OR_RETURN(heard_, ShareView(world, heard.value_or(MembershipView())));
+// What was heard of is in force. REQUIRES the lock.
+absl::Status PodMail::Install() {
   const int64_t own = link_.identity().self.pod;
-  const std::lock_guard<std::mutex> lock(mutex_);
   MembershipView view = TakingPart(heard_);
   if (!view.Has(own)) {
     return absl::UnavailableError(absl::StrCat("pod ", own, " takes part no more in view ",
@@ -388,6 +390,8 @@ absl::Status PodMail::Install(Communicator& world, const std::optional<Membershi
   return absl::OkStatus();
 }
 
+bool PodMail::Stops() const { return watch_.interrupted && watch_.interrupted() != Interrupt::kNo; }
+
 absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_t>& launches,
                             uint64_t number) {
   for (;;) {
@@ -396,7 +400,7 @@ absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_
     const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
     if (watch_.board != nullptr) watch_.board->Tick();
     std::vector<double> of_any = {heard && heard->number >= number ? 1.0 : 0.0,
-                                  own.ok() ? 0.0 : 1.0, first && EndsWait(-1) ? 1.0 : 0.0};
+                                  own.ok() ? 0.0 : 1.0, first && Stops() ? 1.0 : 0.0};
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
     if (of_any[1] > 0) return ShareStatus(world, own);
@@ -405,16 +409,18 @@ absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_
       std::this_thread::sleep_for(kPoll);
       continue;
     }
+    TOROID_ASSIGN_OR_RETURN(heard_, ShareView(world, heard.value_or(MembershipView())));
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       taken_in_ = launches;
+      TOROID_RETURN_IF_ERROR(Install());
       for (auto kept = kept_.begin(); kept != kept_.end();) {
         const auto launch = launches.find(kept->first.from.pod);
         const bool old = launch != launches.end() && kept->second.epoch < launch->second;
         kept = old ? Drop(kept) : std::next(kept);
       }
     }
-    return Install(world, heard);
+    return absl::OkStatus();
   }
 }
 
@@ -447,8 +453,11 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
       waited_seconds_ += SecondsSince(begin);
       if (of_any[1] > 0) return ShareStatus(world, own);
       if (of_any[3] > 0) {
-        TOROID_RETURN_IF_ERROR(Install(world, heard));
-        return NewerView(view().number);
+        TOROID_ASSIGN_OR_RETURN(heard_, ShareView(world, heard.value_or(MembershipView())));
+        TOROID_RETURN_IF_ERROR(link_.Renew(world));
+        const std::lock_guard<std::mutex> lock(mutex_);
+        TOROID_RETURN_IF_ERROR(Install());
+        return NewerView(view_.number);
       }
       if (of_any[0] < 0) return absl::OkStatus();
       return absl::CancelledError(

@@ -59,7 +59,8 @@ class PodMail {
     std::function<void(const std::string&)> note;
     // Asked on rank 0, by several threads: the newest view of who takes part.
     std::function<std::optional<MembershipView>()> view;
-    // Told on rank 0: a pod that is waited for is silent. Once of each launch.
+    // Told on rank 0: a pod that is waited for is silent. Again and again
+    // while it is.
     std::function<void(int64_t pod)> on_silent;
   };
 
@@ -144,7 +145,8 @@ class PodMail {
   std::map<Key, PodMessage>::iterator Drop(std::map<Key, PodMessage>::iterator kept);
   bool EndsWait(int64_t pod) const;
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
-  absl::Status Install(Communicator& world, const std::optional<MembershipView>& heard);
+  absl::Status Install();
+  bool Stops() const;
   MembershipView TakingPart(const MembershipView& heard) const;
   void TellSilent(int64_t awaited, Clock::time_point begin);
 
@@ -169,7 +171,7 @@ class PodMail {
   std::atomic<int64_t> late_ = 0;
   double waited_seconds_ = 0;
   MembershipView heard_;
-  std::map<int64_t, uint64_t> told_silent_;  // by pod, the launch
+  std::map<int64_t, Clock::time_point> told_silent_;  // by pod, when last
   std::thread worker_, sender_, aside_sender_, receiver_;
 };
 

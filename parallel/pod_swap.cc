@@ -414,7 +414,7 @@ absl::Status PodSwap::TakeOfOnePod(Kind kind, int64_t step, std::vector<double>&
     TOROID_RETURN_IF_ERROR(mail_->Await(
         world(), what, [&] { return !first || mail_->Has(key) ? int64_t{-1} : int64_t{0}; }));
   }
-  if (!options_.go_on && pod_ == 0) return mail_->status();
+  if (!options_.go_on && pod_ == 0) return ShareStatus(world(), mail_->status());
   absl::Status status;
   if (first && pod != pod_) status = FromPayload(mail_->Take({kind, step, 0, {pod, 0}}), own);
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));

@@ -14,6 +14,12 @@ Codec Exact(const ParamStore& store) {
   return store.ops().dtype() == DType::kF64 ? Codec::kFp64 : Codec::kFp32;
 }
 
+// A share travels in pieces of so many bytes; of so many at most.
+constexpr int64_t kPiece = 256 << 20;
+constexpr int64_t kMostPieces = 1 << 12;
+
+int64_t Pieces(int64_t bytes) { return std::max<int64_t>(1, (bytes + kPiece - 1) / kPiece); }
+
 int64_t Largest(const ParamStore& store) {
   int64_t most = 0;
   for (int64_t g = 0; g < store.groups().count(); ++g) {
@@ -71,13 +77,16 @@ void GiveState(PodSwap& swap, int64_t to, int64_t steps, const CopiedState& stat
     const CodedRange coded = Encoded(swap.coder(), pool, g, store.ops().dtype(),
                                      host == nullptr ? reading.data() : host, codec);
     for (const ExchangePart& part : swap.layout(to).sends(g)) {
-      PodMessage message;
-      message.kind = PodSwap::kState;
-      message.step = steps;
-      message.fragment = number;
-      message.codec = int32_t(codec);
-      message.payload = PackPart(part, coded);
-      swap.mail().PostAside({to, part.rank}, std::move(message));
+      const std::string payload = PackPart(part, coded);
+      for (int64_t piece = 0; piece < Pieces(int64_t(payload.size())); ++piece) {
+        PodMessage message;
+        message.kind = PodSwap::kState;
+        message.step = steps;
+        message.fragment = int32_t(number * kMostPieces + piece);
+        message.codec = int32_t(codec);
+        message.payload = payload.substr(size_t(piece * kPiece), size_t(kPiece));
+        swap.mail().PostAside({to, part.rank}, std::move(message));
+      }
     }
   });
 }
@@ -88,14 +97,20 @@ absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state) {
   const int64_t giver = swap.giver(), steps = swap.joined_at();
   const bool first = store.mesh().rank() == 0;
   const PodMail::Key text_key = {PodSwap::kStateText, steps, 0, {giver, 0}};
-  const auto key = [&](int32_t number, int64_t rank) {
-    return PodMail::Key{PodSwap::kState, steps, number, {giver, rank}};
+  const Codec codec = Exact(store);
+  const auto for_pieces = [&](int32_t number, const ExchangePart& part, auto visit) {
+    const int64_t pieces = Pieces(PayloadBytes(part, /*sent=*/false, codec));
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      visit(PodMail::Key{
+          PodSwap::kState, steps, int32_t(number * kMostPieces + piece), {giver, part.rank}});
+    }
   };
   const auto lacks = [&] {
     bool lacking = first && !mail.Has(text_key);
     ForEach(store, state, [&](int32_t number, int64_t g, const Tensor&, char*) {
       for (const ExchangePart& part : swap.layout(giver).receives(g)) {
-        lacking = lacking || !mail.Has(key(number, part.rank));
+        for_pieces(number, part,
+                   [&](const PodMail::Key& key) { lacking = lacking || !mail.Has(key); });
       }
     });
     return lacking ? giver : int64_t{-1};
@@ -110,7 +125,6 @@ absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state) {
     if (here.ok()) break;
     if (!PodMail::IsNewerView(here)) return here;
   }
-  const Codec codec = Exact(store);
   ThreadPool pool(swap.threads());
   std::vector<char> values(size_t(Largest(store)));
   absl::Status status;
@@ -118,8 +132,9 @@ absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state) {
     char* const into = host == nullptr ? values.data() : host;
     std::fill_n(into, store.Stored(ParamStore::Kind::kWeights, g).bytes(), '\0');  // pads
     for (const ExchangePart& part : swap.layout(giver).receives(g)) {
-      const PodMessage message = mail.Take(key(number, part.rank));
-      status.Update(Unpacked(pool, part, store.ops().dtype(), codec, message.payload, into));
+      std::string payload;
+      for_pieces(number, part, [&](const PodMail::Key& key) { payload += mail.Take(key).payload; });
+      status.Update(Unpacked(pool, part, store.ops().dtype(), codec, payload, into));
     }
     if (host == nullptr) store.ops().Upload(store.stream(), into, stored);
   });

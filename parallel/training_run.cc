@@ -30,8 +30,6 @@ constexpr char kExchange[] = "exchange";
 constexpr char kOptimizer[] = "optimizer", kAdamW[] = "adamw";  // also of those that do not say
 
 constexpr int64_t kMostPods = 1024;
-constexpr int64_t kMostBranches = int64_t{1} << 20;
-
 double Number(const TrainingState& state, const char* name, size_t i) {
   const auto found = state.numbers.find(name);
   return found != state.numbers.end() && i < found->second.size() ? found->second[i] : 0;
@@ -606,7 +604,12 @@ absl::StatusOr<TrainingResult> TrainingRun::Run() {
     const int64_t done = step_;
     TOROID_RETURN_IF_ERROR(JudgeLoss(report));
     PodExchange* const pods = trainer_->exchange();
-    if (pods != nullptr && pods->comes() && step_ < end_) TOROID_RETURN_IF_ERROR(TakeIn());
+    // A run that was told to end does so behind this step.
+    if (pods != nullptr && pods->comes() && step_ < end_ && pods->heard() == 0) {
+      const absl::Status taken = TakeIn();
+      if (absl::IsCancelled(taken)) return EndWaiting(taken);
+      TOROID_RETURN_IF_ERROR(taken);
+    }
     const bool due = plan_.checkpoint_every > 0 && step_ % plan_.checkpoint_every == 0;
     if (writer_ != nullptr) Take(writer_->Poll());
     if (due && step_ == done && step_ < end_) TOROID_RETURN_IF_ERROR(Save());

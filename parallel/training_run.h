@@ -50,6 +50,9 @@ struct TrainingPlan {
 // directory itself.
 std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods);
 
+// Histories that one run can have had.
+constexpr int64_t kMostBranches = int64_t{1} << 20;
+
 // What all pods of a run must have alike, for PodIdentity::terms: "name: value", the version first.
 std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model);
 
@@ -106,7 +109,7 @@ struct TrainingEvents {
   // Which of the job's pods take part, the newest that is known; asked by several threads, for as
   // long as the run is there. Null: all, always.
   std::function<std::optional<MembershipView>()> view;
-  // This pod waits for another one that is silent; said once of each launch. Whoever makes views
+  // This pod waits for another one that is silent; said again while it is. Whoever makes views
   // may leave that one out.
   std::function<void(int64_t pod)> on_silent = [](int64_t) {};
 };
@@ -154,6 +157,7 @@ class TrainingRun {
   absl::StatusOr<LoadedCheckpoint> LoadWithPods();
   absl::Status CheckPodsAlike();
   absl::Status JoinPods(PodLink* link);
+  absl::Status ForkBehindOwn();
   absl::Status TakeIn();
   bool Hurries();
   void RecordMerges();

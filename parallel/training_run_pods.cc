@@ -190,7 +190,28 @@ absl::Status TrainingRun::JoinPods(PodLink* link) {
       const TrainingState state,
       ParseTrainingState(text, absl::StrCat("the state of pod ", pods.giver())));
   TOROID_RETURN_IF_ERROR(Restore(state));
+  TOROID_RETURN_IF_ERROR(ForkBehindOwn());
   Note(absl::StrCat("joined after step ", step_, ", with the state of pod ", pods.giver()));
+  return absl::OkStatus();
+}
+
+// What earlier launches of this pod wrote, of later steps or on other branches, is of a history
+// that was left.
+absl::Status TrainingRun::ForkBehindOwn() {
+  if (plan_.directory.empty()) return absl::OkStatus();
+  int64_t newest = branch_;
+  bool left = false;
+  if (speaks()) {
+    const auto entries = ListCheckpoints(files_, Checkpoints());
+    for (const CheckpointEntry& entry : entries.value_or(std::vector<CheckpointEntry>())) {
+      if (entry.branch >= kMostBranches) continue;
+      left = left || entry.branch > branch_ || entry.step >= step_;
+      newest = std::max(newest, entry.branch);
+    }
+  }
+  const int64_t next = trainer_->mesh().Agree(left ? newest + 1 : 0);
+  TOROID_RETURN_IF_ERROR(trainer_->mesh().Health());
+  if (next > 0) Fork(next);
   return absl::OkStatus();
 }
 

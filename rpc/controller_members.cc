@@ -29,7 +29,11 @@ void Controller::TellPods(Job& job) {
   size_t joining = 0;
   for (const auto& [name, pod] : pods_) {
     World* world = pod->world.get();
-    if (world == nullptr || world->job != job.status.id || world->listens.empty()) continue;
+    if (world == nullptr || world->job != job.status.id) continue;
+    // After a restart of this controller: the others may train with it already, and a view without
+    // it, followed by one with it, would have them lack what they never got.
+    if (world->adopted && world->joins && !world->ending() && world->listens.empty()) return;
+    if (world->listens.empty()) continue;
     if (!world->takes_part() && !world->returns()) continue;
     worlds.push_back(world);
     joining += world->joining();
@@ -133,6 +137,12 @@ bool Controller::LosesPod(World& world, const absl::Status& answer) {
 // True: the others go on. Its next launch may be scheduled from `earliest` on. May destroy `job`.
 bool Controller::PodOfJobEnded(Job& job, World& world, const std::string& pod,
                                const absl::Status& why, bool confirmed, absl::Time earliest) {
+  if (job.goes_on() && job.ending && (world.left_out || world.joining())) {
+    for (const auto& [name, other] : pods_) {  // which may still save
+      const World* left = other->world.get();
+      if (left != nullptr && left->job == job.status.id && !left->ending()) return true;
+    }
+  }
   if (!job.goes_on() || job.failed || job.ending) return false;
   if (!world.left_out) {
     if (!OthersGoOn(job, world)) return false;
@@ -164,6 +174,7 @@ std::vector<int64_t> Controller::Returning(const Job& job) const {
 
 absl::Status Controller::StartReturn(Job& job, int64_t number, Pod& pod) {
   Job::Away& away = job.away.at(number);
+  if (!job.MayReturn(away)) return absl::OkStatus();  // another one took the last restart
   auto world = NewWorld(pod, job.spec.placement, job.status.id, absl::ZeroDuration());
   if (!world.ok()) {
     away.earliest = Now() + times_.backoff;
@@ -206,7 +217,14 @@ void Controller::Stepped(World& world) {
   Job& job = *found->second;
   if (static_cast<size_t>(world.pod) >= job.status.pods.size()) return;
   job.status.pods[world.pod].state = "TRAINING";
-  if (!world.joins || job.away.erase(world.pod) == 0) return;
+  if (!world.joins || job.away.erase(world.pod) == 0) {
+    // A controller that is started anew knows who trains.
+    if (std::all_of(job.status.pods.begin(), job.status.pods.end(),
+                    [](const JobPod& pod) { return pod.state != "STARTING"; })) {
+      (void)SetState(job, job.status.state, job.status.reason, job.status.message);
+    }
+    return;
+  }
   if (job.away.empty()) {
     (void)SetState(job, JobState::kRunning, "PodReturned",
                    absl::StrCat("pod ", world.pod, " trains again: all ", job.pods(), " do"));

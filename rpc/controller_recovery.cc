@@ -83,6 +83,7 @@ void Controller::AwaitPods(Job& job) {
     world->job = job.status.id;
     world->pod = number;
     world->joins = joins;
+    world->adopted = true;
     world->stepped = part.state == "TRAINING";
     world->deadline = limit;
     world->resumes = true;

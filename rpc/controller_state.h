@@ -32,6 +32,7 @@ struct Controller::World {
   std::vector<std::string> listens;  // for the job's other pods, by rank; empty: not told yet
   bool stepped = false;              // has done a step of training
   bool joins = false;                // launched while the job's other pods train
+  bool adopted = false;              // launched by an earlier controller
   bool left_out = false;             // of what the others are told, while it is being ended
   absl::Time silent = absl::InfiniteFuture();  // since when others wait for it and hear nothing
   absl::Duration keep_alive;

@@ -122,7 +122,12 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
     return world->worker;
   }
   if (Trains(*world)) {  // the program loads its model for itself
-    Job& trains = *jobs_.at(world->job);
+    const auto job_of = jobs_.find(world->job);
+    if (job_of == jobs_.end()) {  // it ended meanwhile
+      StopWorld(*world, "its job has ended");
+      return world->worker;
+    }
+    Job& trains = *job_of->second;
     if (trains.status.state != JobState::kRunning) {
       (void)SetState(trains, JobState::kRunning, "", "");
     }

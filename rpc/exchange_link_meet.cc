@@ -29,6 +29,13 @@ absl::Status Link::Compare(const PodIdentity& other) {
 
 void Link::Refuse(PodRank rank, const absl::Status& why) {
   Peer& peer = PeerOf(rank);
+  // A later launch: it is not reached, and whoever waits for it will say so; the others go on.
+  if (peer.added > 0 && !absl::IsDataLoss(why)) {
+    peer.removed = true;
+    peer.trouble = why;
+    pump_.notify_all();
+    return;
+  }
   if (peer.refused.ok()) peer.refused = why;
   if (refused_.ok()) refused_ = why;
   changed_.notify_all();

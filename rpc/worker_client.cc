@@ -379,7 +379,7 @@ class Connection final : public WorkerConnection {
     const std::optional<MembershipView> view = View();
     if (!view || !view->Has(pod)) return;
     Print(absl::StrCat("pod ", pod, " says nothing and is waited for"));
-    TellDurably(number, SilentAnswer{pod, view->LaunchOf(pod)});
+    Tell(number, SilentAnswer{pod, view->LaunchOf(pod)});  // it is said again while it is so
   }
 
   void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {

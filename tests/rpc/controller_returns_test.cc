@@ -390,7 +390,7 @@ TEST_F(ReturnsTest, AControllerThatWasRestartedKnowsWhoIsAway) {
                                 {program, std::move(body)});
   };
   tell(0, ListensAnswer{{"h:0"}});
-  EXPECT_EQ(MembersOf(0), At(0));
+  EXPECT_TRUE(worlds_[0]->tables.empty());  // it may train with pod 1 already, which will say so
   tell(0, ProgressAnswer{"train", 5, 1000});
   worlds_[1] = Attach("b", joins, 0);  // it had not attached yet
   EXPECT_TRUE(std::get<TrainOrder>(worlds_[1]->programs.back().task).joins);
