@@ -356,8 +356,16 @@ TEST_F(PodReturnTest, ASlowPodDoesNotHoldUpTheOthers) {
   Use(Mode::kStreaming);
   plan_.options.pods.exchange.every = 12;
   plan_.steps = 13;
-  after_step_ = [](int64_t pod) {
-    if (pod == 2) absl::SleepFor(absl::Milliseconds(400));
+  // Four times as slow as the others, on whatever they run.
+  std::atomic<int64_t> step_ms = 100;
+  absl::Time before = absl::Now();  // pod 0's
+  after_step_ = [&step_ms, &before](int64_t pod) {
+    if (pod == 0) {
+      const int64_t took =
+          absl::ToInt64Milliseconds(absl::Now() - std::exchange(before, absl::Now()));
+      if (took < 2000) step_ms = std::max<int64_t>(100, took);  // else it waited
+    }
+    if (pod == 2) absl::SleepFor(absl::Milliseconds(4 * step_ms.load()));
   };
   const auto pods = RunPods(kThree, {});
   ExpectAlike(pods, {1, 1, 1});
