@@ -11,20 +11,11 @@ streaming is more than --bound nat above.
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from pods_speed import free_ports
 
 
 def train(arguments, job, top, name, settings):
