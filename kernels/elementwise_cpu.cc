@@ -69,7 +69,13 @@ void CopyRows(ThreadPool& pool, DType x_type, const void* x, int64_t x_stride, D
   const char* from = static_cast<const char*>(x);
   char* to = static_cast<char*>(out);
   const int64_t from_bytes = RowBytes(x_type, x_stride), to_bytes = RowBytes(out_type, out_stride);
+  const bool dense = x_stride == cols && out_stride == cols;
   pool.ParallelFor(rows, Grain(RowBytes(x_type, cols)), [&](int64_t begin, int64_t end, int) {
+    if (dense) {  // rows may be of one element
+      ConvertRow(x_type, from + begin * from_bytes, out_type, to + begin * to_bytes,
+                 (end - begin) * cols);
+      return;
+    }
     for (int64_t i = begin; i < end; ++i) {
       ConvertRow(x_type, from + i * from_bytes, out_type, to + i * to_bytes, cols);
     }

@@ -65,10 +65,11 @@ void EncodeBlocks(ThreadPool& pool, Codec codec, const CodecRounding& rounding,
                   const CodecPlace& place, int64_t block, int64_t n, const T* values,
                   uint8_t* codes, uint16_t* scales);
 
-// Element i has code number first + i of `codes` and scales[(phase + i) / block].
+// Element i has code number first + i of `codes` and scales[(phase + i) / block]. On the calling
+// thread: whoever merges decodes a little at a time, while it is in the cache.
 template <typename T>
-void DecodeBlocks(ThreadPool& pool, Codec codec, int64_t block, int64_t phase, int64_t n,
-                  const uint8_t* codes, int64_t first, const uint16_t* scales, T* values);
+void DecodeBlocks(Codec codec, int64_t block, int64_t phase, int64_t n, const uint8_t* codes,
+                  int64_t first, const uint16_t* scales, T* values);
 
 // Codes number [from_first, + n) of `from` become codes [to_first, + n) of `to`, whose other codes
 // stay.

@@ -192,36 +192,34 @@ void EncodeBlocks(ThreadPool& pool, Codec codec, const CodecRounding& rounding,
 }
 
 template <typename T>
-void DecodeBlocks(ThreadPool& pool, Codec codec, int64_t block, int64_t phase, int64_t n,
-                  const uint8_t* codes, int64_t first, const uint16_t* scales, T* values) {
-  pool.ParallelFor(n, kGrain, [&](int64_t begin, int64_t end, int) {
-    switch (codec) {
-      case Codec::kFp64:
-        for (int64_t i = begin; i < end; ++i) values[i] = T(CodeAt<double>(codes, first + i));
-        return;
-      case Codec::kFp32:
-        for (int64_t i = begin; i < end; ++i) values[i] = T(CodeAt<float>(codes, first + i));
-        return;
-      case Codec::kBf16:
-        for (int64_t i = begin; i < end; ++i) {
-          values[i] = T(FromBf16(CodeAt<uint16_t>(codes, first + i)));
-        }
-        return;
-      case Codec::kInt8:
-      case Codec::kE3m0:
-        break;
-    }
-    for (int64_t i = begin; i < end;) {  // block by block: the first may have begun before
-      const int64_t number = (phase + i) / block;
-      const int64_t stop = std::min(end, (number + 1) * block - phase);
-      const float scale = FromBf16(scales[number]);
-      if (codec == Codec::kInt8) {
-        for (; i < stop; ++i) values[i] = T(float(int8_t(codes[first + i])) * scale);
-      } else {
-        for (; i < stop; ++i) values[i] = T(FromE3m0(NibbleAt(codes, first + i), scale));
+void DecodeBlocks(Codec codec, int64_t block, int64_t phase, int64_t n, const uint8_t* codes,
+                  int64_t first, const uint16_t* scales, T* values) {
+  switch (codec) {
+    case Codec::kFp64:
+      for (int64_t i = 0; i < n; ++i) values[i] = T(CodeAt<double>(codes, first + i));
+      return;
+    case Codec::kFp32:
+      for (int64_t i = 0; i < n; ++i) values[i] = T(CodeAt<float>(codes, first + i));
+      return;
+    case Codec::kBf16:
+      for (int64_t i = 0; i < n; ++i) {
+        values[i] = T(FromBf16(CodeAt<uint16_t>(codes, first + i)));
       }
+      return;
+    case Codec::kInt8:
+    case Codec::kE3m0:
+      break;
+  }
+  for (int64_t i = 0; i < n;) {  // block by block: the first may have begun before
+    const int64_t number = (phase + i) / block;
+    const int64_t stop = std::min(n, (number + 1) * block - phase);
+    const float scale = FromBf16(scales[number]);
+    if (codec == Codec::kInt8) {
+      for (; i < stop; ++i) values[i] = T(float(int8_t(codes[first + i])) * scale);
+    } else {
+      for (; i < stop; ++i) values[i] = T(FromE3m0(NibbleAt(codes, first + i), scale));
     }
-  });
+  }
 }
 
 void CopyCodes(Codec codec, int64_t n, const uint8_t* from, int64_t from_first, uint8_t* to,
@@ -250,8 +248,8 @@ void CopyCodes(Codec codec, int64_t n, const uint8_t* from, int64_t from_first, 
 #define TOROID_INSTANTIATE(T)                                                                      \
   template void EncodeBlocks(ThreadPool&, Codec, const CodecRounding&, const CodecPlace&, int64_t, \
                              int64_t, const T*, uint8_t*, uint16_t*);                              \
-  template void DecodeBlocks(ThreadPool&, Codec, int64_t, int64_t, int64_t, const uint8_t*,        \
-                             int64_t, const uint16_t*, T*);
+  template void DecodeBlocks(Codec, int64_t, int64_t, int64_t, const uint8_t*, int64_t,            \
+                             const uint16_t*, T*);
 TOROID_INSTANTIATE(float)
 TOROID_INSTANTIATE(double)
 #undef TOROID_INSTANTIATE

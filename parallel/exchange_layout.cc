@@ -6,9 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
+#include "core/status_macros.h"
 
 namespace toroid {
 namespace {
+
+constexpr int64_t kGrain = 256 * kCodecBlock;  // elements that a thread decodes at once
 
 // Elements [begin, begin + count) of a slice, row after row, which lie at `offset` of the stored
 // range of the rank that holds them.
@@ -219,8 +222,8 @@ CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* value
 }
 
 template <typename T>
-void Decode(ThreadPool& pool, const CodedRange& coded, T* values) {
-  DecodeBlocks(pool, coded.codec, coded.unit, 0, coded.size, Bytes(coded.codes.data()), 0,
+void Decode(const CodedRange& coded, int64_t begin, int64_t count, T* values) {
+  DecodeBlocks(coded.codec, coded.unit, begin, count, Bytes(coded.codes.data()), begin,
                coded.scales.data(), values);
 }
 
@@ -280,11 +283,15 @@ std::string PackPart(const ExchangePart& part, const CodedRange& own) {
   return payload;
 }
 
-template <typename T>
-absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
-                        absl::string_view payload, T* values) {
-  const auto nothing = [](const ExchangeRun&, int64_t, int64_t) {};
-  const Extent extent = ForEachRun(part, false, nothing);
+absl::StatusOr<PartReader> PartReader::Open(const ExchangePart& part, Codec codec,
+                                            absl::string_view payload) {
+  PartReader reader;
+  reader.codec_ = codec;
+  reader.places_.reserve(part.runs.size());
+  const Extent extent =
+      ForEachRun(part, false, [&](const ExchangeRun& run, int64_t code, int64_t scale) {
+        reader.places_.push_back({&run, code, scale});
+      });
   const int64_t bytes = PayloadBytes(extent, codec);
   if (int64_t(payload.size()) != bytes) {
     return absl::InvalidArgumentError(
@@ -293,18 +300,44 @@ absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
                      " are due: are its "
                      "model and mesh what this pod was told?"));
   }
-  std::vector<uint16_t> scales((bytes - CodeBytes(codec, extent.codes)) / 2);
-  if (!scales.empty()) std::memcpy(scales.data(), payload.data(), scales.size() * 2);
-  const uint8_t* codes = Bytes(payload.data()) + scales.size() * 2;
-  ForEachRun(part, false, [&](const ExchangeRun& run, int64_t code, int64_t scale) {
-    DecodeBlocks(pool, codec, run.block, run.peer % run.block, run.count, codes, code,
-                 scales.data() + scale, values + run.own);
+  reader.scales_.resize(size_t(bytes - CodeBytes(codec, extent.codes)) / 2);
+  const size_t scale_bytes = reader.scales_.size() * 2;
+  if (scale_bytes > 0) std::memcpy(reader.scales_.data(), payload.data(), scale_bytes);
+  reader.codes_ = payload.substr(scale_bytes);
+  return reader;
+}
+
+template <typename T>
+void PartReader::Read(int64_t begin, int64_t count, T* values) const {
+  const auto ends_before = [](const Place& place, int64_t element) {
+    return place.run->own + place.run->count <= element;
+  };
+  auto place = std::lower_bound(places_.begin(), places_.end(), begin, ends_before);
+  for (; place != places_.end() && place->run->own < begin + count; ++place) {
+    const ExchangeRun& run = *place->run;
+    const int64_t from = std::max(begin, run.own);
+    const int64_t to = std::min(begin + count, run.own + run.count);
+    DecodeBlocks(codec_, run.block, run.peer % run.block + from - run.own, to - from,
+                 Bytes(codes_.data()), place->code + from - run.own, scales_.data() + place->scale,
+                 values + from - begin);
+  }
+}
+
+template <typename T>
+absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
+                        absl::string_view payload, T* values) {
+  TOROID_ASSIGN_OR_RETURN(const PartReader reader, PartReader::Open(part, codec, payload));
+  const int64_t first = part.runs.front().own;
+  const int64_t size = part.runs.back().own + part.runs.back().count - first;
+  pool.ParallelFor(size, kGrain, [&](int64_t begin, int64_t end, int) {
+    reader.Read(first + begin, end - begin, values + first + begin);
   });
   return absl::OkStatus();
 }
 
 #define TOROID_INSTANTIATE(T)                                                      \
-  template void Decode(ThreadPool&, const CodedRange&, T*);                        \
+  template void Decode(const CodedRange&, int64_t, int64_t, T*);                   \
+  template void PartReader::Read(int64_t, int64_t, T*) const;                      \
   template CodedRange ExchangeCoder::Encode(ThreadPool&, int64_t, const T*, Codec, \
                                             const CodecRounding&) const;           \
   template absl::Status UnpackPart(ThreadPool&, const ExchangePart&, Codec, absl::string_view, T*);

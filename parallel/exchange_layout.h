@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "core/model/param_groups.h"
 #include "kernels/exchange_codec.h"
@@ -46,9 +47,10 @@ struct CodedRange {
   std::vector<uint16_t> scales;  // bf16, of each unit; empty if the codec has none
 };
 
-// The numbers that others will decode, [size]: what the sender itself must add too.
+// The numbers that others will decode, which the sender itself must add too: of `count` elements
+// from `begin` on.
 template <typename T>
-void Decode(ThreadPool& pool, const CodedRange& coded, T* values);
+void Decode(const CodedRange& coded, int64_t begin, int64_t count, T* values);
 
 // Elements in a block of this parameter's codes.
 int64_t ExchangeBlock(const ParamSpec& spec, int64_t head_dim);
@@ -102,8 +104,30 @@ int64_t PayloadBytes(const ExchangePart& part, bool sent, Codec codec);
 // The payload of a part of sends().
 std::string PackPart(const ExchangePart& part, const CodedRange& own);
 
-// The payload of a part of receives() into the stored range, whose other elements stay.
-// InvalidArgument if its size is not what it must be.
+// The payload of a part of receives(), to be decoded here and there. Immutable, thread-safe.
+class PartReader {
+ public:
+  // InvalidArgument if the payload's size is not what it must be. Both outlive the reader.
+  static absl::StatusOr<PartReader> Open(const ExchangePart& part, Codec codec,
+                                         absl::string_view payload);
+  // Elements [begin, begin + count) of the stored range into values[0 .. count); those that are not
+  // of the part stay as they are.
+  template <typename T>
+  void Read(int64_t begin, int64_t count, T* values) const;
+
+ private:
+  // Where a run's codes and the scale of its first block are.
+  struct Place {
+    const ExchangeRun* run;
+    int64_t code, scale;
+  };
+  Codec codec_ = Codec::kFp32;
+  absl::string_view codes_;
+  std::vector<uint16_t> scales_;
+  std::vector<Place> places_;
+};
+
+// The whole of it into the stored range. Errors as PartReader::Open.
 template <typename T>
 absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
                         absl::string_view payload, T* values);

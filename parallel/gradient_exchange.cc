@@ -116,8 +116,7 @@ absl::Status GradientExchange::Merge(int64_t step, bool keep) {
   swap_.BeginMerge(step + 1, 0);
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     char* const mean = keep ? Pending(g) : merged_.data();
-    status.Update(swap_.Merge(step, g, mean).status());
-    hash += swap_.HashOf(g, mean);
+    status.Update(swap_.Merge(step, g, mean, &hash).status());
     if (!keep) store_.ops().Upload(store_.stream(), mean, store_.Stored(Kind::kGradients, g));
   }
   TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));

@@ -24,6 +24,7 @@ struct Waiting {
 struct Line {
   std::deque<Waiting> queue;
   int64_t bytes = 0;
+  bool used = false;  // something was sent, ever: the two are peers
   bool cut = false;
   absl::Time cut_at;
   absl::Status refused;  // what the sender is told of the receiver's terms
@@ -61,7 +62,7 @@ class InProcessPodNetwork::State {
   void Renew(Launch& own);
   absl::Status Send(Launch& from, PodRank to, PodMessage message, absl::Time deadline);
   absl::StatusOr<std::optional<PodMessage>> Receive(Launch& to, absl::Time deadline);
-  absl::Time LastHeard(const Launch& own, PodRank peer);
+  absl::Time LastHeard(const Launch& own, int64_t pod);
   PodLinkCounters Counters(const Launch& launch) {
     const std::lock_guard lock(mutex_);
     return launch.counters;
@@ -231,6 +232,7 @@ absl::Status InProcessPodNetwork::State::Send(Launch& from, PodRank to, PodMessa
   from.counters.payload_sent += size;
   from.counters.wire_sent += size;
   line.bytes += size;
+  line.used = true;
   line.queue.push_back({next_ticket_++, std::move(message)});
   changed_.notify_all();
   return absl::OkStatus();
@@ -283,17 +285,19 @@ absl::StatusOr<std::optional<PodMessage>> InProcessPodNetwork::State::Receive(La
   }
 }
 
-absl::Time InProcessPodNetwork::State::LastHeard(const Launch& own, PodRank peer) {
+absl::Time InProcessPodNetwork::State::LastHeard(const Launch& own, int64_t pod) {
   const std::lock_guard lock(mutex_);
-  const auto found = members_.find(peer);
-  if (found == members_.end() || found->second.launch == nullptr) return absl::InfinitePast();
-  const Line& line = LineOf(peer, own.identity.self);
-  if (!found->second.here) {
-    return line.cut ? std::min(line.cut_at, found->second.left) : found->second.left;
+  std::optional<absl::Time> quietest;
+  for (const auto& [peer, member] : members_) {
+    const Line& line = LineOf(peer, own.identity.self);
+    if (peer.pod != pod || !line.used) continue;
+    if (member.launch == nullptr) return absl::InfinitePast();
+    absl::Time heard = line.cut ? line.cut_at : absl::Now();
+    if (!member.here) heard = std::min(heard, member.left);
+    if (member.launch->stopped) heard = std::min(heard, member.launch->stopped_at);
+    quietest = std::min(quietest.value_or(heard), heard);
   }
-  const Launch& launch = *found->second.launch;
-  return std::min(line.cut ? line.cut_at : absl::Now(),
-                  launch.stopped ? launch.stopped_at : absl::InfiniteFuture());
+  return quietest.value_or(absl::InfinitePast());
 }
 
 namespace {
@@ -312,7 +316,7 @@ class InProcessPodLink : public PodLink {
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
     return state_->Receive(*launch_, deadline);
   }
-  absl::Time LastHeard(PodRank peer) const override { return state_->LastHeard(*launch_, peer); }
+  absl::Time LastHeard(int64_t pod) const override { return state_->LastHeard(*launch_, pod); }
   absl::Status Renew(Communicator&) override {
     state_->Renew(*launch_);
     return absl::OkStatus();

@@ -101,11 +101,15 @@ class Replayer {
     }
     for (const auto& [group, of_pods] : shares) {
       std::vector<T> mean(size_t(size(group)));
-      const auto on_share = [&parts, this, g = group](const PodShare& share, const T* values) {
-        parts.inputs[share.pod].hash += HashOf(g, values);
+      const MergeObserver<T> observe = [&parts, this, g = group](const PodShare* share,
+                                                                 int64_t begin, int64_t count,
+                                                                 const T* values) {
+        if (share == nullptr) return;
+        parts.inputs.at(share->pod).hash +=
+            RangeHash(groups_, g, shard_rank_, about_.dtype, begin, count, values);
       };
       const auto merged =
-          MeanOfShares<T>(pool_, rule_, group, size(group), of_pods, on_share, mean.data());
+          MeanOfShares<T>(pool_, rule_, group, size(group), of_pods, observe, mean.data());
       if (!merged.ok()) {
         return absl::DataLossError(absl::StrCat(path, ": ", merged.status().message()));
       }
@@ -127,7 +131,7 @@ class Replayer {
   int64_t size(int64_t group) const { return groups_.Stored(group, shard_rank_).size(); }
   T* At(std::vector<T>& all, int64_t group) { return all.data() + groups_.StoredBegin(group); }
   uint64_t HashOf(int64_t group, const T* values) const {
-    return RangeHash(groups_, group, shard_rank_, about_.dtype, values);
+    return RangeHash(groups_, group, shard_rank_, about_.dtype, 0, size(group), values);
   }
   void Step(int64_t group, const T* delta) {
     OuterStep(pool_, {about_.exchange.outer_rate, about_.exchange.outer_momentum}, size(group),

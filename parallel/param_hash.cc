@@ -58,12 +58,17 @@ uint64_t PieceHash(const ParamGroups& groups, int64_t group, const ParamPiece& p
 }
 
 template <typename T>
-uint64_t HashOfRange(const ParamGroups& groups, int64_t group, int64_t shard_rank,
-                     const T* values) {
+uint64_t HashOfRange(const ParamGroups& groups, int64_t group, int64_t shard_rank, int64_t begin,
+                     int64_t count, const T* values) {
   uint64_t hash = 0;
-  for (const ParamPiece& piece : PiecesOf(groups.group(group), groups.Stored(group, shard_rank))) {
+  for (ParamPiece piece : PiecesOf(groups.group(group), groups.Stored(group, shard_rank))) {
+    const int64_t from = std::max(begin, piece.offset);
+    const int64_t to = std::min(begin + count, piece.offset + piece.count);
+    if (from >= to) continue;
+    piece.begin += from - piece.offset;
+    piece.count = to - from;
     hash += PieceHash(groups, group, piece,
-                      [&](int64_t first, int64_t) { return values + piece.offset + first; });
+                      [&](int64_t first, int64_t) { return values + from - begin + first; });
   }
   return hash;
 }
@@ -71,10 +76,11 @@ uint64_t HashOfRange(const ParamGroups& groups, int64_t group, int64_t shard_ran
 }  // namespace
 
 uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank, DType dtype,
-                   const void* values) {
-  return dtype == DType::kF64
-             ? HashOfRange(groups, group, shard_rank, static_cast<const double*>(values))
-             : HashOfRange(groups, group, shard_rank, static_cast<const float*>(values));
+                   int64_t begin, int64_t count, const void* values) {
+  return dtype == DType::kF64 ? HashOfRange(groups, group, shard_rank, begin, count,
+                                            static_cast<const double*>(values))
+                              : HashOfRange(groups, group, shard_rank, begin, count,
+                                            static_cast<const float*>(values));
 }
 
 uint64_t ParamHash(const ParamStore& store, const void* host) {
@@ -84,7 +90,9 @@ uint64_t ParamHash(const ParamStore& store, const void* host) {
     if (host != nullptr) {
       const DType dtype = store.ops().dtype();
       const char* values = static_cast<const char*>(host) + RowBytes(dtype, groups.StoredBegin(g));
-      own += RangeHash(groups, g, store.mesh().shard().rank(), dtype, values);
+      const int64_t shard_rank = store.mesh().shard().rank();
+      own +=
+          RangeHash(groups, g, shard_rank, dtype, 0, groups.Stored(g, shard_rank).size(), values);
       continue;
     }
     for (const ParamPiece& piece : store.pieces(g)) {

@@ -15,9 +15,9 @@ namespace toroid {
 // group after group, of the store's type.
 uint64_t ParamHash(const ParamStore& store, const void* host = nullptr);
 
-// What one rank adds to such a hash for one group: of `values`, its stored range of the group, as
-// the shard rank of these groups. Not collective.
+// What one rank adds to such a hash for elements [begin, begin + count) of its stored range of a
+// group, which are `values`, as the shard rank of these groups. Not collective.
 uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank, DType dtype,
-                   const void* values);
+                   int64_t begin, int64_t count, const void* values);
 
 }  // namespace toroid

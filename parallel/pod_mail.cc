@@ -346,24 +346,27 @@ int64_t PodMail::AwaitSlice(const std::function<int64_t()>& missing) {
 bool PodMail::EndsWait(int64_t pod) const {
   const Interrupt asked = watch_.interrupted ? watch_.interrupted() : Interrupt::kNo;
   if (asked != Interrupt::kIfAway || pod < 0) return asked == Interrupt::kNow;
-  return absl::Now() - link_.LastHeard({pod, 0}) > kAway;
+  return absl::Now() - link_.LastHeard(pod) > kAway;
 }
 
-// To whoever makes views: that pods say nothing while one is waited for, which may itself wait for
+// Whether this rank hears nothing of a pod while one is waited for, which may itself wait for
 // another: whoever was heard of once and is silent now holds all up.
-void PodMail::TellSilent(int64_t awaited, Clock::time_point begin) {
-  if (!watch_.on_silent || Clock::now() - begin < kSilent) return;
-  for (const int64_t pod : view().members) {
-    if (pod == link_.identity().self.pod) continue;
-    const absl::Time heard = link_.LastHeard({pod, 0});
-    if (pod != awaited && heard == absl::InfinitePast()) continue;
-    if (absl::Now() - heard < absl::FromChrono(kSilent)) continue;
-    const Clock::time_point now = Clock::now();
-    const auto [told, fresh] = told_silent_.try_emplace(pod, now);
-    if (!fresh && now - told->second < kSilent) continue;
-    told->second = now;
-    watch_.on_silent(pod);
-  }
+bool PodMail::IsSilent(int64_t pod, int64_t awaited, Clock::time_point begin) const {
+  if (awaited < 0 || Clock::now() - begin < kSilent) return false;
+  if (pod == link_.identity().self.pod) return false;
+  const absl::Time heard = link_.LastHeard(pod);
+  if (pod != awaited && heard == absl::InfinitePast()) return false;
+  return absl::Now() - heard >= absl::FromChrono(kSilent);
+}
+
+// To whoever makes views.
+void PodMail::TellSilent(int64_t pod) {
+  if (!watch_.on_silent) return;
+  const Clock::time_point now = Clock::now();
+  const auto [told, fresh] = told_silent_.try_emplace(pod, now);
+  if (!fresh && now - told->second < kSilent) return;
+  told->second = now;
+  watch_.on_silent(pod);
 }
 
 // Of what was heard of, the launches that have been taken in.
@@ -439,16 +442,23 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     const absl::Status own = status();
     const bool first = world.rank() == 0;
     const bool stop = first && EndsWait(pod);
-    if (first && pod >= 0) TellSilent(pod, begin);
     const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
     const bool newer = heard && heard->number > view().number;
     if (watch_.board != nullptr) watch_.board->Tick();
     // The pod that is missed, whether there is an error, whether to stop, whether the view is an
-    // old one: of any rank.
+    // old one, and of each pod whether it is silent: of any rank.
     std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, stop ? 1.0 : 0.0,
                                   newer ? 1.0 : 0.0};
+    const size_t head = of_any.size();
+    const std::vector<int64_t> members = view().members;
+    for (const int64_t member : members) {
+      of_any.push_back(IsSilent(member, pod, begin) ? 1.0 : 0.0);
+    }
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
+    for (size_t m = 0; first && m < members.size(); ++m) {
+      if (of_any[head + m] > 0) TellSilent(members[m]);
+    }
     if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0 || of_any[3] > 0) {
       waited_seconds_ += SecondsSince(begin);
       if (of_any[1] > 0) return ShareStatus(world, own);
@@ -464,8 +474,8 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
           absl::StrCat("stopped while pod ", int64_t(of_any[0]), " was waited for: ", what));
     }
     if (!first || !watch_.note || SecondsSince(begin) < patience) continue;
-    const PodRank peer = {int64_t(of_any[0]), 0};
-    watch_.note(SentenceOf(what, peer.pod, SecondsSince(begin), link_.LastHeard(peer)));
+    const int64_t awaited = int64_t(of_any[0]);
+    watch_.note(SentenceOf(what, awaited, SecondsSince(begin), link_.LastHeard(awaited)));
     patience *= 2;
   }
 }

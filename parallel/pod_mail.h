@@ -59,8 +59,8 @@ class PodMail {
     std::function<void(const std::string&)> note;
     // Asked on rank 0, by several threads: the newest view of who takes part.
     std::function<std::optional<MembershipView>()> view;
-    // Told on rank 0: a pod that is waited for is silent. Again and again
-    // while it is.
+    // Told on rank 0: a pod that is waited for is silent, or a rank of it, to whichever rank here
+    // waits for it. Again and again while it is.
     std::function<void(int64_t pod)> on_silent;
   };
 
@@ -148,7 +148,8 @@ class PodMail {
   absl::Status Install();
   bool Stops() const;
   MembershipView TakingPart(const MembershipView& heard) const;
-  void TellSilent(int64_t awaited, Clock::time_point begin);
+  bool IsSilent(int64_t pod, int64_t awaited, Clock::time_point begin) const;
+  void TellSilent(int64_t pod);
 
   PodLink& link_;
   const Watch watch_;

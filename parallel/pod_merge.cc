@@ -8,55 +8,89 @@
 namespace toroid {
 namespace {
 
-// What the share stands for into `out`; what none of its ranks sent (pads) is 0.
-template <typename T>
-absl::Status DecodeShare(ThreadPool& pool, const MergeRule& rule, int64_t group, int64_t n,
-                         const PodShare& share, T* out) {
-  const ExchangeLayout* layout = rule.layouts[size_t(share.pod)];
-  if (layout == nullptr) {
-    TOROID_CHECK_EQ(share.own.size, n);
-    Decode(pool, share.own, out);
-    return absl::OkStatus();
-  }
-  std::fill_n(out, n, T(0));
-  const std::vector<ExchangePart>& parts = layout->receives(group);
-  TOROID_CHECK_EQ(parts.size(), share.parts.size());
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const absl::Status unpacked = UnpackPart(pool, parts[i], rule.codec, share.parts[i], out);
-    if (!unpacked.ok()) {
-      return absl::Status(unpacked.code(), absl::StrCat("from rank ", parts[i].rank, " of pod ",
-                                                        share.pod, ": ", unpacked.message()));
+constexpr int64_t kAtOnce = 4096;  // elements
+
+// What a share with a weight stands for.
+class ShareReader {
+ public:
+  // Both outlive the reader.
+  static absl::StatusOr<ShareReader> Open(const MergeRule& rule, int64_t group, int64_t n,
+                                          const PodShare& share) {
+    const ExchangeLayout* layout = rule.layouts[size_t(share.pod)];
+    ShareReader reader(share, layout == nullptr);
+    if (layout == nullptr) {
+      TOROID_CHECK_EQ(share.own.size, n);
+      return reader;
     }
+    const std::vector<ExchangePart>& parts = layout->receives(group);
+    TOROID_CHECK_EQ(parts.size(), share.parts.size());
+    for (size_t i = 0; i < parts.size(); ++i) {
+      auto part = PartReader::Open(parts[i], rule.codec, share.parts[i]);
+      if (!part.ok()) {
+        return absl::Status(part.status().code(),
+                            absl::StrCat("from rank ", parts[i].rank, " of pod ", share.pod, ": ",
+                                         part.status().message()));
+      }
+      reader.parts_.push_back(*std::move(part));
+    }
+    return reader;
   }
-  return absl::OkStatus();
-}
+
+  const PodShare& share() const { return *share_; }
+  // What none of its ranks sent (pads) is 0.
+  template <typename T>
+  void Read(int64_t begin, int64_t count, T* values) const {
+    if (own_) return Decode(share_->own, begin, count, values);
+    std::fill_n(values, count, T(0));
+    for (const PartReader& part : parts_) part.Read(begin, count, values);
+  }
+
+ private:
+  ShareReader(const PodShare& share, bool own) : share_(&share), own_(own) {}
+  const PodShare* share_;
+  bool own_;
+  std::vector<PartReader> parts_;
+};
 
 }  // namespace
 
 template <typename T>
-absl::StatusOr<double> MeanOfShares(
-    ThreadPool& pool, const MergeRule& rule, int64_t group, int64_t n,
-    const std::vector<PodShare>& shares,
-    const std::function<void(const PodShare& share, const T* values)>& on_share, T* out) {
-  std::vector<double> sum(size_t(n), 0.0);
+absl::StatusOr<double> MeanOfShares(ThreadPool& pool, const MergeRule& rule, int64_t group,
+                                    int64_t n, const std::vector<PodShare>& shares,
+                                    const MergeObserver<T>& observe, T* out) {
+  std::vector<ShareReader> readers;
   double weights = 0;
   for (const PodShare& share : shares) {
     if (!(share.weight > 0)) continue;
-    const absl::Status decoded = DecodeShare(pool, rule, group, n, share, out);
-    if (!decoded.ok()) return decoded;
-    if (on_share) on_share(share, out);
+    auto reader = ShareReader::Open(rule, group, n, share);
+    if (!reader.ok()) return reader.status();
+    readers.push_back(*std::move(reader));
     weights += share.weight;
-    for (int64_t i = 0; i < n; ++i) sum[size_t(i)] += share.weight * double(out[i]);
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = weights > 0 ? T(sum[size_t(i)] / weights) : T(0);
+  pool.ParallelFor(n, kAtOnce, [&](int64_t begin, int64_t end, int worker) {
+    const int64_t count = end - begin;
+    static_assert(kAtOnce * sizeof(double) <= ThreadPool::kScratchBytes);
+    double* const sum = static_cast<double*>(pool.scratch(worker));
+    T* const values = out + begin;
+    std::fill_n(sum, count, 0.0);
+    for (const ShareReader& reader : readers) {
+      reader.Read(begin, count, values);
+      if (observe) observe(&reader.share(), begin, count, values);
+      const double weight = reader.share().weight;
+      for (int64_t i = 0; i < count; ++i) sum[i] += weight * double(values[i]);
+    }
+    for (int64_t i = 0; i < count; ++i) values[i] = weights > 0 ? T(sum[i] / weights) : T(0);
+    if (observe) observe(nullptr, begin, count, values);
+  });
   return weights;
 }
 
-template absl::StatusOr<double> MeanOfShares<float>(
-    ThreadPool&, const MergeRule&, int64_t, int64_t, const std::vector<PodShare>&,
-    const std::function<void(const PodShare&, const float*)>&, float*);
-template absl::StatusOr<double> MeanOfShares<double>(
-    ThreadPool&, const MergeRule&, int64_t, int64_t, const std::vector<PodShare>&,
-    const std::function<void(const PodShare&, const double*)>&, double*);
+#define TOROID_INSTANTIATE(T)                                                                   \
+  template absl::StatusOr<double> MeanOfShares(ThreadPool&, const MergeRule&, int64_t, int64_t, \
+                                               const std::vector<PodShare>&,                    \
+                                               const MergeObserver<T>&, T*);
+TOROID_INSTANTIATE(float)
+TOROID_INSTANTIATE(double)
+#undef TOROID_INSTANTIATE
 
 }  // namespace toroid

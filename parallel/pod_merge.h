@@ -32,13 +32,20 @@ struct MergeRule {
   std::vector<const ExchangeLayout*> layouts;
 };
 
-// The mean into `out`, [n], the stored range of the group, and the sum of the weights: 0: `out` is
-// 0. shares: in the order of pods, at most one of each. on_share is told of each share with a
-// weight what its codes stand for, [n]. InvalidArgument: a payload of a wrong size.
+// Sees elements [begin, begin + count) of what is merged: what the codes of a share stand for, or
+// their mean (share: null). Of threads of the pool, several at once.
 template <typename T>
-absl::StatusOr<double> MeanOfShares(
-    ThreadPool& pool, const MergeRule& rule, int64_t group, int64_t n,
-    const std::vector<PodShare>& shares,
-    const std::function<void(const PodShare& share, const T* values)>& on_share, T* out);
+using MergeObserver =
+    std::function<void(const PodShare* share, int64_t begin, int64_t count, const T* values)>;
+
+// The mean into `out`, [n], the stored range of the group, and the sum of the weights: 0: `out` is
+// 0. shares: in the order of pods, at most one of each. `observe`, unless empty, sees each element
+// of each share with a weight, and of the mean, once. It is made a few thousand elements at a time,
+// which stay in the cache from their codes to their mean. InvalidArgument: a payload of a wrong
+// size.
+template <typename T>
+absl::StatusOr<double> MeanOfShares(ThreadPool& pool, const MergeRule& rule, int64_t group,
+                                    int64_t n, const std::vector<PodShare>& shares,
+                                    const MergeObserver<T>& observe, T* out);
 
 }  // namespace toroid

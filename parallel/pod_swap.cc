@@ -1,7 +1,9 @@
 #include "parallel/pod_swap.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
 #include <string>
 #include <type_traits>
 
@@ -125,7 +127,7 @@ PodSwap::Own PodSwap::Encode(int64_t step, int64_t group, double weight, T* valu
   for (int64_t i = 0; residual != nullptr && i < n; ++i) values[i] += residual[i];
   Own own = {weight, coder_->Encode(encode_pool_, group, values, options_.spec.codec, rounding)};
   if (residual == nullptr) return own;
-  Decode(encode_pool_, own.coded, residual);
+  Decode(own.coded, 0, n, residual);
   for (int64_t i = 0; i < n; ++i) residual[i] = values[i] - residual[i];
   return own;
 }
@@ -293,19 +295,29 @@ absl::StatusOr<std::vector<PodShare>> PodSwap::TakeShares(int64_t step, int64_t 
   return shares;
 }
 
-absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out) {
+absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out, uint64_t* hash) {
   TOROID_ASSIGN_OR_RETURN(const std::vector<PodShare> shares, TakeShares(step, group));
   if (history_ != nullptr) history_->Take(group, shares);
   const auto mean = [&](auto* values) {
     using T = std::remove_pointer_t<decltype(values)>;
-    std::function<void(const PodShare&, const T*)> on_share;
+    std::map<int64_t, std::atomic<uint64_t>> hashes;  // of shares, by pod
+    std::atomic<uint64_t> of_mean = 0;
+    for (const PodShare& share : shares) hashes.try_emplace(share.pod, 0);
+    MergeObserver<T> observe;
     if (history_ != nullptr) {
-      on_share = [&](const PodShare& share, const T* decoded) {
-        history_->Input(share.pod, HashOf(group, decoded));
+      observe = [&](const PodShare* share, int64_t begin, int64_t count, const T* merged) {
+        if (share == nullptr && hash == nullptr) return;
+        (share == nullptr ? of_mean : hashes.at(share->pod)) += HashOf(group, begin, count, merged);
       };
     }
-    return MeanOfShares<T>(merge_pool_, rule_, group, coder_->size(group), shares, on_share,
-                           values);
+    const absl::StatusOr<double> weights =
+        MeanOfShares<T>(merge_pool_, rule_, group, coder_->size(group), shares, observe, values);
+    if (history_ == nullptr || !weights.ok()) return weights;
+    for (const PodShare& share : shares) {
+      if (share.weight > 0) history_->Input(share.pod, hashes.at(share.pod));
+    }
+    if (hash != nullptr) *hash += of_mean;
+    return weights;
   };
   if (store_.ops().dtype() == DType::kF64) return mean(static_cast<double*>(out));
   return mean(static_cast<float*>(out));
@@ -317,8 +329,12 @@ void PodSwap::BeginMerge(int64_t step, int64_t fragment) {
 
 uint64_t PodSwap::HashOf(int64_t group, const void* values) const {
   if (history_ == nullptr) return 0;
+  return HashOf(group, 0, coder_->size(group), values);
+}
+
+uint64_t PodSwap::HashOf(int64_t group, int64_t begin, int64_t count, const void* values) const {
   return RangeHash(store_.groups(), group, store_.mesh().shard().rank(), store_.ops().dtype(),
-                   values);
+                   begin, count, values);
 }
 
 void PodSwap::EndMerge(uint64_t result) {

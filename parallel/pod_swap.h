@@ -95,8 +95,9 @@ class PodSwap {
   // Pods whose shares count in the merge that was gathered last, ascending.
   const std::vector<int64_t>& taking_part() const { return taking_part_; }
   // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
-  // REQUIRES: it was gathered, once for each offer. InvalidArgument: a share of a wrong size.
-  absl::StatusOr<double> Merge(int64_t step, int64_t group, void* out);
+  // `hash`, unless null, grows by HashOf the mean, which is in the cache here. REQUIRES: it was
+  // gathered, once for each offer. InvalidArgument: a share of a wrong size.
+  absl::StatusOr<double> Merge(int64_t step, int64_t group, void* out, uint64_t* hash = nullptr);
 
   // --- pods that come, policy `continue` (membership_view.h; pod_swap_join.cc)
   // All that made the last merge know of launches that are not taken in.
@@ -171,6 +172,7 @@ class PodSwap {
   void PostParts(int64_t step, int64_t group, const Own& own);
   template <typename T>
   Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
+  uint64_t HashOf(int64_t group, int64_t begin, int64_t count, const void* values) const;
   absl::StatusOr<std::vector<PodShare>> TakeShares(int64_t step, int64_t group);
 
   // What a pod is told that is taken in.

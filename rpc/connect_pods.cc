@@ -193,7 +193,7 @@ class JoinedLink final : public PodLink {
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
     return link_->Receive(deadline);
   }
-  absl::Time LastHeard(PodRank peer) const override { return link_->LastHeard(peer); }
+  absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
   PodLinkCounters counters() const override { return link_->counters(); }
   absl::Status Renew(Communicator& world) override {
     std::string text;

@@ -201,11 +201,13 @@ absl::StatusOr<std::optional<PodMessage>> Link::Receive(absl::Time deadline) {
   return std::move(here.message);
 }
 
-absl::Time Link::LastHeard(PodRank rank) const {
+absl::Time Link::LastHeard(int64_t pod) const {
   const std::lock_guard lock(mutex_);
-  const auto found = peers_.find(rank);
-  if (found == peers_.end()) return absl::InfinitePast();
-  return found->second.heard;
+  std::optional<absl::Time> quietest;
+  for (const auto& [rank, peer] : peers_) {
+    if (rank.pod == pod) quietest = std::min(quietest.value_or(peer.heard), peer.heard);
+  }
+  return quietest.value_or(absl::InfinitePast());
 }
 
 void Link::Cut(PodRank rank, absl::Duration pause) {

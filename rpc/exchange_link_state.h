@@ -72,7 +72,7 @@ class Link final : public GrpcPodLink {
   const PodIdentity& identity() const override { return identity_; }
   absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override;
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override;
-  absl::Time LastHeard(PodRank peer) const override;
+  absl::Time LastHeard(int64_t pod) const override;
   PodLinkCounters counters() const override {
     const std::lock_guard lock(mutex_);
     return counters_;

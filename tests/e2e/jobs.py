@@ -347,11 +347,18 @@ def test_watching_a_training_job_shows_its_steps():
         id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=1000000")).out.strip()
         wait_for("steps are made", lambda: len(losses(os.path.join(runs, "licence"))) >= 3, 60)
         watch = up.start("job", "watch", id)
-        wait_for("two steps are told", lambda: up.run("job", "get", id, "-o", "json").json()["progress"]["done"] > 50, 60)
+        os.set_blocking(watch.stdout.fileno(), False)
+        shown = b""
+
+        def told():
+            nonlocal shown
+            shown += watch.stdout.raw.read() or b""
+            return shown.count(b"  train ")
+        wait_for("two steps are told", lambda: told() >= 2, 60)
         good(up.run("job", "cancel", id))
-        shown = finish(watch).out
+        shown = shown.decode() + finish(watch).out
         steps = re.findall(rf"^{id}  train (\d+)/1000000  loss \d+\.\d+  \d+\.\d tokens/s$", shown, re.MULTILINE)
-        check(steps and [int(step) for step in steps] == sorted(set(map(int, steps))), shown)
+        check(len(steps) > 1 and [int(step) for step in steps] == sorted(set(map(int, steps))), shown)
         check("RUNNING" in shown and "CANCELLED" in shown, shown)
         kept = lines_of_ended(up, id)
         check([event["sequence"] for event in kept] == list(range(1, len(kept) + 1)), "progress was kept", kept)

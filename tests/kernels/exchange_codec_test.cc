@@ -45,7 +45,7 @@ template <typename T>
 std::vector<T> Decode(Codec codec, const Coded& coded, int64_t n, int64_t block = kCodecBlock) {
   ThreadPool pool(2);
   std::vector<T> x(n);
-  DecodeBlocks(pool, codec, block, 0, n, coded.codes.data(), 0, coded.scales.data(), x.data());
+  DecodeBlocks(codec, block, 0, n, coded.codes.data(), 0, coded.scales.data(), x.data());
   return x;
 }
 
@@ -269,7 +269,7 @@ TEST(ExchangeCodec, AnyRunIsDecodedAndCopied) {
             std::vector<uint8_t> moved(CodeBytes(codec, 140) + 1, 0x55);
             CopyCodes(codec, n, coded.codes.data(), first, moved.data(), to);
             std::vector<float> run(n);
-            DecodeBlocks(pool, codec, block, first % block, n, moved.data(), to,
+            DecodeBlocks(codec, block, first % block, n, moved.data(), to,
                          coded.scales.data() + first / block, run.data());
             EXPECT_EQ(run, std::vector<float>(&all[first], &all[first] + n));
             // What lies beside it stays.

@@ -89,7 +89,7 @@ uint64_t CodecBits(Codec codec, bool stochastic) {
   EncodeBlocks<T>(pool, codec, {stochastic, 5, 9}, {2, 0, 0, kCount, kCount}, 64, kCount, x.data(),
                   codes.data(), scales.data());
   std::vector<T> back(kCount);
-  DecodeBlocks<T>(pool, codec, 64, 0, kCount, codes.data(), 0, scales.data(), back.data());
+  DecodeBlocks<T>(codec, 64, 0, kCount, codes.data(), 0, scales.data(), back.data());
   return Hash(codes) ^ Hash(back) * 3;
 }
 

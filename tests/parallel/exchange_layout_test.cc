@@ -208,7 +208,7 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
       const std::vector<T> sent = ValuesOf<T>(StoredBy(config, peer, part.rank)[g], 5);
       const CodedRange coded = coder.Encode(pool, g, sent.data(), codec, rounding);
       std::vector<T> decoded(sent.size());
-      Decode(pool, coded, decoded.data());
+      Decode(coded, 0, coded.size, decoded.data());
       const ExchangeLayout other(config, config.layers, peer, part.rank, own);
       for (const ExchangePart& back : other.sends(g)) {
         if (back.rank != rank) continue;
@@ -266,7 +266,8 @@ TEST(ExchangeLayout, ReplicasAreEncodedAlike) {
           ASSERT_EQ(coder.size(g), int64_t(stored[g].size()));
           const std::vector<float> values = ValuesOf<float>(stored[g], 5);
           std::vector<float> decoded(values.size());
-          Decode(pool, coder.Encode(pool, g, values.data(), codec, {true, 1, 2}), decoded.data());
+          Decode(coder.Encode(pool, g, values.data(), codec, {true, 1, 2}), 0, coder.size(g),
+                 decoded.data());
           for (size_t i = 0; i < decoded.size(); ++i) {
             if (stored[g][i].parameter < 0) {
               EXPECT_EQ(decoded[i], 0.0f);

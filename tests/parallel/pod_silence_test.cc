@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "core/communicator.h"
 #include "parallel/in_process_pod_link.h"
 #include "parallel/pod_mail.h"
+#include "tests/support/run_on_ranks.h"
 
 namespace toroid {
 namespace {
@@ -26,6 +29,9 @@ std::vector<int64_t> ToldWhileOneIsAwaited(bool stopped) {
     auto link = network.Attach({"job", rank, 1, {}});
     EXPECT_TRUE(link.ok());
     links.push_back(*std::move(link));
+  }
+  for (const int peer : {1, 2}) {  // both were heard of once
+    EXPECT_TRUE(links[size_t(peer)]->Send(kA, {}, absl::InfinitePast()).ok());
   }
   if (stopped) network.Stop(kC);
   std::vector<int64_t> told;
@@ -49,6 +55,46 @@ std::vector<int64_t> ToldWhileOneIsAwaited(bool stopped) {
 TEST(PodSilence, OfAnyPodIsToldWhileOneIsAwaited) {
   EXPECT_THAT(ToldWhileOneIsAwaited(/*stopped=*/true), ElementsAre(2));
   EXPECT_THAT(ToldWhileOneIsAwaited(/*stopped=*/false), IsEmpty());
+}
+
+// A rank other than the first stands still: whoever of the waiting pod has it for a peer finds out,
+// its rank 0 tells.
+TEST(PodSilence, OfAnyRankIsToldByTheFirst) {
+  for (const bool stopped : {true, false}) {
+    const PodRank second = {1, 1};
+    InProcessPodNetwork network({{0, 0}, {0, 1}, {1, 0}, second});
+    std::vector<std::unique_ptr<PodLink>> theirs;
+    for (const PodRank rank : {PodRank{1, 0}, second}) {
+      theirs.push_back(*network.Attach({"job", rank, 1, {}}));
+      // Rank r has rank r of the other pod for a peer.
+      ASSERT_TRUE(theirs.back()->Send({0, rank.rank}, {}, absl::InfinitePast()).ok());
+    }
+    if (stopped) network.Stop(second);
+    std::mutex mutex;
+    std::vector<std::pair<int, int64_t>> told;  // by whom, of whom
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1800);
+    RunOnRanks(2, [&](std::unique_ptr<Communicator> world) {
+      const int rank = world->rank();
+      const auto link = *network.Attach({"job", {0, rank}, 1, {}});
+      PodMail::Watch watch;
+      watch.on_silent = [&, rank](int64_t pod) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        told.push_back({rank, pod});
+      };
+      PodMail mail(*link, MembershipView{1, {0, 1}, {1, 1}}, watch, [](const MembershipView&) {});
+      const absl::Status waited = mail.Await(*world, "a share", [&]() -> int64_t {
+        const std::lock_guard<std::mutex> lock(mutex);
+        return !told.empty() || std::chrono::steady_clock::now() > end ? -1 : 1;
+      });
+      EXPECT_TRUE(waited.ok()) << waited;
+    });
+    if (stopped) {
+      EXPECT_THAT(told, ElementsAre(std::pair<int, int64_t>(0, 1)));
+      network.Drop(second);
+    } else {
+      EXPECT_THAT(told, IsEmpty());
+    }
+  }
 }
 
 }  // namespace

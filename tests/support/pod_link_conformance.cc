@@ -288,17 +288,17 @@ void LastHeardTellsWhoIsThere(const NewPodLinkNetwork& create) {
   const auto network = create(kAmple);
   const auto a = network->Attach(Identity(kA));
   auto b = network->Attach(Identity(kB));
-  EXPECT_EQ(a->LastHeard(kC), absl::InfinitePast());
+  EXPECT_EQ(a->LastHeard(kC.pod), absl::InfinitePast());
   const absl::Time before = absl::Now();
   ASSERT_TRUE(b->Send(kA, {}, Late()).ok());
   ASSERT_TRUE(a->Send(kB, {}, Late()).ok());
   ASSERT_TRUE(a->Receive(Late())->has_value());
-  const absl::Time heard = a->LastHeard(kB);
+  const absl::Time heard = a->LastHeard(kB.pod);
   EXPECT_GE(heard, before);
   EXPECT_LE(heard, absl::Now());
   b.reset();
   const absl::Time end = Late();
-  while (absl::Now() - a->LastHeard(kB) < absl::Milliseconds(100) && absl::Now() < end) {
+  while (absl::Now() - a->LastHeard(kB.pod) < absl::Milliseconds(100) && absl::Now() < end) {
     EXPECT_FALSE(a->Receive(Soon())->has_value());
   }
   EXPECT_LT(absl::Now(), end) << "a peer that has left is still taken to be there";
