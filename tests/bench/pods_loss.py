@@ -48,6 +48,9 @@ def main():
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--last", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--outer-rate", type=float, default=1)
+    parser.add_argument("--outer-momentum", type=float, default=0.6)
+    parser.add_argument("--alpha", type=float, default=0.25)
     parser.add_argument("--bound", type=float, default=0.03)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="toroid-pods-loss-") as top:
@@ -72,7 +75,9 @@ train {{
         for name, settings in (
                 ("exact", ["train.exchange.exact={}", "train.exchange.codec=FP32"]),
                 ("streaming", [f"train.exchange.streaming.every={arguments.every}", "train.exchange.streaming.fragments=2",
-                               "train.exchange.streaming.tau=2", "train.exchange.codec=INT8"])):
+                               "train.exchange.streaming.tau=2", f"train.exchange.streaming.alpha={arguments.alpha}",
+                               f"train.exchange.outer_lr={arguments.outer_rate}",
+                               f"train.exchange.outer_momentum={arguments.outer_momentum}", "train.exchange.codec=INT8"])):
             losses, sent = train(arguments, job, top, name, settings)
             rows[name] = sum(losses) / 2
             print(f"{name:10} loss {rows[name]:.4f} (pods {losses[0]:.4f} {losses[1]:.4f}), sent {sent / 1e6:.1f} MB",

@@ -17,6 +17,7 @@ The link is made by numbers (--link-rate of train); the streams run over loopbac
 codecs and outer steps. CPU numbers are worth something on an idle machine only: the load before each run is shown.
 """
 import argparse
+import glob
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 
-TEXT = "/usr/share/common-licenses/GPL-3"
+TEXTS = "/usr/share/common-licenses/*"
 
 
 def say(*words):
@@ -48,12 +49,18 @@ class Bench:
         self.a, self.top, self.runs = arguments, top, 0
         self.job = os.path.join(top, "speed.textproto")
         shape = f'path: "{arguments.model}"'
+        # One document: where another begins attention has less to do, and the pods' steps differ.
+        text = os.path.join(top, "text.txt")
+        with open(text, "w") as file:
+            for path in sorted(glob.glob(arguments.texts)):
+                with open(path) as part:
+                    file.write(part.read())
         with open(self.job, "w") as file:
             file.write(f"""name: "speed"  seed: 1  output {{ dir: "{top}/run" }}
 mesh {{ data: 1 }}
 model {{ {shape} }}
 train {{
-  data {{ path: "{arguments.text}"  sequence_length: {arguments.tokens}  batch_tokens: {arguments.tokens}  cache: "{top}/tokens" }}
+  data {{ path: "{text}"  sequence_length: {arguments.tokens}  batch_tokens: {arguments.tokens}  cache: "{top}/tokens" }}
   optimizer {{ adamw {{ lr: 1e-4 }} }}
   steps: 1
   peak_flops: 1
@@ -143,7 +150,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toroid", required=True, type=os.path.abspath)
     parser.add_argument("--model", required=True, help="as toroid train takes it: SmolLM2's file, random:NAME")
-    parser.add_argument("--text", default=TEXT)
+    parser.add_argument("--texts", default=TEXTS, help="files that are trained on, as one document")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)

@@ -87,9 +87,9 @@ class Run:
         common = set.intersection(*map(set, hashes))
         check(not at_end or common and max(common) > max(map(max, hashes)) - 20, "no common steps at the end")
 
-    def check_replay(self):
+    def check_replay(self, timeout=120):
         for pod in range(self.pods):
-            answer = good(run("verify", "--replay", of_pod(self.job, pod), "-o", "json", timeout=120)).json()
+            answer = good(run("verify", "--replay", of_pod(self.job, pod), "-o", "json", timeout=timeout)).json()
             check(answer["pass"], answer)
 
 

@@ -25,6 +25,11 @@ from train import good
 
 PODS = 4
 BOUND = {"exact": 5, "delayed": 5, "diloco": 2, "streaming": 2}  # seconds that others may idle
+# What a pod's absence costs depends on what its tokens are worth: less of a text than a model could
+# still learn by heart shows, whoever exchanges what. So there is more text than it can, and the rate
+# ends at 0: a quarter fewer tokens alone cost such a model 0.1% in loss, where a constant 3e-4 on one
+# short text makes it 4%.
+LEARNING = [f"train.data.path={TEXT}/*", "train.schedule.kind=COSINE", "train.optimizer.adamw.lr=3e-3"]
 MODES["delayed"] = ["train.exchange.delayed={}"]
 MODES["diloco"] = ["train.exchange.diloco.every=4", "train.exchange.codec=INT8"]
 
@@ -102,7 +107,7 @@ def train(mode, steps, seed=None, cuts="0"):
     """A job of so many steps, disturbed if there is a seed: what it leaves, and what was done."""
     runs = tempfile.mkdtemp()
     with Up(PODS, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}", "--link-cuts", cuts) as up:
-        job = Run(up, runs, mode, PODS, f"train.steps={steps}", "max_restarts=1000")
+        job = Run(up, runs, mode, PODS, f"train.steps={steps}", "max_restarts=1000", *LEARNING)
         harm = Harm(job, seed) if seed is not None else None
         while True:
             status = job.status()
@@ -171,9 +176,8 @@ def judge(job, told, mode, longest, above, returns):
     check(0 < without < made, "merges without a pod:", without)
     check(returns > 0, "nobody came back")
     check(max(longest) < BOUND[mode], "idle for", longest)
-    # Of a short run the curve is still steep: what is not trained on shows more.
-    check(abs(above) < (1 if len(max(told, key=len)) >= 1000 else 3), "another loss, by percent:", above)
-    job.check_replay()
+    check(abs(above) < 1, "another loss, by percent:", above)
+    job.check_replay(timeout=120 + len(max(told, key=len)) // 50)
 
 
 if __name__ == "__main__":
