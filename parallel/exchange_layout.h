@@ -107,7 +107,8 @@ std::string PackPart(const ExchangePart& part, const CodedRange& own);
 // The payload of a part of receives(), to be decoded here and there. Immutable, thread-safe.
 class PartReader {
  public:
-  // InvalidArgument if the payload's size is not what it must be. Both outlive the reader.
+  // InvalidArgument if the payload's size is not what it must be. Part and payload outlive the
+  // reader.
   static absl::StatusOr<PartReader> Open(const ExchangePart& part, Codec codec,
                                          absl::string_view payload);
   // Elements [begin, begin + count) of the stored range into values[0 .. count); those that are not
@@ -127,7 +128,7 @@ class PartReader {
   std::vector<Place> places_;
 };
 
-// The whole of it into the stored range. Errors as PartReader::Open.
+// The whole of it into the stored range. Errors as PartReader::Open. REQUIRES: the part has runs.
 template <typename T>
 absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
                         absl::string_view payload, T* values);

@@ -24,7 +24,7 @@ struct Waiting {
 struct Line {
   std::deque<Waiting> queue;
   int64_t bytes = 0;
-  bool used = false;  // something was sent, ever: the two are peers
+  bool used = false;  // something was sent, ever
   bool cut = false;
   absl::Time cut_at;
   absl::Status refused;  // what the sender is told of the receiver's terms
@@ -289,8 +289,9 @@ absl::Time InProcessPodNetwork::State::LastHeard(const Launch& own, int64_t pod)
   const std::lock_guard lock(mutex_);
   std::optional<absl::Time> quietest;
   for (const auto& [peer, member] : members_) {
+    if (peer.pod != pod) continue;
     const Line& line = LineOf(peer, own.identity.self);
-    if (peer.pod != pod || !line.used) continue;
+    if (!line.used && !LineOf(own.identity.self, peer).used) continue;
     if (member.launch == nullptr) return absl::InfinitePast();
     absl::Time heard = line.cut ? line.cut_at : absl::Now();
     if (!member.here) heard = std::min(heard, member.left);

@@ -162,7 +162,7 @@ class Replayer {
   const ParamGroups groups_;
   std::vector<std::unique_ptr<const ExchangeLayout>> layouts_;
   MergeRule rule_;
-  ThreadPool pool_{1};
+  ThreadPool pool_{1};  // one thread: what observes merges adds to plain numbers
   std::vector<T> outer_, momentum_;
 };
 

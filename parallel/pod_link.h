@@ -79,9 +79,9 @@ class PodLink {
   virtual absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) = 0;
   // The next message of any peer; empty at `deadline`. FailedPrecondition as above.
   virtual absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) = 0;
-  // When something was last heard of a pod, that is of its quietest rank among this one's peers: a
-  // process that stands still says nothing although its line is up. InfinitePast: never, or it is
-  // no pod of a peer.
+  // When something was last heard of a pod, that is of the quietest of its ranks that this one has
+  // sent anything to or had anything from: a process that stands still says nothing although its
+  // line is up. InfinitePast: of one of them never, or there is none.
   virtual absl::Time LastHeard(int64_t pod) const = 0;
   // Collective over `world`, this pod's: from here on Send reaches those launches of other pods
   // that rank 0 has heard of.

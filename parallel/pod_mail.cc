@@ -25,7 +25,7 @@ constexpr double kPatienceSeconds = 5;
 constexpr absl::Duration kAway = absl::Seconds(2);
 // One that was not heard of for so long, while it was waited for, is told of as silent. Lines that
 // are idle beat four times a second.
-constexpr auto kSilent = std::chrono::milliseconds(1000);
+constexpr absl::Duration kSilent = absl::Seconds(1);
 // A full queue is tried again after so long, unless its pod takes part no more.
 constexpr absl::Duration kSend = absl::Milliseconds(250);
 // At the end of a run, for what was posted to be with the link.
@@ -343,20 +343,18 @@ int64_t PodMail::AwaitSlice(const std::function<int64_t()>& missing) {
   }
 }
 
-bool PodMail::EndsWait(int64_t pod) const {
-  const Interrupt asked = watch_.interrupted ? watch_.interrupted() : Interrupt::kNo;
-  if (asked != Interrupt::kIfAway || pod < 0) return asked == Interrupt::kNow;
-  return absl::Now() - link_.LastHeard(pod) > kAway;
+PodMail::Interrupt PodMail::Asked() const {
+  return watch_.interrupted ? watch_.interrupted() : Interrupt::kNo;
 }
 
-// Whether this rank hears nothing of a pod while one is waited for, which may itself wait for
-// another: whoever was heard of once and is silent now holds all up.
-bool PodMail::IsSilent(int64_t pod, int64_t awaited, Clock::time_point begin) const {
-  if (awaited < 0 || Clock::now() - begin < kSilent) return false;
-  if (pod == link_.identity().self.pod) return false;
+// How this rank hears of a pod while one is awaited, which may itself wait for another: whoever was
+// heard of once and is silent now holds all up.
+PodMail::Hearing PodMail::HearingOf(int64_t pod, int64_t awaited) const {
+  if (awaited < 0 || pod == link_.identity().self.pod) return kHeard;
   const absl::Time heard = link_.LastHeard(pod);
-  if (pod != awaited && heard == absl::InfinitePast()) return false;
-  return absl::Now() - heard >= absl::FromChrono(kSilent);
+  if (pod != awaited && heard == absl::InfinitePast()) return kHeard;
+  const absl::Duration silent = absl::Now() - heard;
+  return silent > kAway ? kGone : silent >= kSilent ? kQuiet : kHeard;
 }
 
 // To whoever makes views.
@@ -364,7 +362,7 @@ void PodMail::TellSilent(int64_t pod) {
   if (!watch_.on_silent) return;
   const Clock::time_point now = Clock::now();
   const auto [told, fresh] = told_silent_.try_emplace(pod, now);
-  if (!fresh && now - told->second < kSilent) return;
+  if (!fresh && now - told->second < absl::ToChronoMilliseconds(kSilent)) return;
   told->second = now;
   watch_.on_silent(pod);
 }
@@ -393,8 +391,6 @@ absl::Status PodMail::Install() {
   return absl::OkStatus();
 }
 
-bool PodMail::Stops() const { return watch_.interrupted && watch_.interrupted() != Interrupt::kNo; }
-
 absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_t>& launches,
                             uint64_t number) {
   for (;;) {
@@ -403,7 +399,8 @@ absl::Status PodMail::Admit(Communicator& world, const std::map<int64_t, uint64_
     const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
     if (watch_.board != nullptr) watch_.board->Tick();
     std::vector<double> of_any = {heard && heard->number >= number ? 1.0 : 0.0,
-                                  own.ok() ? 0.0 : 1.0, first && Stops() ? 1.0 : 0.0};
+                                  own.ok() ? 0.0 : 1.0,
+                                  first && Asked() != Interrupt::kNo ? 1.0 : 0.0};
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
     if (of_any[1] > 0) return ShareStatus(world, own);
@@ -441,25 +438,30 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     const int64_t pod = AwaitSlice(missing);
     const absl::Status own = status();
     const bool first = world.rank() == 0;
-    const bool stop = first && EndsWait(pod);
+    const double asked = first ? double(Asked()) : 0.0;
     const std::optional<MembershipView> heard = first && watch_.view ? watch_.view() : std::nullopt;
     const bool newer = heard && heard->number > view().number;
     if (watch_.board != nullptr) watch_.board->Tick();
-    // The pod that is missed, whether there is an error, whether to stop, whether the view is an
-    // old one, and of each pod whether it is silent: of any rank.
-    std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, stop ? 1.0 : 0.0,
-                                  newer ? 1.0 : 0.0};
+    // The pod that is missed, whether there is an error, what is asked, whether the view is an old
+    // one, and how each pod is heard: of any rank. All have the same view, as only collective calls
+    // change it.
+    std::vector<double> of_any = {double(pod), own.ok() ? 0.0 : 1.0, asked, newer ? 1.0 : 0.0};
     const size_t head = of_any.size();
     const std::vector<int64_t> members = view().members;
-    for (const int64_t member : members) {
-      of_any.push_back(IsSilent(member, pod, begin) ? 1.0 : 0.0);
-    }
+    for (const int64_t member : members) of_any.push_back(double(HearingOf(member, pod)));
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
-    for (size_t m = 0; first && m < members.size(); ++m) {
-      if (of_any[head + m] > 0) TellSilent(members[m]);
+    bool away = false;  // the pod that is missed
+    for (size_t m = 0; m < members.size(); ++m) {
+      const auto hearing = Hearing(int(of_any[head + m]));
+      away = away || (members[m] == int64_t(of_any[0]) && hearing >= kGone);
+      const bool tell =
+          first && hearing >= kQuiet && SecondsSince(begin) >= absl::ToDoubleSeconds(kSilent);
+      if (tell && of_any[1] == 0 && of_any[3] == 0) TellSilent(members[m]);
     }
-    if (of_any[0] < 0 || of_any[1] > 0 || of_any[2] > 0 || of_any[3] > 0) {
+    const bool stop =
+        of_any[2] == double(Interrupt::kNow) || (of_any[2] == double(Interrupt::kIfAway) && away);
+    if (of_any[0] < 0 || of_any[1] > 0 || stop || of_any[3] > 0) {
       waited_seconds_ += SecondsSince(begin);
       if (of_any[1] > 0) return ShareStatus(world, own);
       if (of_any[3] > 0) {

@@ -59,8 +59,8 @@ class PodMail {
     std::function<void(const std::string&)> note;
     // Asked on rank 0, by several threads: the newest view of who takes part.
     std::function<std::optional<MembershipView>()> view;
-    // Told on rank 0: a pod that is waited for is silent, or a rank of it, to whichever rank here
-    // waits for it. Again and again while it is.
+    // Told on rank 0: while a pod is waited for, one of the view says nothing, or a rank of it, to
+    // any rank here. Again and again while it does not.
     std::function<void(int64_t pod)> on_silent;
   };
 
@@ -143,12 +143,12 @@ class PodMail {
   void Keep(PodMessage message);
   bool Awaits(int64_t pod, uint64_t launch) const;
   std::map<Key, PodMessage>::iterator Drop(std::map<Key, PodMessage>::iterator kept);
-  bool EndsWait(int64_t pod) const;
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
   absl::Status Install();
-  bool Stops() const;
+  Interrupt Asked() const;
   MembershipView TakingPart(const MembershipView& heard) const;
-  bool IsSilent(int64_t pod, int64_t awaited, Clock::time_point begin) const;
+  enum Hearing { kHeard, kQuiet, kGone };
+  Hearing HearingOf(int64_t pod, int64_t awaited) const;
   void TellSilent(int64_t pod);
 
   PodLink& link_;

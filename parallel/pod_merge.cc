@@ -13,7 +13,7 @@ constexpr int64_t kAtOnce = 4096;  // elements
 // What a share with a weight stands for.
 class ShareReader {
  public:
-  // Both outlive the reader.
+  // The layouts of the rule and the share outlive the reader.
   static absl::StatusOr<ShareReader> Open(const MergeRule& rule, int64_t group, int64_t n,
                                           const PodShare& share) {
     const ExchangeLayout* layout = rule.layouts[size_t(share.pod)];

@@ -124,6 +124,7 @@ void Link::Forget(Peer& peer) {
   peer.out.Restart();
   peer.takes = Launch();
   peer.wanted = peer.was_up = false;
+  peer.heard = absl::InfinitePast();
   ++peer.added;
   for (const auto& flow : peer.flows) {
     if (flow == nullptr) continue;
@@ -205,7 +206,9 @@ absl::Time Link::LastHeard(int64_t pod) const {
   const std::lock_guard lock(mutex_);
   std::optional<absl::Time> quietest;
   for (const auto& [rank, peer] : peers_) {
-    if (rank.pod == pod) quietest = std::min(quietest.value_or(peer.heard), peer.heard);
+    const bool met = peer.wanted || peer.sends.known;  // others of the table have no line
+    if (rank.pod != pod || peer.removed || !met) continue;
+    quietest = std::min(quietest.value_or(peer.heard), peer.heard);
   }
   return quietest.value_or(absl::InfinitePast());
 }

@@ -5,7 +5,7 @@ exchange each step's gradients.
 python3 tests/bench/pods_loss.py --toroid build/toroid --model $(deploy/get_model.sh) --texts /usr/share/common-licenses
 
 Both train --steps steps of --tokens tokens a pod on the same batches, no text twice; streaming: INT8, rounds of
---every steps. A row: mean loss of both pods over the last --last steps, and bytes that a pod sent. Exit code 1 if
+--every steps, with the outer optimizer of deploy/two_pods.sh. A row: mean loss of both pods over the last --last steps, and bytes that a pod sent. Exit code 1 if
 streaming is more than --bound nat above.
 """
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from pods_speed import free_ports
+from pods_speed import free_ports, texts_in
 
 
 def train(arguments, job, top, name, settings):
@@ -55,8 +55,7 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="toroid-pods-loss-") as top:
         job = os.path.join(top, "loss.textproto")
-        texts = [os.path.join(arguments.texts, name) for name in sorted(os.listdir(arguments.texts))]
-        paths = "\n".join(f'    path: "{text}"' for text in texts if os.path.isfile(text) and not os.path.islink(text))
+        paths = "\n".join(f'    path: "{text}"' for text in texts_in(arguments.texts))
         with open(job, "w") as file:
             file.write(f"""name: "loss"  seed: 1
 mesh {{ data: 1  pods: 2 }}

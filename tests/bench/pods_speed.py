@@ -3,7 +3,7 @@
 
 python3 tests/bench/pods_speed.py --toroid build/toroid --model $(deploy/get_model.sh) [--tokens 2048]
 
-One rank a pod, each on a core of its own, --tokens tokens a pod a step, BF16 on the wire. In turns:
+One rank a pod, each on a core of its own, --tokens tokens a pod a step of one long document, BF16 on the wire. In turns:
   alone      two worlds of one pod each, at the same time: the baseline, the sum of their rates
   exact      with overlap, on a link of 1.3 times the need at 97% of blocking exchange, P b / (0.03 t)
   streaming  a round of --every steps in --fragments, applied --tau steps later, on a link a hundred times thinner
@@ -17,7 +17,6 @@ The link is made by numbers (--link-rate of train); the streams run over loopbac
 codecs and outer steps. CPU numbers are worth something on an idle machine only: the load before each run is shown.
 """
 import argparse
-import glob
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 
-TEXTS = "/usr/share/common-licenses/*"
+TEXTS = "/usr/share/common-licenses"
 
 
 def say(*words):
@@ -44,6 +43,12 @@ def free_ports(count):
     return ports
 
 
+def texts_in(folder):
+    """Its files; links only name what is there already."""
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+
+
 class Bench:
     def __init__(self, arguments, top):
         self.a, self.top, self.runs = arguments, top, 0
@@ -52,7 +57,7 @@ class Bench:
         # One document: where another begins attention has less to do, and the pods' steps differ.
         text = os.path.join(top, "text.txt")
         with open(text, "w") as file:
-            for path in sorted(glob.glob(arguments.texts)):
+            for path in texts_in(arguments.texts):
                 with open(path) as part:
                     file.write(part.read())
         with open(self.job, "w") as file:
@@ -150,7 +155,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toroid", required=True, type=os.path.abspath)
     parser.add_argument("--model", required=True, help="as toroid train takes it: SmolLM2's file, random:NAME")
-    parser.add_argument("--texts", default=TEXTS, help="files that are trained on, as one document")
+    parser.add_argument("--texts", default=TEXTS, help="folder of texts, which are trained on as one document")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)

@@ -356,7 +356,7 @@ def test_watching_a_training_job_shows_its_steps():
             return shown.count(b"  train ")
         wait_for("two steps are told", lambda: told() >= 2, 60)
         good(up.run("job", "cancel", id))
-        shown = shown.decode() + finish(watch).out
+        shown = shown.decode("utf-8", "replace") + finish(watch).out
         steps = re.findall(rf"^{id}  train (\d+)/1000000  loss \d+\.\d+  \d+\.\d tokens/s$", shown, re.MULTILINE)
         check(len(steps) > 1 and [int(step) for step in steps] == sorted(set(map(int, steps))), shown)
         check("RUNNING" in shown and "CANCELLED" in shown, shown)

@@ -99,10 +99,10 @@ def idle(told, first, last):
     return max(taken), statistics.median(taken)
 
 
-def returns(mode, harm, bound):
+def returns(mode, harm, bound, ranks=1):
     """harm(pids of the ranks): by then the pod is lost; it comes back and all are alike."""
     with tempfile.TemporaryDirectory() as runs, \
-            Up(3, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+            Up(3, ranks, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
         job = Run(up, runs, mode)
         name = job.status()["pods"][1]["pod"]
         begin = job.step()
@@ -143,6 +143,16 @@ def test_a_killed_pod_comes_back_in_streaming_mode():
 
 def test_a_stopped_pod_is_left_out_and_comes_back():
     returns("streaming", stop, 2)
+
+
+def test_a_stopped_rank_that_is_not_the_first_is_seen_too():
+    def second(pids):
+        for pid in pids:
+            with open(f"/proc/{pid}/environ") as file:
+                if "OMPI_COMM_WORLD_RANK=1\0" in file.read():
+                    return stop([pid])
+        raise Failed("no second rank", pids)
+    returns("streaming", second, 2, ranks=2)
 
 
 def test_a_stopped_mpirun_is_ended_too():

@@ -28,7 +28,8 @@ PODS = 4
 BOUND = {"exact": 5, "delayed": 5, "diloco": 2, "streaming": 2}  # seconds that others may idle
 LEARNING = ["train.data.path=runs/language.txt", "train.schedule.kind=COSINE", "train.optimizer.adamw.lr=3e-3"]
 MODES["delayed"] = ["train.exchange.delayed={}"]
-MODES["diloco"] = ["train.exchange.diloco.every=4", "train.exchange.codec=INT8"]
+MODES["diloco"] = ["train.exchange.diloco.every=4", "train.exchange.codec=INT8", "train.exchange.outer_lr=1",
+                   "train.exchange.outer_momentum=0.5"]
 
 
 def merges(directory):
@@ -45,9 +46,8 @@ def merges(directory):
         at += 8 + size
 
 
-def check_merges(job):
+def check_merges(logs):
     """No contribution counts twice; all pods that made a merge made the same one."""
-    logs = {pod: list(merges(of_pod(job, pod))) for pod in range(PODS)}
     newest = max(log[-1][0] for log in logs.values() if log)
     made = {}
     for pod, log in logs.items():
@@ -66,12 +66,25 @@ def check_merges(job):
     return len(made), sum(len(inputs) < PODS for _, inputs in made.values())
 
 
+def check_that_doctored_logs_are_seen(logs):
+    """Control: a share in two merges, a merge made twice, one made otherwise by another pod."""
+    (first, fragment, result, inputs), (second, _, _, others) = [merge for merge in logs[0] if merge[1] == logs[0][0][1]][:2]
+    for doctored, pods in (((second, fragment, result, {**others, 0: inputs[0]}), range(PODS)),
+                           ((first, fragment, result, inputs), [0]), ((second, fragment, result + 1, others), [0])):
+        changed = {pod: [doctored if pod in pods and merge[:2] == (second, fragment) else merge for merge in log]
+                   for pod, log in logs.items()}
+        try:
+            check_merges(changed)
+        except Failed:
+            continue
+        raise Failed("nobody sees", doctored)
+
+
 def write_language(path, words=32, follow=4, count=1000000):
-    """Words of random letters, each followed by one of four others: little to learn, and no end of it.
+    """Words of random letters, each followed by one of four: little to learn, and no end of it.
 
     Of a text that is learnt by heart each token counts, so that pods that are away for a quarter of
-    the time cost ten percent in loss, whoever exchanges what; of this one half a percent, while half of
-    the steps still cost ten.
+    the time cost ten percent in loss, whoever exchanges what; of this one half a percent.
     """
     draw = random.Random(1)
     names = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 8))) for _ in range(words)]
@@ -150,7 +163,8 @@ def idle(told):
 
 
 def loss(told, steps):
-    last = [line["loss"] for each in told for line in each if line["step"] > steps - max(20, steps // 8)]
+    """Of the last eighth of so many steps."""
+    last = [line["loss"] for each in told for line in each if steps - max(20, steps // 8) < line["step"] <= steps]
     return sum(last) / len(last)
 
 
@@ -161,6 +175,8 @@ def churn(seconds, seed, mode, cuts):
     steps = max(200, int(seconds / took) // 20 * 20)
     fixed, _, runs = train(mode, steps)
     undisturbed = loss(fixed.lines(), steps)
+    halfway = loss(fixed.lines(), steps // 2)
+    check(halfway > 1.03 * undisturbed, "control: it learns nothing that could be missed:", halfway, undisturbed)
     shutil.rmtree(runs)
     job, harm, runs = train(mode, steps, seed, cuts)
     told = job.lines()
@@ -186,7 +202,9 @@ def churn(seconds, seed, mode, cuts):
 
 def judge(job, told, mode, longest, above, returns):
     job.check_alike(told, at_end=False)
-    made, without = check_merges(job.job)
+    logs = {pod: list(merges(of_pod(job.job, pod))) for pod in range(PODS)}
+    made, without = check_merges(logs)
+    check_that_doctored_logs_are_seen(logs)
     print(f"{made} merges, {without} of them without a pod", flush=True)
     check(0 < without < made, "merges without a pod:", without)
     check(returns > 0, "nobody came back")

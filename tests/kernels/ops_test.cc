@@ -309,6 +309,23 @@ TEST(CopyRows, ConvertsEveryPairAndHonoursStrides) {
   EXPECT_EQ(Gather(wide, cols, 50, 1.5), reference::Array(rows * cols, -2.5));
 }
 
+// Rows without gaps, so short that a chunk has thousands of them.
+TEST(CopyRows, DenseRowsOfOneElement) {
+  ThreadPool pool(2);
+  const int64_t rows = 3 * 4096 + 5;
+  const std::vector<float> x = As<float>(RandomArray(rows, 1));
+  std::vector<float> same(rows + 1, 7.0f);
+  std::vector<uint16_t> half(rows + 1, 7);
+  CopyRows(pool, DType::kF32, x.data(), 1, DType::kF32, same.data(), 1, rows, 1);
+  CopyRows(pool, DType::kF32, x.data(), 1, DType::kBF16, half.data(), 1, rows, 1);
+  for (int64_t i = 0; i < rows; ++i) {
+    EXPECT_EQ(same[i], x[i]);
+    EXPECT_EQ(half[i], ToBf16(x[i]));
+  }
+  EXPECT_EQ(same[rows], 7.0f);  // nothing behind them
+  EXPECT_EQ(half[rows], 7);
+}
+
 template <typename T>
 void ExpectLogProbabilities(int64_t t, int64_t n, int64_t tile, int64_t shards) {
   SCOPED_TRACE(testing::Message() << t << " x " << n << " tiles of " << tile);

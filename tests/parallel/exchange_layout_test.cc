@@ -216,6 +216,23 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(part, false, codec));
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(back, true, codec));
         ASSERT_TRUE(UnpackPart(pool, part, codec, payload, arrived.data()).ok());
+        const auto reader = PartReader::Open(part, codec, payload);
+        ASSERT_TRUE(reader.ok()) << reader.status();
+        const int64_t n = int64_t(arrived.size());
+        for (const int64_t at_once : {1, 63, 257}) {  // the same a piece at a time
+          std::vector<T> pieces(arrived.size(), T(0)), again(sent.size());
+          for (int64_t i = 0; i < n; i += at_once) {
+            reader->Read(i, std::min(at_once, n - i), &pieces[size_t(i)]);
+          }
+          for (const ExchangeRun& run : part.runs) {
+            EXPECT_TRUE(
+                std::equal(&pieces[run.own], &pieces[run.own] + run.count, &arrived[run.own]));
+          }
+          for (int64_t i = 0; i < coded.size; i += at_once) {
+            Decode(coded, i, std::min(at_once, coded.size - i), &again[size_t(i)]);
+          }
+          EXPECT_EQ(again, decoded);
+        }
         payload.pop_back();
         const absl::Status shorter = UnpackPart(pool, part, codec, payload, arrived.data());
         EXPECT_EQ(shorter.code(), absl::StatusCode::kInvalidArgument);

@@ -304,6 +304,29 @@ void LastHeardTellsWhoIsThere(const NewPodLinkNetwork& create) {
   EXPECT_LT(absl::Now(), end) << "a peer that has left is still taken to be there";
 }
 
+// Of a pod those ranks count that anything travels from or to: others of it have nothing to say.
+void LastHeardIsOfThoseThatSpeak(const NewPodLinkNetwork& create) {
+  const auto network = create(kAmple);
+  const auto a = network->Attach(Identity(kA)), b = network->Attach(Identity(kB));
+  auto second = network->Attach(Identity({kB.pod, 1}));
+  const absl::Time before = absl::Now();
+  ASSERT_TRUE(b->Send(kA, {}, Late()).ok());
+  ASSERT_TRUE(a->Send(kB, {}, Late()).ok());
+  ASSERT_TRUE(a->Receive(Late())->has_value());
+  const absl::Time heard = a->LastHeard(kB.pod);
+  EXPECT_GE(heard, before);
+  EXPECT_LE(heard, absl::Now());
+  // Control: once it has spoken it is missed, though the first one is there.
+  ASSERT_TRUE(second->Send(kA, {}, Late()).ok());
+  ASSERT_TRUE(a->Receive(Late())->has_value());
+  second.reset();
+  const absl::Time end = Late();
+  while (absl::Now() - a->LastHeard(kB.pod) < absl::Milliseconds(700) && absl::Now() < end) {
+    EXPECT_FALSE(a->Receive(Soon())->has_value());
+  }
+  EXPECT_LT(absl::Now(), end) << "the first rank speaks for one that has left";
+}
+
 }  // namespace
 
 const std::vector<PodLinkCase>& PodLinkCases() {
@@ -317,6 +340,7 @@ const std::vector<PodLinkCase>& PodLinkCases() {
       {"OtherTermsAreRefused", OtherTermsAreRefused},
       {"ACutLosesAndDoublesNothing", ACutLosesAndDoublesNothing},
       {"LastHeardTellsWhoIsThere", LastHeardTellsWhoIsThere},
+      {"LastHeardIsOfThoseThatSpeak", LastHeardIsOfThoseThatSpeak},
   };
   return *cases;
 }
