@@ -30,10 +30,10 @@ const OptionTable kPodPeersOptions = {
 
 absl::StatusOr<std::optional<PodPeers>> PodPeersOption(const Arguments& arguments) {
   if (!arguments.Has("--pod") && !arguments.Has("--pod-peers")) {
-    for (const char* flag : {"--link-rate", "--link-latency", "--link-cuts"}) {
-      if (!arguments.Has(flag)) continue;
+    for (const Option& flag : kSlowLinkOptions.options) {
+      if (!arguments.Has(flag.names)) continue;
       return UsageError(
-          absl::StrCat(flag, " without --pod-peers: it is of a link between pods: ", kLine));
+          absl::StrCat(flag.names, " without --pod-peers: it is of a link between pods: ", kLine));
     }
     return std::optional<PodPeers>();
   }

@@ -54,15 +54,21 @@ const OptionTable kSlowLinkOptions = {
         {"--link-rate", ValueKind::kBytes, "BYTES", "0",
          "a slow link, for tests: a rank sends each of the others so much a second; 0: all it can"},
         {"--link-latency", ValueKind::kSeconds, "T", "0", "the same: what is sent comes so late"},
+        {"--link-jitter", ValueKind::kSeconds, "T", "0",
+         "the same: and up to so much later, by chance; never before what was sent first"},
         {"--link-cuts", ValueKind::kSeconds, "T", "0",
          "the same: it is cut about so often; 0: never"},
+        {"--link-seed", ValueKind::kSeed, "N", "1",
+         "of that chance, and of the times of cuts; agents add the launch's epoch"},
     }};
 
 ThrottleOptions SlowLink(const Arguments& arguments) {
   ThrottleOptions options;
   options.bytes_per_second = double(arguments.Count("--link-rate"));
   options.latency = absl::Seconds(arguments.Real("--link-latency"));
+  options.jitter = absl::Seconds(arguments.Real("--link-jitter"));
   options.cut_every = absl::Seconds(arguments.Real("--link-cuts"));
+  options.seed = arguments.Seed("--link-seed");
   return options;
 }
 

@@ -15,7 +15,7 @@ extern const OptionTable kServiceOptions;          // --end-with-parent
 extern const OptionTable kTlsOptions;              // --tls-dir
 extern const OptionTable kControllerOptionsTable;  // --listen --state --lease --no-reflection
 extern const OptionTable kAgentOptionsTable;       // --root --stall-timeout --mpirun-arg
-extern const OptionTable kSlowLinkOptions;         // --link-rate --link-latency --link-cuts
+extern const OptionTable kSlowLinkOptions;         // --link-rate and what else makes a link slow
 
 // --link-..: of what a rank sends to each rank of other pods.
 ThrottleOptions SlowLink(const Arguments& arguments);

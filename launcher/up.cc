@@ -198,8 +198,8 @@ absl::Status RunUp(const Arguments& arguments) {
             arguments.Text("--stall-timeout"),
             "--end-with-parent"};
     if (options.tls.on()) argv.insert(argv.end(), {"--tls-dir", options.tls.dir});
-    for (const char* flag : {"--link-rate", "--link-latency", "--link-cuts"}) {
-      argv.insert(argv.end(), {flag, arguments.Text(flag)});
+    for (const Option& flag : kSlowLinkOptions.options) {
+      argv.insert(argv.end(), {flag.names, arguments.Text(flag.names)});
     }
     for (const char* flag : {"--root", "--mpirun-arg"}) {
       for (const std::string& text : arguments.Texts(flag)) {

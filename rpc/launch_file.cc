@@ -53,7 +53,9 @@ std::string Text(const WorkerOptions& options) {
                      {"tls_dir", options.tls_dir},
                      {"link_rate", options.throttle.bytes_per_second},
                      {"link_latency_s", absl::ToDoubleSeconds(options.throttle.latency)},
+                     {"link_jitter_s", absl::ToDoubleSeconds(options.throttle.jitter)},
                      {"link_cuts_s", absl::ToDoubleSeconds(options.throttle.cut_every)},
+                     {"link_seed", options.throttle.seed},
                      {"roots", roots}};
   return file.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -72,7 +74,9 @@ absl::StatusOr<WorkerOptions> Parse(const std::string& text, const std::string& 
     options.tls_dir = file.at("tls_dir");
     options.throttle.bytes_per_second = file.at("link_rate");
     options.throttle.latency = absl::Seconds(file.at("link_latency_s").get<double>());
+    options.throttle.jitter = absl::Seconds(file.at("link_jitter_s").get<double>());
     options.throttle.cut_every = absl::Seconds(file.at("link_cuts_s").get<double>());
+    options.throttle.seed = file.at("link_seed");
     for (const json& root : file.at("roots")) {
       options.roots.push_back({root.at("name"), root.at("dir")});
     }

@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<PodLink>> MeetPods(const PodMeeting& meeting,
   JoinPodsOptions join;
   join.tls = *tls;
   join.throttle = options.throttle;
-  join.throttle.seed = options.epoch;  // no two launches have one
+  join.throttle.seed += options.epoch;  // no two launches have one
   join.tick = meeting.tick;
   join.stop = meeting.stop;
   PodIdentity identity;

@@ -135,6 +135,8 @@ def test_a_slow_link_that_breaks():
     slow = waited("--link-rate", int(rate), "--link-latency", "5ms", "--link-cuts", "500ms")
     check(slow[0] == fast[0] and abs(slow[2] - fast[2]) < 0.01 * fast[2], slow, fast)
     check(slow[1] > 4 and slow[1] > 2 * fast[1], slow, fast)
+    late = waited("--link-jitter", "200ms", "--link-seed", 7)  # the last of a step's messages: about 150 ms
+    check(late[0] == fast[0] and late[1] > 1 + fast[1], late, fast)
     no_orphans()
 
 
@@ -202,7 +204,8 @@ def test_what_is_said_of_pods():
         refused(launch(2, *job), 3, "mesh.pods: 2", line)
         refused(run(*job, "--pod", 0), 2, "--pod-peers", line)
         refused(run(*job, "--pod-peers", "a:1,b:2"), 2, "--pod", line)
-        refused(run(*job, "--link-rate", "1MB"), 2, "--link-rate", "--pod-peers")
+        for flag in (("--link-rate", "1MB"), ("--link-jitter", "1ms"), ("--link-seed", 3)):
+            refused(run(*job, *flag), 2, flag[0], "--pod-peers")
         refused(run(*job, "--pod", 2, "--pod-peers", "a:1,b:2"), 2, "--pod", "0 to 1")
         refused(run(*job, "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"), 3, "mesh.pods: 2", "3")
         refused(run(*words(top, 4), "--pod", 0, "--pod-peers", "127.0.0.1:1,127.0.0.1:2"), 3, "mesh.pods: 1", "2")
@@ -295,7 +298,9 @@ def test_a_controller_gives_pods_unlike_meshes_and_tells_of_each():
             file.write(job.read() + '\npod_mesh { pod: "b" tensor: 2 }\n')
         sets = [word for setting in (*EXACT, "mesh.data=1", "mesh.ring=2", "train.steps=12", "train.checkpoint.every=4")
                 for word in ("--set", setting)]
-        with Up(2, 2, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
+        link = ("--link-latency", "1ms", "--link-jitter", "2ms", "--link-seed", 9)
+        with Up(2, 2, "--root", f"text={TEXT}", "--root", f"runs={runs}", *link) as up:
+            check(len(processes("toroid agent .*" + ".*".join(map(str, link)))) == 2, "agents are told of the link")
             refused(up.run("job", "submit", JOB, "--set", "mesh.ring=2", "--set", "pod_mesh.pod=b"), 3, "pod_mesh")
             id = good(up.run("job", "submit", spec, *sets)).out.strip()
             watched = good(up.run("job", "watch", id, timeout=60))

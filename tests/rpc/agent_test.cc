@@ -281,6 +281,7 @@ TEST_F(FilesTest, ClientsHearTheNamesOfRootsAlone) {
 TEST_F(FilesTest, LaunchFileIsPrivate) {
   const std::string path = dir_ + "/launch.json";
   WorkerOptions options{"127.0.0.1:1", "j", 3, 4, "a", "secret", dir_, {{"r", dir_}}, "pki/a"};
+  options.throttle = {1e6, absl::Milliseconds(5), absl::Milliseconds(20), absl::Seconds(3), 9};
   ASSERT_TRUE(WriteLaunchFile(path, options).ok());
   struct stat info;
   ASSERT_EQ(stat(path.c_str(), &info), 0);
@@ -291,6 +292,11 @@ TEST_F(FilesTest, LaunchFileIsPrivate) {
   EXPECT_EQ(read->tls_dir, "pki/a");
   EXPECT_EQ(read->epoch, 3u);
   EXPECT_EQ(read->roots.at(0).name, "r");
+  EXPECT_EQ(read->throttle.bytes_per_second, 1e6);
+  EXPECT_EQ(read->throttle.latency, absl::Milliseconds(5));
+  EXPECT_EQ(read->throttle.jitter, absl::Milliseconds(20));
+  EXPECT_EQ(read->throttle.cut_every, absl::Seconds(3));
+  EXPECT_EQ(read->throttle.seed, 9u);
   chmod(path.c_str(), 0644);
   EXPECT_EQ(ReadLaunchFile(path).status().code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(ReadLaunchFile(dir_ + "/none").status().code(), absl::StatusCode::kNotFound);
