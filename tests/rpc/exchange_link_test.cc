@@ -3,17 +3,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <map>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "rpc/error_info.h"
-#include "rpc/pki.h"
-#include "tests/support/pod_link_conformance.h"
+#include "tests/rpc/grpc_pod_network.h"
 
 namespace toroid {
 namespace {
@@ -25,88 +21,13 @@ constexpr PodRank kA = {0, 0}, kB = {1, 0};
 absl::Time Late() { return absl::Now() + absl::Seconds(30); }
 PodIdentity Identity(PodRank self, uint64_t epoch = 1) { return {"job", self, epoch, {"v: 1"}}; }
 
-// Certificates of one CA, of which nothing stays on disk.
-class Ca {
- public:
-  explicit Ca(const std::string& name)
-      : dir_(absl::StrCat(::testing::TempDir(), "/link-", name, "-", getpid())) {
-    EXPECT_TRUE(InitPki(dir_).ok());
-  }
-  ~Ca() { std::filesystem::remove_all(dir_); }
-  Tls Issue(const std::string& names) const {
-    auto tls = ReadTls(*IssueCertificate(dir_, names, 1));
-    EXPECT_TRUE(tls.ok()) << tls.status();
-    return *std::move(tls);
-  }
-
- private:
-  const std::string dir_;
-};
-// A certificate for this machine, of a CA of its own.
-Tls TestTls(const std::string& name) { return Ca(name).Issue("here"); }
-
-// Links of one process that know each other's ports.
-class Network : public PodLinkNetwork {
- public:
-  explicit Network(GrpcPodLinkOptions options) : options_(std::move(options)) {}
-
-  std::unique_ptr<PodLink> Attach(const PodIdentity& identity) override {
-    auto link = NewGrpcPodLink(identity, options_);
-    EXPECT_TRUE(link.ok()) << link.status();
-    const PodRank self = identity.self;
-    for (const auto& [rank, other] : here_) {
-      if (rank.pod == self.pod) continue;
-      (*link)->AddPeer(rank, Address(*other));
-      if (!*alive_[rank]) continue;
-      other->AddPeer(self, Address(**link));
-    }
-    here_[self] = link->get();
-    alive_[self] = std::make_shared<bool>(true);
-    return std::make_unique<Guarded>(*std::move(link), alive_[self]);
-  }
-  void Cut(PodRank a, PodRank b) override {
-    here_[a]->Cut(b);
-    here_[b]->Cut(a);
-  }
-  void Heal(PodRank, PodRank) override {}
-
- private:
-  // Tells the network that it is gone.
-  class Guarded : public PodLink {
-   public:
-    Guarded(std::unique_ptr<GrpcPodLink> link, std::shared_ptr<bool> alive)
-        : link_(std::move(link)), alive_(std::move(alive)) {}
-    ~Guarded() override { *alive_ = false; }
-    const PodIdentity& identity() const override { return link_->identity(); }
-    absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-      return link_->Send(to, std::move(message), deadline);
-    }
-    absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
-      return link_->Receive(deadline);
-    }
-    absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
-    PodLinkCounters counters() const override { return link_->counters(); }
-
-   private:
-    const std::unique_ptr<GrpcPodLink> link_;
-    const std::shared_ptr<bool> alive_;
-  };
-  static std::string Address(const GrpcPodLink& link) {
-    return absl::StrCat("127.0.0.1:", link.port());
-  }
-
-  const GrpcPodLinkOptions options_;
-  std::map<PodRank, GrpcPodLink*> here_;
-  std::map<PodRank, std::shared_ptr<bool>> alive_;
-};
-
 class GrpcPodLinkConformance : public ::testing::TestWithParam<PodLinkCase> {};
 
 TEST_P(GrpcPodLinkConformance, Plaintext) {
   GetParam().run([](int64_t queue_bytes) {
     GrpcPodLinkOptions options;
     options.queue_bytes = queue_bytes;
-    return std::make_unique<Network>(options);
+    return std::make_unique<GrpcPodNetwork>(options);
   });
 }
 TEST_P(GrpcPodLinkConformance, TlsAndASlowLine) {
@@ -118,7 +39,7 @@ TEST_P(GrpcPodLinkConformance, TlsAndASlowLine) {
     options.flows = 3;
     options.throttle.bytes_per_second = 1e9;
     options.throttle.jitter = absl::Milliseconds(1);
-    return std::make_unique<Network>(options);
+    return std::make_unique<GrpcPodNetwork>(options);
   });
 }
 INSTANTIATE_TEST_SUITE_P(All, GrpcPodLinkConformance, ::testing::ValuesIn(PodLinkCases()),
