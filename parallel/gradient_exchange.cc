@@ -39,6 +39,7 @@ GradientExchange::~GradientExchange() {
 void GradientExchange::Begin(int64_t step, int64_t labels) {
   step_ = step;
   labels_ = labels;
+  if (sent_ < 0) sent_ = step - 1;  // what is restored was taken behind it
   // A peer that has this rank's part of `step` may be delay + 1 steps ahead, never more.
   swap_.mail().Accept(step - delay(), step + delay() + 1);
   for (int64_t g = 0; labels == 0 && g < store_.groups().count(); ++g) {
@@ -67,6 +68,7 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
   swap_.mail().FinishWork();  // the store's gradient has been read: it can be replaced
   const std::vector<double> card = {loss, double(labels_), double(word)};
   swap_.SendCard(PodSwap::kCard, step_, card);
+  staleness_ = 0;
   if (delay() == 0) {
     TOROID_RETURN_IF_ERROR(Await(step_));
     TOROID_ASSIGN_OR_RETURN(const PodTotals totals, Totals(step_, card));
@@ -74,16 +76,18 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
     return totals;
   }
   PodTotals totals;
+  const int64_t sent = std::exchange(sent_, step_);
   if (before_ == Before::kTravels) {
-    TOROID_RETURN_IF_ERROR(Await(step_ - 1));
-    TOROID_ASSIGN_OR_RETURN(totals, Totals(step_ - 1, card_));
-    TOROID_RETURN_IF_ERROR(Merge(step_ - 1, /*keep=*/false));
+    TOROID_RETURN_IF_ERROR(Await(sent));
+    TOROID_ASSIGN_OR_RETURN(totals, Totals(sent, card_));
+    TOROID_RETURN_IF_ERROR(Merge(sent, /*keep=*/false));
   } else if (before_ == Before::kSettled) {
     totals = totals_;
     for (int64_t g = 0; g < store_.groups().count(); ++g) {
       store_.ops().Upload(store_.stream(), Pending(g), store_.Stored(Kind::kGradients, g));
     }
   }
+  if (totals.labels > 0) staleness_ = step_ - sent;
   before_ = Before::kTravels;
   card_ = card;
   return totals;
@@ -151,6 +155,7 @@ absl::Status GradientExchange::Restore(const std::vector<double>& numbers) {
   if (numbers.size() != 4)
     return absl::DataLossError("the checkpoint's exchange has other numbers");
   before_ = numbers[0] != 0 ? Before::kSettled : Before::kNothing;
+  sent_ = -1;
   totals_ = {numbers[1], int64_t(numbers[2]), 0};  // who was told to stop has stopped
   return absl::OkStatus();
 }

@@ -41,6 +41,8 @@ class GradientExchange {
   // is of: labels 0: nothing is to be applied. loss: of this pod, mean; word: told to all pods.
   // Collective. Waits for pods that are away; errors are PodMail::Await's.
   absl::StatusOr<PodTotals> Finish(double loss, int64_t word);
+  // Steps from the one whose gradient the last Finish put there to its own; 0: there was none.
+  int64_t staleness() const { return staleness_; }
 
   // --- delayed: the gradient that the next step applies, for checkpoints
   // Waits until it is here: the store's stored ranges, zero if there is none. Null: not delayed.
@@ -63,13 +65,14 @@ class GradientExchange {
   ParamStore& store_;
   const Stream read_s_;  // on which gradients leave the device
   const int64_t width_;  // bytes of an element
-  int64_t step_ = 0, labels_ = 0;
+  int64_t step_ = 0, labels_ = 0, staleness_ = 0;
   std::vector<char> reading_, merged_;  // of the largest group: on the mail's thread, on ours
   std::vector<char> residual_;          // of all groups; error feedback
 
   // delayed: of the step before.
   enum class Before { kNothing, kTravels, kSettled };
   Before before_ = Before::kNothing;
+  int64_t sent_ = -1;          // that step; -1: not known yet, it was restored
   std::vector<double> card_;   // own, while it travels
   std::vector<char> pending_;  // all groups, once settled
   PodTotals totals_;           // the same

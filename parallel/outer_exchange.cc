@@ -102,12 +102,13 @@ bool OuterExchange::IsAwaited(int64_t steps, Clock::time_point now) {
 }
 
 absl::Status OuterExchange::After(int64_t steps, int64_t labels, int64_t word) {
-  heard_ = 0;
+  heard_ = staleness_ = 0;
   for (double& since : labels_) since += double(labels);
   for (int64_t f = 0; f < spec_.fragments; ++f) {
     if (IsDue(f, steps)) Send(f, steps, word);
   }
   if (!flight_ || flight_->sent + spec_.tau != steps) return absl::OkStatus();
+  staleness_ = steps - flight_->sent;
   return Apply();
 }
 

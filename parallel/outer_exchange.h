@@ -47,6 +47,8 @@ class OuterExchange {
   absl::Status After(int64_t steps, int64_t labels, int64_t word);
   // The largest word that came with a fragment that was applied in the last After; 0: none was.
   int64_t heard() const { return heard_; }
+  // Steps from sending to applying of the fragment that the last After applied; 0: it applied none.
+  int64_t staleness() const { return staleness_; }
 
   // --- for checkpoints, host memory of the store's stored ranges, one behind the other
   void BeginHere();  // with the store's weights, as at construction
@@ -104,7 +106,7 @@ class OuterExchange {
   std::vector<char> reading_, own_;
   std::vector<double> labels_;  // by fragment, since it was last sent
   std::optional<Flight> flight_;
-  int64_t word_ = 0, heard_ = 0;
+  int64_t word_ = 0, heard_ = 0, staleness_ = 0;
   // Behind: since when the others' part of which step is here; how long a step takes.
   int64_t awaited_by_others_ = -1;
   bool behind_ = true;

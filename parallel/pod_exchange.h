@@ -116,7 +116,12 @@ class PodExchange {
     if (swap_->history() != nullptr) swap_->history()->Sync();
   }
 
-  // --- counted
+  // Steps between sending and applying what the last step applied; 0: it applied nothing.
+  int64_t staleness() const {
+    return gradients_ != nullptr ? gradients_->staleness() : outer_->staleness();
+  }
+
+  // --- counted, of this rank
   int64_t bytes_sent() const { return swap_->mail().link().counters().payload_sent; }
   double seconds_waited() const { return swap_->mail().waited_seconds(); }
   // Messages that came too late, or of a launch that takes part no more.

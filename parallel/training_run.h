@@ -69,13 +69,13 @@ struct StepReport {
   // In which this rank waited for messages, computing nothing; none on a GPU.
   std::optional<double> exposed_seconds;
   std::optional<uint64_t> param_hash;  // of the weights after the step, if it was asked for
-  // With other pods: of this rank in this step and between it and the one before.
+  // With other pods: of all ranks of this one in this step and between it and the one before.
   struct Pods {
     int64_t taking_part = 0;
-    int64_t staleness = 0;   // steps from what is sent to its being applied
+    int64_t staleness = 0;   // steps between sending and applying what was merged; 0: nothing was
     int64_t bytes_sent = 0;  // of payloads
-    double seconds_waited = 0;
-    int64_t dropped = 0;  // messages that came too late, or of a launch that was lost
+    double seconds_waited = 0;  // of the rank that waited longest
+    int64_t dropped = 0;        // messages that came too late, or of a launch that was lost
     // This pod was behind: it left out its part of the batch, to reach the others.
     bool hurried = false;
     // diloco, streaming: of the outer weights after the step, with param_hash
@@ -193,8 +193,12 @@ class TrainingRun {
   const TrainingEvents events_;
   ProgressBoard* const board_;  // may be null
   std::unique_ptr<Trainer> trainer_;
-  double peak_flops_ = 0;     // of all ranks
-  StepReport::Pods counted_;  // what reports have told so far
+  double peak_flops_ = 0;  // of all ranks
+  // With other pods, of this rank: what reports have told so far.
+  struct PodCounts {
+    int64_t bytes_sent = 0, dropped = 0;
+    double seconds_waited = 0;
+  } counted_;
   TrainingTokens tokens_;
   std::unique_ptr<const Batches> batches_;
   int64_t end_ = 0;  // steps: plan_.steps, or fewer where batches were left out of finite data

@@ -269,23 +269,24 @@ std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& ba
   return own;
 }
 
-// Since it was last asked: what is sent between two steps is the later one's.
+// Since it was last asked: what is sent between two steps is the later one's. Of all ranks:
+// messages leave behind the last collective call of a step, so that none before can carry their
+// bytes. It waits no longer than the next step's first call would.
 std::optional<StepReport::Pods> TrainingRun::CountPods() {
   const PodExchange* exchange = trainer_->exchange();
   if (exchange == nullptr) return std::nullopt;
-  const StepReport::Pods before =
-      std::exchange(counted_, {.bytes_sent = exchange->bytes_sent(),
-                               .seconds_waited = exchange->seconds_waited(),
-                               .dropped = exchange->dropped()});
+  const PodCounts before = std::exchange(
+      counted_, {exchange->bytes_sent(), exchange->dropped(), exchange->seconds_waited()});
+  const PodCounts own = {counted_.bytes_sent - before.bytes_sent, counted_.dropped - before.dropped,
+                         counted_.seconds_waited - before.seconds_waited};
   StepReport::Pods pods;
   pods.taking_part = exchange->taking_part();
-  const ExchangeSpec& exchanged = plan_.options.pods.exchange;
-  pods.staleness = exchanged.mode == ExchangeSpec::Mode::kDelayed     ? 1
-                   : exchanged.mode == ExchangeSpec::Mode::kStreaming ? exchanged.tau
-                                                                      : 0;
-  pods.bytes_sent = counted_.bytes_sent - before.bytes_sent;
-  pods.seconds_waited = counted_.seconds_waited - before.seconds_waited;
-  pods.dropped = counted_.dropped - before.dropped;
+  pods.staleness = exchange->staleness();
+  for (const PodCounts& rank : GatherHost(trainer_->mesh().world(), own)) {
+    pods.bytes_sent += rank.bytes_sent;
+    pods.dropped += rank.dropped;
+    pods.seconds_waited = std::max(pods.seconds_waited, rank.seconds_waited);
+  }
   return pods;
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/version.h"
+#include "parallel/exchange_plan.h"
 #include "tests/support/run_on_pods.h"
 #include "tests/support/training_runs.h"
 
@@ -198,6 +199,52 @@ TEST_F(PodRunTest, CountsWhatItSends) {
   EXPECT_GT(words, 0);
   EXPECT_LT(words, 3 * 100 + 200);  // cards
   EXPECT_EQ(report.result.tokens, 4 * 32);
+}
+
+// Of a pod of two ranks: what both have sent, which is what plan says of each.
+TEST_F(PodRunTest, CountsWhatAllItsRanksSend) {
+  TrainingPlan plan = Plan({2, 1, 1}, 3);
+  plan.directory = "";
+  const std::vector<MeshShape> meshes = {{2, 1, 1}, {2, 1, 1}};
+  const std::vector<Outcome> pods = RunPods(plan, meshes);
+  ExpectOk(pods);
+  const PlannedExchange planned = {meshes, source_->config.layers, false, {}};
+  // Pod 0 has had all of it when pod 1 is told its norm. The first step counts the greeting too.
+  const std::vector<TurnBytes> ranks = PlanTurns(source_->config, planned, 1).at(0);
+  for (const size_t step : {1, 2}) {
+    const int64_t sent = pods[1].reports.at(step).pods->bytes_sent;
+    EXPECT_EQ(sent, ranks[0].sent + ranks[1].sent);
+    EXPECT_NEAR(double(sent), 2.0 * double(ranks[1].sent), 0.01 * double(sent));
+  }
+}
+
+// What is applied late is told as late as it was, where it was applied; checkpoints between sending
+// and applying, and the end of a run there, make no difference.
+TEST_F(PodRunTest, TellsHowLateWhatItAppliedWas) {
+  using Mode = ExchangeSpec::Mode;
+  const std::map<Mode, std::vector<int64_t>> expected = {
+      {Mode::kExact, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+      {Mode::kDelayed, {0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
+      {Mode::kDiLoCo, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+      {Mode::kStreaming, {0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0}}};
+  for (const auto& [mode, staleness] : expected) {
+    TrainingPlan plan = Plan({1, 1, 1}, 5);
+    ExchangeSpec& exchange = plan.options.pods.exchange;
+    exchange.mode = mode;
+    SCOPED_TRACE(ExchangeModeName(mode));
+    exchange.every = 8;
+    if (mode == Mode::kStreaming) exchange.fragments = 2, exchange.tau = 2;
+    plan.directory = Directory(ExchangeModeName(mode));
+    plan.checkpoint_every = 3;
+    std::vector<int64_t> told;
+    for (const int64_t steps : {5, 11}) {
+      plan.steps = steps;
+      const std::vector<Outcome> pods = RunPods(plan, kTwins);
+      ExpectOk(pods);
+      for (const StepReport& report : pods[1].reports) told.push_back(report.pods->staleness);
+    }
+    EXPECT_EQ(told, staleness);
+  }
 }
 
 }  // namespace
