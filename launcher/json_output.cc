@@ -133,10 +133,9 @@ Json ProgressJson(const TaskProgress& progress) {
   if (progress.tokens_per_s > 0) json["tokens_per_s"] = progress.tokens_per_s;
   if (!progress.exchange.has_value()) return json;
   const ExchangeProgress& exchange = *progress.exchange;
-  json["exchange"] = {{"taking_part", exchange.taking_part},
-                      {"staleness", exchange.staleness},
-                      {"bytes_sent", exchange.bytes_sent},
-                      {"wait_share", exchange.wait_share}};
+  json["exchange"] = {{"taking_part", exchange.taking_part}, {"staleness", exchange.staleness},
+                      {"bytes_sent", exchange.bytes_sent},   {"wait_share", exchange.wait_share},
+                      {"dropped", exchange.dropped},         {"hurried", exchange.hurried}};
   if (exchange.hash_step > 0) {
     json["exchange"]["hash_step"] = exchange.hash_step;
     json["exchange"]["hash"] = absl::StrFormat("%016x", exchange.hash);

@@ -34,7 +34,7 @@ absl::Status Verdict(const VerifyResult& result);
 
 // Of a job that has progress: "ID  train 120/1000  loss 2.3146  5120.0 tokens/s"; of one on several
 // pods "ID  train 120/1000  loss a 2.3146, b 2.3101  10240.0 tokens/s  sent 0.126 MB  waited 3%
-// staleness 5", the tokens of all pods, the bytes of all rank 0s, the longest wait.
+// staleness 5", the tokens of all pods, the bytes of all ranks, the longest wait.
 std::string JobProgressLine(const JobStatus& job);
 
 // "pod a, mesh data=1,ring=2,tensor=1, model already loaded"

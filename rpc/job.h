@@ -91,11 +91,13 @@ using TaskResult =
 // What a pod has to do with the other pods of its job, in its last launch.
 struct ExchangeProgress {
   int64_t taking_part = 0;  // pods
-  int64_t staleness = 0;    // steps from what is sent to its being applied
-  int64_t bytes_sent = 0;   // of payloads, by rank 0
-  double wait_share = 0;    // of the time in steps, in which rank 0 waited for other pods
+  int64_t staleness = 0;    // the most steps that lay between sending and applying
+  int64_t bytes_sent = 0;   // of payloads, by all ranks
+  double wait_share = 0;    // of the time in steps, in which the rank that waited longest did so
   int64_t hash_step = 0;    // steps that were done when `hash` was taken; 0: none was
   uint64_t hash = 0;        // of what all pods have alike: the weights, or the outer weights
+  int64_t dropped = 0;  // messages that came too late, or of a launch that was lost, of all ranks
+  int64_t hurried = 0;  // steps of which it left out its part of the batch, to reach the others
 };
 
 // How far a task is.

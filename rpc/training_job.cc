@@ -271,8 +271,10 @@ void TrainingJob::Count(const StepReport& report) {
   if (!report.pods) return;
   if (!exchange_) exchange_.emplace();
   exchange_->taking_part = report.pods->taking_part;
-  exchange_->staleness = report.pods->staleness;
+  exchange_->staleness = std::max(exchange_->staleness, report.pods->staleness);
   exchange_->bytes_sent += report.pods->bytes_sent;
+  exchange_->dropped += report.pods->dropped;
+  exchange_->hurried += report.pods->hurried;
   waited_ += report.pods->seconds_waited;
   exchange_->wait_share = seconds_ > 0 ? waited_ / seconds_ : 0;
   // Where pods train by themselves their own weights are not alike.

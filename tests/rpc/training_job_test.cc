@@ -350,6 +350,35 @@ TEST_F(TrainingJobTest, WhatAStepHasNotIsNull) {
   EXPECT_THAT(StepLine(without, 9, {}), HasSubstr("no update: no token"));
 }
 
+// What a pod tells the controller of the exchange: sums over its steps, and the most of staleness.
+TEST_F(TrainingJobTest, WhatPodsHaveToDoWithEachOtherIsTold) {
+  const auto job = *TrainingJob::Open(
+      *ParseJobSpec(kPods, {"name=n", "train.exchange.streaming.every=4"}), directory_, 2);
+  const TrainingEvents events = job->Record({});
+  StepReport late = Report(0, 5), hurried = Report(1, 4);
+  late.pods = {.taking_part = 3, .staleness = 2, .bytes_sent = 10, .seconds_waited = 0.1};
+  hurried.pods = {.taking_part = 2, .bytes_sent = 5, .dropped = 7, .hurried = true};
+  hurried.pods->outer_hash = 0xab;
+  events.on_step(late);
+  events.on_step(hurried);
+  TaskProgress progress{"train", 2, 4, 4.0, 100};
+  progress.exchange = job->exchange();
+  const TaskProgress told = FromProto(ToProto(progress));
+  ASSERT_TRUE(told.exchange.has_value());
+  EXPECT_EQ(told.exchange->taking_part, 2);
+  EXPECT_EQ(told.exchange->staleness, 2);
+  EXPECT_EQ(told.exchange->bytes_sent, 15);
+  EXPECT_DOUBLE_EQ(told.exchange->wait_share, 0.1);
+  EXPECT_EQ(told.exchange->dropped, 7);
+  EXPECT_EQ(told.exchange->hurried, 1);
+  EXPECT_EQ(told.exchange->hash_step, 2);
+  EXPECT_EQ(told.exchange->hash, 0xabu);
+  const auto lines = Lines(directory_ + "/metrics.jsonl");
+  EXPECT_EQ(lines[0]["pods"]["staleness"], 2);
+  EXPECT_EQ(lines[1]["pods"]["staleness"], 0);
+  EXPECT_EQ(lines[1]["pods"]["dropped"], 7);
+}
+
 TEST_F(TrainingJobTest, NoiseAndSkippedStepsAreTold) {
   StepReport step = Report(0, 5);
   step.result.noise_scale = 321.5;
