@@ -83,7 +83,7 @@ uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank,
                                             static_cast<const float*>(values));
 }
 
-uint64_t ParamHash(const ParamStore& store, const void* host) {
+uint64_t ParamHash(const ParamStore& store, const void* host, ParamStore::Kind kind) {
   const ParamGroups& groups = store.groups();
   uint64_t own = 0;
   for (int64_t g = 0; g < groups.count(); ++g) {
@@ -97,7 +97,7 @@ uint64_t ParamHash(const ParamStore& store, const void* host) {
     }
     for (const ParamPiece& piece : store.pieces(g)) {
       own += PieceHash(groups, g, piece, [&](int64_t first, int64_t count) {
-        const Tensor stored = store.Stored(ParamStore::Kind::kWeights, g, piece);
+        const Tensor stored = store.Stored(kind, g, piece);
         return OnHost(store.ops(), store.stream(), stored.Rows(first, count));
       });
     }

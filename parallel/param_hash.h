@@ -11,9 +11,10 @@ namespace toroid {
 // The sum, modulo 2^64, over all parameters and their elements of a mix of (parameter's place in
 // the model, element, value as float64), replicas counted once: a sum has no order. Collective over
 // the world; the host waits.
-// `host`, unless null: of these values instead of the weights, the stored ranges of this rank,
-// group after group, of the store's type.
-uint64_t ParamHash(const ParamStore& store, const void* host = nullptr);
+// `host`, unless null: of these values instead of the store's, the stored ranges of this rank,
+// group after group, of the store's type. kind: of the store's values these instead of the weights.
+uint64_t ParamHash(const ParamStore& store, const void* host = nullptr,
+                   ParamStore::Kind kind = ParamStore::Kind::kWeights);
 
 // What one rank adds to such a hash for elements [begin, begin + count) of its stored range of a
 // group, which are `values`, as the shard rank of these groups. Not collective.

@@ -102,30 +102,32 @@ absl::Status PodExchange::TakeIn(int64_t steps, const std::function<std::string(
   TOROID_RETURN_IF_ERROR(State().status());
   TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> taken, swap_->TakeIn(steps));
   if (taken.empty()) return absl::OkStatus();
-  const uint64_t hash = CommonHash();
+  const CopiedState state = Copied();
+  const uint64_t hash = StateHash(swap_->store(), state);
   for (const int64_t pod : taken) {
-    GiveState(*swap_, pod, steps, Copied(), absl::StrCat(hash, " ", text()));
+    GiveState(*swap_, pod, steps, state, absl::StrCat(hash, " ", text()));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> PodExchange::TakeState() {
-  TOROID_ASSIGN_OR_RETURN(const std::string text, toroid::TakeState(*swap_, Copied()));
+  const CopiedState state = Copied();
+  TOROID_ASSIGN_OR_RETURN(const std::string text, toroid::TakeState(*swap_, state));
   const size_t space = text.find(' ');
-  if (space == std::string::npos || !absl::SimpleAtoi(text.substr(0, space), &given_hash_)) {
+  uint64_t given = 0;
+  if (space == std::string::npos || !absl::SimpleAtoi(text.substr(0, space), &given)) {
     return absl::DataLossError(absl::StrCat("what pod ", giver(), " gave cannot be read"));
   }
-  return text.substr(space + 1);
+  const uint64_t hash = StateHash(swap_->store(), state);
+  if (hash == given) return text.substr(space + 1);
+  return absl::DataLossError(absl::StrFormat(
+      "the state that pod %d gave has the hash %016x there and %016x here", giver(), given, hash));
 }
 
 absl::Status PodExchange::RestoreJoined(const std::vector<double>& numbers) {
   TOROID_RETURN_IF_ERROR(Restore(numbers));
   if (outer_ != nullptr) outer_->Joined();
-  const uint64_t hash = CommonHash();
-  if (hash == given_hash_) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrFormat("the state that pod %d gave has the hash %016x there and %016x here", giver(),
-                      given_hash_, hash));
+  return absl::OkStatus();
 }
 
 // --- for checkpoints -----------------------------------------------------------------------------

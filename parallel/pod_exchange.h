@@ -73,13 +73,14 @@ class PodExchange {
   // Launches are to be taken in before the next step.
   bool comes() const { return swap_->comes(); }
   // Takes them in, `steps` done: what is on its way is waited for. If one is to get this pod's
-  // state it is given it, and text(), which is asked for then, with the hash of what all have
-  // alike. Collective; all pods do it behind the same step.
+  // state it is given it, and text(), which is asked for then, with the state's hash. Collective;
+  // all pods do it behind the same step.
   absl::Status TakeIn(int64_t steps, const std::function<std::string()>& text);
   // This pod was taken in: the state that it was given, into the store and here, but for what went
-  // with the text; the text. Collective. Unavailable: who gave it is lost.
+  // with the text; the text. Collective. Unavailable: who gave it is lost. DataLoss: what came has
+  // another hash than what was given.
   absl::StatusOr<std::string> TakeState();
-  // With the numbers of that text: true is the same as was given. DataLoss: its hash is another.
+  // With the numbers of that text.
   absl::Status RestoreJoined(const std::vector<double>& numbers);
   int64_t giver() const { return swap_->giver(); }
   // diloco, streaming: the others wait for this pod, `steps` done, and it had better leave out its
@@ -147,7 +148,6 @@ class PodExchange {
   int64_t step_ = 0, labels_ = 0, swaps_ = 0;
   int64_t word_ = 0, heard_ = 0;
   absl::Status failed_;  // of SquaredSums
-  uint64_t given_hash_ = 0;
 };
 
 }  // namespace toroid

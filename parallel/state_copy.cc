@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
+#include "parallel/param_hash.h"
 
 namespace toroid {
 namespace {
@@ -142,6 +143,16 @@ absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state) {
   const std::string text = first ? mail.Take(text_key).payload : std::string();
   TOROID_RETURN_IF_ERROR(ShareStatus(swap.world(), status));
   return BroadcastText(swap.world(), text);
+}
+
+uint64_t StateHash(const ParamStore& store, const CopiedState& state) {
+  constexpr uint64_t kFactor = 0xd6e8feb86659fd93u;  // odd: what changes one of them changes it
+  uint64_t hash = 0;
+  for (const ParamStore::Kind kind : state.kinds) {
+    hash = hash * kFactor + ParamHash(store, nullptr, kind);
+  }
+  for (const void* const host : state.host) hash = hash * kFactor + ParamHash(store, host);
+  return hash;
 }
 
 int64_t GivenBytes(const ParamStore& store, int64_t kinds) {

@@ -28,6 +28,9 @@ void GiveState(PodSwap& swap, int64_t to, int64_t steps, const CopiedState& stat
 // are PodMail::Await's; Unavailable: the giver is lost; InvalidArgument: a share of a wrong size.
 absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state);
 
+// Of all values of the state: the same on giver and taker, whatever their meshes. Collective.
+uint64_t StateHash(const ParamStore& store, const CopiedState& state);
+
 // That each rank of the giver holds for a pod of the same mesh.
 int64_t GivenBytes(const ParamStore& store, int64_t kinds);
 
