@@ -18,6 +18,12 @@ using Kind = ParamStore::Kind;
 // The others wait about so long before a pod that is behind leaves out steps to reach them.
 constexpr auto kPatience = std::chrono::seconds(1);
 
+// They bear so long with one that is behind and does not (outer_exchange.h): seconds, and times the
+// longest step of late.
+constexpr double kPatienceSeconds = 2, kPatienceSteps = 8;
+// A long step is forgotten by so much with each one.
+constexpr double kForgotten = 1.0 / 64;
+
 // numbers()[0]: a fragment is on its way, and its outer step is made.
 constexpr double kStepped = 2;
 
@@ -102,6 +108,21 @@ bool OuterExchange::IsAwaited(int64_t steps, Clock::time_point now) {
 }
 
 absl::Status OuterExchange::After(int64_t steps, int64_t labels, int64_t word) {
+  CountStep();
+  const absl::Status status = SendAndApply(steps, labels, word);
+  begun_ = Clock::now();
+  waited_ = swap_.mail().waited_seconds();
+  return status;
+}
+
+void OuterExchange::CountStep() {
+  if (!begun_) return;
+  const double took = std::chrono::duration<double>(Clock::now() - *begun_).count();
+  const double waited = swap_.mail().waited_seconds() - waited_;
+  longest_ = std::max(took - waited, longest_ * (1 - kForgotten));
+}
+
+absl::Status OuterExchange::SendAndApply(int64_t steps, int64_t labels, int64_t word) {
   heard_ = staleness_ = 0;
   for (double& since : labels_) since += double(labels);
   for (int64_t f = 0; f < spec_.fragments; ++f) {
@@ -148,8 +169,10 @@ void OuterExchange::Subtract(int64_t n, const char* outer, char* own) {
 absl::Status OuterExchange::Merge() {
   if (flight_->settled) return absl::OkStatus();
   const int64_t sent = flight_->sent, fragment = flight_->fragment;
-  TOROID_RETURN_IF_ERROR(swap_.Gather(sent, absl::StrCat("fragment ", fragment, " of step ", sent),
-                                      [&](int64_t group) { return HasGroup(fragment, group); }));
+  const double patience = kPatienceSeconds + kPatienceSteps * double(spec_.tau + 1) * longest_;
+  TOROID_RETURN_IF_ERROR(swap_.Gather(
+      sent, absl::StrCat("fragment ", fragment, " of step ", sent),
+      [&](int64_t group) { return HasGroup(fragment, group); }, patience));
   TOROID_ASSIGN_OR_RETURN(const auto cards, swap_.TakeCards(PodSwap::kCard, sent, flight_->card));
   for (const std::vector<double>& card : cards) word_ = std::max(word_, int64_t(card[0]));
   absl::Status status;

@@ -15,6 +15,18 @@
 // stays in its next D. Fragment f has the layers f, f + P, ..; the embedding and the head go with
 // fragment 0. One fragment at most is on its way.
 //
+// Policy `continue`: a pod that is behind leaves out steps once the others have waited about a
+// second for it (Behind). One that does not, as a single step takes too long, is told of
+// (PodSwap::Gather) after
+//
+//   2 s + 8 (tau + 1) t        t: the longest of the teller's own last steps
+//
+// A pod whose steps take k t, and that does leave some out, holds the others up for less than
+//   1 s + (2 k tau + k - tau) t
+// (that second; the step during which it does not look; those behind its share, which it does not
+// leave out): up to k = 4 within 1 s + 8 (tau + 1) t. 1 s more is for the steps that it leaves out,
+// which take some time too. t is the longest because checkpoints are part of steps.
+//
 // SPMD over the rank's own world. One thread at a time.
 #pragma once
 
@@ -82,6 +94,8 @@ class OuterExchange {
     return FragmentOf(store_.groups(), spec_.fragments, group) == fragment;
   }
   bool IsAwaited(int64_t steps, Clock::time_point now);
+  void CountStep();
+  absl::Status SendAndApply(int64_t steps, int64_t labels, int64_t word);
   bool IsDue(int64_t fragment, int64_t steps) const;
   void Expect(int64_t step);
   void Send(int64_t fragment, int64_t steps, int64_t word);
@@ -112,6 +126,10 @@ class OuterExchange {
   bool behind_ = true;
   Clock::time_point since_, asked_;
   Clock::duration step_time_{0};
+  // Of this pod's own steps: since when the present one runs, and what had been waited until then;
+  // how long the longest of late took.
+  std::optional<Clock::time_point> begun_;
+  double waited_ = 0, longest_ = 0;  // seconds
 };
 
 }  // namespace toroid

@@ -62,6 +62,9 @@ class PodMail {
     // Told on rank 0: while a pod is waited for, one of the view says nothing, or a rank of it, to
     // any rank here. Again and again while it does not.
     std::function<void(int64_t pod)> on_silent;
+    // The same of a pod that is heard, but not where the others wait for it, which they have done
+    // for so many seconds (PodSwap::Gather).
+    std::function<void(int64_t pod, double seconds)> on_slow;
   };
 
   // on_view is called on the receiving thread of rank 0, once for each view that it hears of, which

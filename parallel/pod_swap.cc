@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
   TOROID_CHECK(swap->pod_ >= 0 && swap->pod_ < pods);
   TOROID_CHECK_EQ(link.identity().self.rank, store.mesh().rank());
   swap->meshes_.resize(size_t(pods));
+  swap->on_slow_ = watch.on_slow;
   TOROID_RETURN_IF_ERROR(options.joins ? swap->Join(watch) : swap->Meet(config, watch));
   swap->LayOut(config, layers);
   swap->mail_->Changed();
@@ -185,10 +186,13 @@ int64_t PodSwap::Missing(int64_t step, int64_t group) const {
 }
 
 absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
-                             const std::function<bool(int64_t group)>& has) {
+                             const std::function<bool(int64_t group)>& has,
+                             std::optional<double> patience) {
+  if (patience && options_.go_on) BeginWaiting(step, has, *patience);
   for (;;) {
     int64_t group = 0;
     absl::Status gathered = mail_->Await(world(), what, [&] {
+      LookForSlow();
       for (; group < store_.groups().count(); ++group) {
         if (!has(group)) continue;
         const int64_t pod = Missing(step, group);
@@ -197,7 +201,9 @@ absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
       return MissingCard(kCard, step);
     });
     if (gathered.ok() && options_.go_on) gathered = AgreeOnShares(step, what, has);
-    if (!PodMail::IsNewerView(gathered)) return gathered;
+    if (PodMail::IsNewerView(gathered)) continue;
+    EndWaiting();
+    return gathered;
   }
 }
 
@@ -229,6 +235,7 @@ absl::StatusOr<std::vector<int64_t>> PodSwap::Agree(Kind kind, int64_t step, abs
     return PodMail::Key{kind, step, int32_t(view.number), {pod, 0}};
   };
   TOROID_RETURN_IF_ERROR(mail_->Await(world(), what, [&] {
+    LookForSlow();
     for (const int64_t q : view.members) {
       if (first && q != pod_ && !mail_->Has(key(q))) return q;
     }

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -22,6 +23,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -50,7 +52,8 @@ class PodSwap {
     kAdmission,  // the same
     kTakenIn,    // a pod that has been taken in is there
     kStateText,  // state_copy.h
-    kState
+    kState,
+    kReached  // the sender waits for this merge itself; no payload
   };
 
   struct Options {
@@ -89,9 +92,12 @@ class PodSwap {
   void Offer(int64_t step, int64_t group, double weight, void* values, void* residual);
   // Waits until all that the view's pods give to the merge of `step` is here, of groups that
   // has(group) and their cards, and it is agreed whose shares count. Collective; errors are
-  // PodMail::Await's, but that a new view is no error.
+  // PodMail::Await's, but that a new view is no error. Where the others go on without a lost pod,
+  // rank 0 tells watch.on_slow of those that are not there after `patience` seconds:
+  // pod_swap_slow.cc.
   absl::Status Gather(int64_t step, absl::string_view what,
-                      const std::function<bool(int64_t group)>& has);
+                      const std::function<bool(int64_t group)>& has,
+                      std::optional<double> patience = std::nullopt);
   // Pods whose shares count in the merge that was gathered last, ascending.
   const std::vector<int64_t>& taking_part() const { return taking_part_; }
   // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
@@ -159,6 +165,19 @@ class PodSwap {
   void LayOut(const ModelConfig& config, int64_t layers);
   bool LacksPart(int64_t step, int64_t group, int64_t pod) const;
   int64_t Missing(int64_t step, int64_t group) const;
+  // For a merge, on rank 0 (pod_swap_slow.cc).
+  struct Waiting {
+    int64_t step = 0;
+    std::function<bool(int64_t group)> has;
+    double patience = 0;  // seconds
+    std::chrono::steady_clock::time_point since, told;
+    std::set<int64_t> know;  // pods that know that this one has reached it
+  };
+  void BeginWaiting(int64_t step, const std::function<bool(int64_t group)>& has, double patience);
+  void LookForSlow();
+  void TellReached();
+  bool IsOnItsWay(int64_t pod) const;
+  void EndWaiting();
   absl::StatusOr<std::vector<int64_t>> Agree(Kind kind, int64_t step, absl::string_view what,
                                              const std::function<bool(int64_t pod)>& lacks);
   absl::Status AgreeOnShares(int64_t step, absl::string_view what,
@@ -205,6 +224,9 @@ class PodSwap {
   ThreadPool encode_pool_, merge_pool_;
   std::unique_ptr<MergeHistory> history_;  // may be null
   std::vector<int64_t> taking_part_;
+  std::function<void(int64_t pod, double seconds)> on_slow_;  // may be null
+  std::optional<Waiting> waiting_;
+  int64_t gathered_ = 0;                // merges, since the pods that train now do
   std::map<int64_t, uint64_t> coming_;  // launches to take in, by pod,
   uint64_t coming_view_ = 0;            // and the view that all of them are in
   Admission admission_;

@@ -75,6 +75,7 @@ absl::Status PodSwap::Admit() {
     if (admission_.launches[size_t(q)] > 0) launches[q] = admission_.launches[size_t(q)];
   }
   TOROID_RETURN_IF_ERROR(mail_->Admit(world(), launches, admission_.view));
+  gathered_ = 0;
   return link_.Renew(world());
 }
 

@@ -218,7 +218,8 @@ absl::Status Trainer::MeetPods(const PodAccess& access) {
   const bool goes_on = options_.pods.policy == PodsOptions::Policy::kContinue;
   pods.swap = {options_.pods.exchange, options_.dropout_seed, options_.threads, goes_on,
                access.joins};
-  pods.watch = {board_, access.interrupted, access.note, access.view, access.on_silent};
+  pods.watch = {board_,      access.interrupted, access.note,
+                access.view, access.on_silent,   access.on_slow};
   if (access.view && !goes_on) {  // the number that this world begins with stays
     pods.watch.view = [begun = access.view()] { return begun; };
   }

@@ -55,6 +55,8 @@ struct PodAccess {
   std::function<std::optional<MembershipView>()> view;
   // Of rank 0: another pod is waited for and silent.
   std::function<void(int64_t pod)> on_silent;
+  // Of rank 0: another pod is heard, but others have waited for it for so many seconds.
+  std::function<void(int64_t pod, double seconds)> on_slow;
   bool joins = false;  // the others train already
 };
 

@@ -112,6 +112,8 @@ struct TrainingEvents {
   // This pod waits for another one that is silent; said again while it is. Whoever makes views
   // may leave that one out.
   std::function<void(int64_t pod)> on_silent = [](int64_t) {};
+  // The same of one that is heard, but so slow that the others have waited so long for it.
+  std::function<void(int64_t pod, double seconds)> on_slow = [](int64_t, double) {};
 };
 
 struct TrainingResult {

@@ -105,6 +105,7 @@ PodAccess TrainingRun::Pods(PodLink* link) {
           [this](const std::string& sentence) { events_.on_note(sentence); },
           events_.view,
           events_.on_silent,
+          events_.on_slow,
           plan_.joins};
 }
 

@@ -117,10 +117,12 @@ struct PodTable {
   uint64_t view = 0;
   std::vector<PodAddresses> pods;
 };
-// Another pod of the job is waited for and says nothing: the launch that the teller's table names.
+// Another pod of the job is waited for and says nothing, or is slow: the launch that the teller's
+// table names.
 struct SilentAnswer {
   int64_t pod = 0;
   uint64_t epoch = 0;
+  double slow_s = 0;  // it is heard, but was waited for so long; 0: it says nothing
 };
 struct WorldEnding {
   absl::Status status;  // how the loop of programs ended

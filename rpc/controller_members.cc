@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "rpc/controller_state.h"
 #include "rpc/error_info.h"
@@ -19,6 +20,16 @@ namespace {
 // A launch that others cannot hear, and that has not said a word to its controller for so long
 // since, has come to a stop on its way to its first step.
 constexpr absl::Duration kSilentWhileJoining = absl::Seconds(5);
+
+// slow_s: the others waited so long for it; 0: they do not hear it.
+absl::Status WhyLeftOut(const std::string& pod, double slow_s) {
+  const bool slow = slow_s > 0;
+  return MakeError(
+      absl::StatusCode::kUnavailable,
+      slow ? absl::StrFormat("pod %s is slow: the others waited %.1f s for it", pod, slow_s)
+           : absl::StrCat("pod ", pod, " says nothing to the others, which wait for it"),
+      {slow ? "POD_SLOW" : "POD_SILENT", {{"pod", pod}}, {}});
+}
 
 }  // namespace
 
@@ -242,12 +253,15 @@ void Controller::PodSilent(const World& teller, const SilentAnswer& silent) {
         world->id.epoch != silent.epoch) {
       continue;
     }
+    // One that is on its way to its first step has the time that it needs while it is heard.
+    if (silent.slow_s > 0 && !world->stepped) continue;
     world->silent = std::min(world->silent, Now());
+    world->slow_s = silent.slow_s;
     CheckPodOfJob(*pod);
   }
 }
 
-// Leaves out a world that is silent, or whose pod drains, and ends it.
+// Leaves out a world that is silent or slow, or whose pod drains, and ends it.
 void Controller::CheckPodOfJob(Pod& pod) {
   World& world = *pod.world;
   const auto job = jobs_.find(world.job);
@@ -257,11 +271,10 @@ void Controller::CheckPodOfJob(Pod& pod) {
                                               : absl::InfiniteFuture();
   const std::string& name = pod.registration.pod;
   if (silent <= Now()) {
-    const absl::Status why =
-        MakeError(absl::StatusCode::kUnavailable,
-                  absl::StrCat("pod ", name, " says nothing to the others, which wait for it"),
-                  {"POD_SILENT", {{"pod", name}}, {}});
-    if (LeaveOut(world, why)) StopWorld(world, "it is silent: the others go on without it");
+    if (LeaveOut(world, WhyLeftOut(name, world.slow_s))) {
+      StopWorld(world, absl::StrCat(world.slow_s > 0 ? "it is slow" : "it is silent",
+                                    ": the others go on without it"));
+    }
   } else if (pod.draining) {
     const int64_t number = world.pod;
     const std::string id = world.job;

@@ -35,6 +35,7 @@ struct Controller::World {
   bool adopted = false;              // launched by an earlier controller
   bool left_out = false;             // of what the others are told, while it is being ended
   absl::Time silent = absl::InfiniteFuture();  // since when others wait for it and hear nothing
+  double slow_s = 0;                           // > 0: they hear it, and had waited so long
   absl::Duration keep_alive;
   std::string credential;
   State state = State::kOrdered;

@@ -226,6 +226,7 @@ void Controller::Answer(World& world, const WorldAnswer& answer) {
   if (const auto* progress = std::get_if<ProgressAnswer>(&answer.body)) {
     if (request != nullptr) request->sink.progress(*progress);
     world.silent = absl::InfiniteFuture();
+    world.slow_s = 0;
     if (progress->phase == "train" && progress->done > 0) Stepped(world);
     const auto job = jobs_.find(request != nullptr ? request->job : world.is_pool ? "" : world.job);
     if (job != jobs_.end()) JobProgressed(*job->second, world, *progress);

@@ -219,6 +219,7 @@ internal::v1::WorkerMessage ToProto(const WorldId& world, const WorldAnswer& ans
   } else if (const auto* silent = std::get_if<SilentAnswer>(&body)) {
     out.mutable_silent()->set_pod(silent->pod);
     out.mutable_silent()->set_epoch(silent->epoch);
+    out.mutable_silent()->set_slow_seconds(silent->slow_s);
   } else if (const auto* status = std::get_if<absl::Status>(&body)) {
     *out.mutable_failed() = ToProto(*status);
   } else {
@@ -269,7 +270,7 @@ absl::StatusOr<WorldAnswer> FromProto(const internal::v1::WorkerMessage& in) {
       out.body = ListensAnswer{{in.listens().addresses().begin(), in.listens().addresses().end()}};
       return out;
     case Message::kSilent:
-      out.body = SilentAnswer{in.silent().pod(), in.silent().epoch()};
+      out.body = SilentAnswer{in.silent().pod(), in.silent().epoch(), in.silent().slow_seconds()};
       return out;
     case Message::kFailed: {
       absl::Status status = FromProto(in.failed());

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
@@ -366,7 +367,8 @@ class Connection final : public WorkerConnection {
     events.on_note = [this](const std::string& sentence) { Print(sentence); };
     events.on_alarm = events.on_note;
     events.view = [this] { return View(); };
-    events.on_silent = [this, number](int64_t pod) { TellSilent(number, pod); };
+    events.on_silent = [this, number](int64_t pod) { TellSilent(number, pod, 0); };
+    events.on_slow = [this, number](int64_t pod, double s) { TellSilent(number, pod, s); };
     // Without its controller the run has nobody to answer to; the next one goes on from here.
     events.stop = [this, number] {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -375,11 +377,14 @@ class Connection final : public WorkerConnection {
     return job_->Record(std::move(events));
   }
 
-  void TellSilent(uint64_t number, int64_t pod) {
+  // slow_s: waited for a pod that is heard; 0: it is not.
+  void TellSilent(uint64_t number, int64_t pod, double slow_s) {
     const std::optional<MembershipView> view = View();
     if (!view || !view->Has(pod)) return;
-    Print(absl::StrCat("pod ", pod, " says nothing and is waited for"));
-    Tell(number, SilentAnswer{pod, view->LaunchOf(pod)});  // it is said again while it is so
+    Print(slow_s > 0 ? absl::StrFormat("pod %d is slow and is waited for since %.1f s", pod, slow_s)
+                     : absl::StrCat("pod ", pod, " says nothing and is waited for"));
+    Tell(number,
+         SilentAnswer{pod, view->LaunchOf(pod), slow_s});  // it is said again while it is so
   }
 
   void TellCheckpoint(uint64_t number, const CheckpointOutcome& checkpoint) {

@@ -9,6 +9,7 @@
 #include "core/io/merge_log.h"
 #include "parallel/in_process_pod_link.h"
 #include "parallel/merge_replay.h"
+#include "parallel/pod_swap.h"
 #include "tests/support/run_on_ranks.h"
 #include "tests/support/training_runs.h"
 
@@ -20,6 +21,8 @@ using Mode = ExchangeSpec::Mode;
 
 // In which a rank that waits for nothing hears of a new view.
 constexpr absl::Duration kHearsIn = absl::Milliseconds(150);
+// A step that the others do not wait for.
+constexpr absl::Duration kLong = absl::Seconds(40);
 
 // What the controller says of who takes part.
 class Views {
@@ -52,6 +55,35 @@ class Views {
   mutable std::mutex mutex_;
   uint64_t number_ = 7;
   std::map<int64_t, uint64_t> launches_;
+};
+
+const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
+
+// A link that flips one bit of a message that gives state.
+class FaultyLink : public PodLink {
+ public:
+  FaultyLink(std::unique_ptr<PodLink> link, int32_t spoilt)
+      : link_(std::move(link)), spoilt_(spoilt) {}
+  const PodIdentity& identity() const override { return link_->identity(); }
+  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
+    return link_->Send(to, std::move(message), deadline);
+  }
+  absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
+    auto message = link_->Receive(deadline);
+    if (!message.ok() || !message->has_value()) return message;
+    PodMessage& here = **message;
+    if (here.kind == PodSwap::kState && here.fragment == spoilt_) {
+      here.payload[here.payload.size() / 2] ^= 1;  // the lowest of a mantissa
+    }
+    return message;
+  }
+  absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
+  absl::Status Renew(Communicator& world) override { return link_->Renew(world); }
+  PodLinkCounters counters() const override { return link_->counters(); }
+
+ private:
+  const std::unique_ptr<PodLink> link_;
+  const int32_t spoilt_;
 };
 
 class PodReturnTest : public TrainingRunTest {
@@ -89,6 +121,8 @@ class PodReturnTest : public TrainingRunTest {
     bool returns = true;
     int64_t wait = 3;
     bool cut = false;
+    // It is only slow: its next step lasts until the others go on without it, or `kLong`.
+    bool slow = false;
   };
 
   // outcomes by pod, then by launch. A pod whose launch ends with an error is launched again,
@@ -126,11 +160,23 @@ class PodReturnTest : public TrainingRunTest {
         const Loss* own = lost(q, launch);
         if (own == nullptr || !own->cut) views.Lose(pod);
       };
+      events.on_slow = [&, q](int64_t pod, double) {
+        {
+          const std::lock_guard<std::mutex> lock(ranks_);
+          ++told_slow_[{q, pod}];
+        }
+        if (views.Now()->LaunchOf(pod) == 1) views.Lose(pod);
+      };
       events.on_step = [&, q, launch](const StepReport& report) {
         const int64_t done = report.result.step + 1;
-        after_step_(q);
+        after_step_(q, report);
         if (const Loss* own = lost(q, launch); own != nullptr && own->step == done) {
           if (own->cut) return cut(q, true);
+          if (own->slow) {
+            const absl::Time end = absl::Now() + kLong;
+            while (absl::Now() < end && views.Now()->Has(q)) absl::SleepFor(absl::Milliseconds(2));
+            return absl::SleepFor(3 * kHearsIn);  // what comes before they have heard counts
+          }
           for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) network.Drop({q, r});
           views.Lose(q);
         }
@@ -160,6 +206,7 @@ class PodReturnTest : public TrainingRunTest {
         ASSERT_TRUE(link.ok()) << link.status();
         if (++attached == meshes[size_t(q)].size() && launch > 1) views.Return(q, launch);
         while (launch > 1 && !views.Has(q, launch)) absl::SleepFor(absl::Milliseconds(1));
+        *link = wrap_(q, launch, *std::move(link));
         RunRank(plan, events, std::move(world), outcome, link->get());
       });
     };
@@ -186,6 +233,12 @@ class PodReturnTest : public TrainingRunTest {
     const auto log = ReadMergeLog(PosixFiles(), absl::StrCat(OfPod(pod), "/merges.log"));
     EXPECT_TRUE(log.ok()) << log.status();
     return log.ok() ? log->records : std::vector<MergeRecord>();
+  }
+
+  static int64_t DroppedBy(const Outcome& pod) {
+    int64_t dropped = 0;
+    for (const StepReport& report : pod.reports) dropped += report.pods->dropped;
+    return dropped;
   }
 
   // Of what all pods have alike, after each step.
@@ -228,11 +281,88 @@ class PodReturnTest : public TrainingRunTest {
     EXPECT_EQ(LogOf(0).back().inputs.size(), pods.size());
   }
 
-  TrainingPlan plan_;
-  std::function<void(int64_t pod)> after_step_ = [](int64_t) {};
-};
+  // When pod 2 has done `done` steps its next one takes longer than the others wait: they tell of
+  // it alone, and it is in no merge from that of step `without` on until it has returned.
+  void ExpectNotWaitedFor(Mode mode, int64_t done, int64_t without) {
+    SCOPED_TRACE(absl::StrCat(ExchangeModeName(mode), " after step ", done));
+    Use(mode);
+    plan_.directory = Directory(absl::StrCat(ExchangeModeName(mode), done));
+    told_slow_.clear();
+    const auto pods = RunPods(kThree, {{2, 1, done, true, 3, false, /*slow=*/true}});
+    EXPECT_THAT(std::string(pods[2][0].status.message()), HasSubstr("takes part no more"));
+    ExpectAlike(pods, {1, 1, 2});
+    for (const auto& [who, times] : told_slow_) EXPECT_EQ(who.second, 2) << "by " << who.first;
+    EXPECT_FALSE(told_slow_.empty());
+    for (const size_t q : {0, 1}) {
+      double longest = 0;
+      for (const StepReport& report : pods[q][0].reports) {
+        longest = std::max(longest, report.seconds);
+      }
+      EXPECT_GT(longest, 2.0);  // else it was not waited for
+      EXPECT_LT(longest, absl::ToDoubleSeconds(kLong) / 2);
+      EXPECT_GT(DroppedBy(pods[q][0]), 0);  // what it sent then
+    }
+    const int64_t first = pods[2][1].reports.front().result.step;
+    for (const MergeRecord& record : LogOf(0)) {
+      const bool away = record.step >= without && record.step <= first;
+      EXPECT_EQ(record.inputs.size(), away ? 2u : 3u) << record.step;
+      EXPECT_TRUE(!away || record.inputs.back().pod != 2) << record.step;
+    }
+  }
 
-const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
+  // Of the state that pod 2 copies one bit flips on the way, in the values of that number: it says
+  // so and is in no merge; its next launch is.
+  void ExpectSpoiltIsNoticed(Mode mode, int32_t kind) {
+    SCOPED_TRACE(absl::StrCat(ExchangeModeName(mode), ", values ", kind));
+    Use(mode);
+    plan_.directory = Directory(absl::StrCat(ExchangeModeName(mode), kind));
+    const int64_t groups = source_->config.layers + 2;  // messages of each kind of values
+    at_end_ = [groups](Trainer& trainer) { EXPECT_EQ(trainer.store().groups().count(), groups); };
+    wrap_ = [kind, groups](int64_t pod, uint64_t launch,
+                           std::unique_ptr<PodLink> link) -> std::unique_ptr<PodLink> {
+      if (pod != 2 || launch != 2) return link;
+      return std::make_unique<FaultyLink>(std::move(link), int32_t(kind * groups) << 12);
+    };
+    const auto pods = RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}});
+    EXPECT_TRUE(absl::IsDataLoss(pods[2][1].status)) << pods[2][1].status;
+    EXPECT_THAT(std::string(pods[2][1].status.message()),
+                HasSubstr("the state that pod 0 gave has the hash"));
+    EXPECT_TRUE(pods[2][1].reports.empty());
+    ExpectAlike(pods, {1, 1, 3});
+    const int64_t first = pods[2][2].reports.front().result.step;
+    for (const MergeRecord& record : LogOf(0)) {
+      // That of its last share may have it.
+      if (record.step < 6 + (mode == Mode::kExact ? 1 : 2)) continue;
+      EXPECT_EQ(record.inputs.size(), record.step <= first ? 2u : 3u) << record.step;
+    }
+  }
+
+  // Of so many steps pod 2 leaves out some, as it is slow; nobody tells of it. after_step_: makes
+  // it so.
+  void ExpectLeavesOutSteps(int64_t steps) {
+    Use(Mode::kStreaming);
+    plan_.options.pods.exchange.every = 12;
+    plan_.steps = steps;
+    const auto pods = RunPods(kThree, {});
+    ExpectAlike(pods, {1, 1, 1});
+    std::vector<bool> hurried;
+    for (const StepReport& report : pods[2][0].reports) hurried.push_back(report.pods->hurried);
+    EXPECT_FALSE(hurried.front());
+    EXPECT_THAT(hurried, testing::Contains(true));
+    for (const StepReport& report : pods[0][0].reports) EXPECT_FALSE(report.pods->hurried);
+    EXPECT_THAT(told_slow_, testing::IsEmpty());
+    const MergeRecord merge = LogOf(0).back();
+    EXPECT_LT(merge.inputs[2].weight, merge.inputs[0].weight);
+    EXPECT_GT(merge.inputs[2].weight, 0);
+  }
+
+  TrainingPlan plan_;
+  std::function<void(int64_t pod, const StepReport& report)> after_step_ = [](int64_t,
+                                                                              const StepReport&) {};
+  std::function<std::unique_ptr<PodLink>(int64_t pod, uint64_t launch, std::unique_ptr<PodLink>)>
+      wrap_ = [](int64_t, uint64_t, std::unique_ptr<PodLink> link) { return link; };
+  std::map<std::pair<int64_t, int64_t>, int64_t> told_slow_;  // by whom, of whom; guarded by ranks_
+};
 
 TEST_F(PodReturnTest, ReturnsInEveryMode) {
   for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
@@ -350,16 +480,67 @@ TEST_F(PodReturnTest, ASilentPodIsLeftOutAndReturns) {
   }
 }
 
+// Before its share, 8 being merged, or behind it, 6 being merged when 7 are done.
+TEST_F(PodReturnTest, AStepThatTakesTooLongIsNotWaitedFor) {
+  ExpectNotWaitedFor(Mode::kStreaming, 6, 8);
+}
+
+using PodReturnSlow = PodReturnTest;
+TEST_F(PodReturnSlow, AStepThatTakesTooLongIsNotWaitedFor) {
+  ExpectNotWaitedFor(Mode::kStreaming, 7, 8);
+  ExpectNotWaitedFor(Mode::kDiLoCo, 11, 12);
+}
+
+// Nothing is dropped of pods that nothing happens to.
+TEST_F(PodReturnTest, NothingIsDroppedUndisturbed) {
+  for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    plan_.steps = 10;
+    const auto pods = RunPods(kThree, {});
+    ExpectAlike(pods, {1, 1, 1});
+    for (const auto& pod : pods) EXPECT_EQ(DroppedBy(pod[0]), 0);
+  }
+}
+
+// Pods whose values are the same after every step wait for all, however long it takes, as do all
+// with policy `halt`.
+TEST_F(PodReturnSlow, SlowPodsAreWaitedFor) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    if (mode == Mode::kStreaming) plan_.options.pods.policy = PodsOptions::Policy::kHalt;
+    int64_t steps = 0;  // of pod 2
+    after_step_ = [&steps](int64_t pod, const StepReport&) {
+      if (pod == 2 && ++steps == 11) absl::SleepFor(absl::Seconds(5));
+    };
+    const auto pods = RunPods(kThree, {});
+    ExpectAlike(pods, {1, 1, 1});
+    EXPECT_THAT(told_slow_, testing::IsEmpty());
+    double longest = 0;
+    for (const StepReport& report : pods[0][0].reports) longest = std::max(longest, report.seconds);
+    EXPECT_GT(longest, 4.0);
+  }
+}
+
+TEST_F(PodReturnTest, ASpoiltStateTakesPartInNothing) {
+  ExpectSpoiltIsNoticed(Mode::kExact, 0);
+  ExpectSpoiltIsNoticed(Mode::kStreaming, 1);
+}
+
+TEST_F(PodReturnSlow, ASpoiltStateTakesPartInNothing) {
+  for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
+    for (const int32_t kind : {0, 1, 2}) ExpectSpoiltIsNoticed(mode, kind);
+  }
+}
+
 // The others wait for a slow pod about a second; then it leaves out steps, and its shares weigh
 // less.
 TEST_F(PodReturnTest, ASlowPodDoesNotHoldUpTheOthers) {
-  Use(Mode::kStreaming);
-  plan_.options.pods.exchange.every = 12;
-  plan_.steps = 13;
   // Four times as slow as the others, on whatever they run.
   std::atomic<int64_t> step_ms = 100;
   absl::Time before = absl::Now();  // pod 0's
-  after_step_ = [&step_ms, &before](int64_t pod) {
+  after_step_ = [&step_ms, &before](int64_t pod, const StepReport&) {
     if (pod == 0) {
       const int64_t took =
           absl::ToInt64Milliseconds(absl::Now() - std::exchange(before, absl::Now()));
@@ -367,16 +548,15 @@ TEST_F(PodReturnTest, ASlowPodDoesNotHoldUpTheOthers) {
     }
     if (pod == 2) absl::SleepFor(absl::Milliseconds(4 * step_ms.load()));
   };
-  const auto pods = RunPods(kThree, {});
-  ExpectAlike(pods, {1, 1, 1});
-  std::vector<bool> hurried;
-  for (const StepReport& report : pods[2][0].reports) hurried.push_back(report.pods->hurried);
-  EXPECT_FALSE(hurried.front());
-  EXPECT_THAT(hurried, testing::Contains(true));
-  for (const StepReport& report : pods[0][0].reports) EXPECT_FALSE(report.pods->hurried);
-  const MergeRecord merge = LogOf(0).back();
-  EXPECT_LT(merge.inputs[2].weight, merge.inputs[0].weight);
-  EXPECT_GT(merge.inputs[2].weight, 0);
+  ExpectLeavesOutSteps(13);
+}
+
+// Behind the first merges too, of which nobody is told of.
+TEST_F(PodReturnSlow, ASlowPodIsNotToldOf) {
+  after_step_ = [](int64_t pod, const StepReport& report) {
+    if (!report.pods->hurried) absl::SleepFor(absl::Milliseconds(pod == 2 ? 600 : 150));
+  };
+  ExpectLeavesOutSteps(31);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 const WorldExit kKilled = {137, 9, 0, "host", "rank 0 died"};
 
@@ -348,6 +349,26 @@ TEST_F(ReturnsTest, ASilentPodIsLeftOutAtOnceAndEnded) {
   EXPECT_EQ(StateOf(1), "TRAINING");
   Tell(*worlds_[0], SilentAnswer{1, epoch});  // of a launch that is over
   EXPECT_EQ(agents_[1]->stops.size(), 1u);
+}
+
+// It is heard, and said to be slow.
+TEST_F(ReturnsTest, ASlowPodIsLeftOutAndReturns) {
+  Begin();
+  const uint64_t epoch = worlds_[1]->id.epoch;
+  Tell(*worlds_[0], SilentAnswer{1, epoch, 3.5});
+  EXPECT_THAT(agents_[1]->stops, ElementsAre(worlds_[1]->id));
+  EXPECT_EQ(MembersOf(0), absl::StrCat(At(0), " ", At(2)));
+  EXPECT_THAT(Get(id_).message, HasSubstr("pod b is slow: the others waited 3.5 s for it"));
+  EXPECT_THAT(Get(id_).message, Not(HasSubstr("says nothing")));
+  Kill(1);
+  Return(1, 1);
+  // Until its first step nobody waits for it that could say so; what is told of it then is not so.
+  Tell(*worlds_[0], SilentAnswer{1, worlds_[1]->id.epoch, 9});
+  Advance(absl::Seconds(6));
+  EXPECT_EQ(agents_[1]->stops.size(), 1u);
+  Step(1, 9);
+  EXPECT_EQ(StateOf(1), "TRAINING");
+  EXPECT_EQ(Get(id_).restarts, 1);
 }
 
 // mpirun takes seconds to end after one of its ranks: the others do not wait for that.
