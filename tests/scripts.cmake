@@ -53,6 +53,13 @@ if(TOROID_SERVICES)
   add_test(NAME Checks.TwoPods
            COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/checks/two_pods.py)
   set_tests_properties(Checks.TwoPods PROPERTIES TIMEOUT 60)
+  # The demonstration itself.
+  foreach(mode exact delayed streaming)
+    add_test(NAME Deploy.TwoPods.${mode}
+             COMMAND ${CMAKE_SOURCE_DIR}/deploy/two_pods.sh --mode ${mode})
+    set_tests_properties(Deploy.TwoPods.${mode} PROPERTIES TIMEOUT 180 PROCESSORS 2 LABELS slow
+                         ENVIRONMENT RUN=${CMAKE_BINARY_DIR}/two_pods-${mode})
+  endforeach()
   # These need namespaces of their own; 77 says that they are not allowed here.
   set_tests_properties(EndToEnd.two_hosts EndToEnd.pod_hosts PROPERTIES SKIP_RETURN_CODE 77)
 endif()
