@@ -57,7 +57,7 @@ if(TOROID_SERVICES)
   foreach(mode exact delayed streaming)
     add_test(NAME Deploy.TwoPods.${mode}
              COMMAND ${CMAKE_SOURCE_DIR}/deploy/two_pods.sh --mode ${mode})
-    set_tests_properties(Deploy.TwoPods.${mode} PROPERTIES TIMEOUT 180 PROCESSORS 2 LABELS slow
+    set_tests_properties(Deploy.TwoPods.${mode} PROPERTIES TIMEOUT 180 RUN_SERIAL ON LABELS slow
                          ENVIRONMENT RUN=${CMAKE_BINARY_DIR}/two_pods-${mode})
   endforeach()
   # These need namespaces of their own; 77 says that they are not allowed here.
