@@ -54,7 +54,7 @@ if(TOROID_SERVICES)
            COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/checks/two_pods.py)
   set_tests_properties(Checks.TwoPods PROPERTIES TIMEOUT 60)
   # The demonstration itself.
-  foreach(mode exact delayed streaming)
+  foreach(mode exact delayed diloco streaming)
     add_test(NAME Deploy.TwoPods.${mode}
              COMMAND ${CMAKE_SOURCE_DIR}/deploy/two_pods.sh --mode ${mode})
     set_tests_properties(Deploy.TwoPods.${mode} PROPERTIES TIMEOUT 180 RUN_SERIAL ON LABELS slow
