@@ -348,9 +348,11 @@ PodMail::Interrupt PodMail::Asked() const {
 }
 
 // How this rank hears of a pod while one is awaited, which may itself wait for another: whoever was
-// heard of once and is silent now holds all up.
+// heard of once and is silent now holds all up. awaited: by this rank; -1: it has all it needs. It
+// is asked all the same: the rank that stands still may have sent its share before, and only those
+// it sent it to can tell that it does; those that wait, for another rank of its pod, hear that one.
 PodMail::Hearing PodMail::HearingOf(int64_t pod, int64_t awaited) const {
-  if (awaited < 0 || pod == link_.identity().self.pod) return kHeard;
+  if (pod == link_.identity().self.pod) return kHeard;
   const absl::Time heard = link_.LastHeard(pod);
   if (pod != awaited && heard == absl::InfinitePast()) return kHeard;
   const absl::Duration silent = absl::Now() - heard;
@@ -451,13 +453,14 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     for (const int64_t member : members) of_any.push_back(double(HearingOf(member, pod)));
     MaxHost(world, of_any);
     TOROID_RETURN_IF_ERROR(world.Health());
+    const bool waits = of_any[0] >= 0 && of_any[1] == 0 && of_any[3] == 0;
     bool away = false;  // the pod that is missed
     for (size_t m = 0; m < members.size(); ++m) {
       const auto hearing = Hearing(int(of_any[head + m]));
       away = away || (members[m] == int64_t(of_any[0]) && hearing >= kGone);
       const bool tell =
           first && hearing >= kQuiet && SecondsSince(begin) >= absl::ToDoubleSeconds(kSilent);
-      if (tell && of_any[1] == 0 && of_any[3] == 0) TellSilent(members[m]);
+      if (tell && waits) TellSilent(members[m]);
     }
     const bool stop =
         of_any[2] == double(Interrupt::kNow) || (of_any[2] == double(Interrupt::kIfAway) && away);
