@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "rpc/exchange_link_state.h"
-#include "rpc/grpc_method.h"
+#include "rpc/grpc_status.h"
 
 namespace toroid::exchange {
 
@@ -36,10 +36,20 @@ void Arrival::OnReadDone(bool ok) {
 }
 void Arrival::OnDone() { link_->Ended(this); }
 
-grpc::ServerUnaryReactor* Service::Meet(grpc::CallbackServerContext* context,
+MeetAnswer::MeetAnswer(Link* link) : link_(link) { link_->Answers(1); }
+void MeetAnswer::OnDone() {
+  Link* const link = link_;
+  delete this;
+  link->Answers(-1);
+}
+
+grpc::ServerUnaryReactor* Service::Meet(grpc::CallbackServerContext*,
                                         const wire::MeetRequest* request,
                                         wire::MeetResponse* response) {
-  return Answer(context, *request, [&] { return ToGrpc(link_->Met(*request, response)); });
+  auto* const answer = new MeetAnswer(link_);  // before what it says can end the link
+  const absl::Status size = CheckSize(*request, kMaxControlBytes);
+  answer->Finish(ToGrpc(size.ok() ? link_->Met(*request, response) : size));
+  return answer;
 }
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Service::Stream(
     grpc::CallbackServerContext*) {

@@ -77,12 +77,23 @@ class Arrival final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byt
 
   // Under the link's mutex.
   PodRank from;
-  Launch launch;  // known once it has said hello
+  Launch launch;         // known once it has said hello
+  bool refused = false;  // is told why, and ends
 
  private:
   Link* const link_;
   grpc::ByteBuffer in_, out_;
   Outbox<wire::StreamAck> outbox_;
+};
+
+// The answer to Exchange.Meet. The link does not end before it has left.
+class MeetAnswer final : public grpc::ServerUnaryReactor {
+ public:
+  explicit MeetAnswer(Link* link);
+  void OnDone() override;
+
+ private:
+  Link* const link_;
 };
 
 class Service final : public wire::Exchange::WithRawCallbackMethod_Stream<

@@ -4,6 +4,8 @@
 #include <grpcpp/server_builder.h>
 #include <sys/random.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "core/status_macros.h"
@@ -52,6 +54,10 @@ Link::~Link() {
     };
     while (!delivered() && Wait(lock, limit)) {
     }
+    // The end of a server cancels what it has not answered: the others would not learn why this one
+    // ends, and wait for it.
+    while (!AllAreAnswered() && Wait(lock, limit)) {
+    }
     stopping_ = true;
     for (const auto& [rank, peer] : peers_) {
       for (const auto& flow : peer.flows) {
@@ -69,7 +75,21 @@ Link::~Link() {
     server_->Wait();
   }
   Lock lock(mutex_);
-  changed_.wait(lock, [this] { return flows_alive_ == 0 && arrivals_.empty(); });
+  changed_.wait(lock,
+                [this] { return flows_alive_ == 0 && answers_alive_ == 0 && arrivals_.empty(); });
+}
+
+// What was refused has been told so.
+bool Link::AllAreAnswered() const {
+  return answers_alive_ == 0 &&
+         std::none_of(arrivals_.begin(), arrivals_.end(),
+                      [](const auto& arrival) { return arrival.first->refused; });
+}
+
+void Link::Answers(int more) {
+  const std::lock_guard lock(mutex_);
+  answers_alive_ += more;
+  changed_.notify_all();
 }
 
 bool Link::Wait(Lock& lock, absl::Time deadline) {

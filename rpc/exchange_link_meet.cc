@@ -75,9 +75,15 @@ absl::StatusOr<std::vector<std::string>> Link::Meet(int64_t pod, const std::stri
       }
       return std::vector<std::string>(response.addresses().begin(), response.addresses().end());
     }
+    // Cancelled: by the other side, which ends.
     if (met.code() != absl::StatusCode::kUnavailable &&
-        met.code() != absl::StatusCode::kDeadlineExceeded) {
+        met.code() != absl::StatusCode::kDeadlineExceeded &&
+        met.code() != absl::StatusCode::kCancelled) {
       return met;
+    }
+    {
+      const std::lock_guard lock(mutex_);  // it may have ended as it was refused here
+      TOROID_RETURN_IF_ERROR(refused_);
     }
     // A peer that ends while it is probed looks like one that refuses: once is not enough.
     if (!WhyNoConnection(address, options_.tls).ok()) {

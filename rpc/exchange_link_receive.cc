@@ -53,7 +53,9 @@ absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
       return absl::InvalidArgumentError("broken stream: hello comes first, and once");
     }
     if (hello) {
-      TOROID_RETURN_IF_ERROR(Hello(arrival, *received.hello));
+      const absl::Status met = Hello(arrival, *received.hello);
+      arrival->refused = !met.ok();
+      TOROID_RETURN_IF_ERROR(met);
       *ack.mutable_hello() = Card();
     }
     Peer& peer = PeerOf(arrival->from);

@@ -90,6 +90,7 @@ class Link final : public GrpcPodLink {
 
   // --- what reactions tell ----------------------------------------------------------------------
   absl::Status Met(const wire::MeetRequest& request, wire::MeetResponse* response);
+  void Answers(int more);  // to Meet, on their way
   std::shared_ptr<Arrival> NewArrival();
   absl::Status Arrived(Arrival* arrival, grpc::ByteBuffer& bytes);
   void Ended(Arrival* arrival);
@@ -119,6 +120,7 @@ class Link final : public GrpcPodLink {
   void Refuse(PodRank peer, const absl::Status& why);
   void Doubt(Peer& peer, PodRank rank);
   void Probe();
+  bool AllAreAnswered() const;
   void Lost(Peer& peer);
   void Forget(Peer& peer);
   void Pump();
@@ -148,7 +150,7 @@ class Link final : public GrpcPodLink {
   absl::Status refused_;  // for good: a peer's terms are other ones
   PodLinkCounters counters_;
   std::map<Arrival*, std::shared_ptr<Arrival>> arrivals_;  // alive in gRPC
-  int flows_alive_ = 0;
+  int flows_alive_ = 0, answers_alive_ = 0;
   // Ended flows. A flow may hold the last of a channel, whose end waits for gRPC's threads where it
   // is the last of the process: none of those may destroy it.
   std::vector<std::shared_ptr<Flow>> over_;

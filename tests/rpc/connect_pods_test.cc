@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
+#include <random>
 #include <set>
 #include <thread>
 
@@ -27,19 +28,22 @@ using ::testing::HasSubstr;
 
 absl::Time Late() { return absl::Now() + absl::Seconds(30); }
 
-// Addresses that were free a moment ago.
+// Addresses that were free a moment ago, of ports that nobody is given who asks for any.
 std::vector<std::string> FreeAddresses(int count) {
+  constexpr int kFirst = 10000, kCount = 20000;  // below Linux's ephemeral ports
+  std::random_device random;
   std::vector<int> sockets;
   std::vector<std::string> out;
-  for (int i = 0; i < count; ++i) {
+  while (out.size() < size_t(count)) {
+    const int port = kFirst + int(random() % kCount);
     sockets.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address{};
     address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof(address);
-    EXPECT_EQ(bind(sockets.back(), reinterpret_cast<sockaddr*>(&address), length), 0);
-    EXPECT_EQ(getsockname(sockets.back(), reinterpret_cast<sockaddr*>(&address), &length), 0);
-    out.push_back(absl::StrCat("127.0.0.1:", ntohs(address.sin_port)));
+    address.sin_addr.s_addr = htonl(INADDR_ANY);
+    address.sin_port = htons(uint16_t(port));
+    if (bind(sockets.back(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+      out.push_back(absl::StrCat("127.0.0.1:", port));
+    }
   }
   for (int fd : sockets) close(fd);
   return out;

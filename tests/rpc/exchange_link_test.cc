@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -86,7 +87,9 @@ TEST(GrpcPodLink, ThrottledLineTakesItsTime) {
     return absl::ToDoubleSeconds(absl::Now() - begin);
   };
   EXPECT_GE(seconds(slow), 0.5);  // 4 MiB at 10 MiB/s, and 0.1 s on the way
-  EXPECT_LT(seconds({}), 0.4);    // negative control
+  double fast = seconds({});      // negative control; a busy machine only adds
+  for (int i = 0; i < 9 && fast >= 0.4; ++i) fast = std::min(fast, seconds({}));
+  EXPECT_LT(fast, 0.4);
 }
 
 TEST(GrpcPodLink, ACutByTheThrottleIsResumed) {
@@ -135,7 +138,13 @@ TEST(GrpcPodLink, CutsAreTheSeeds) {
       const auto b = NewLink(kB), a = NewLink(kA, options);
       const absl::Time begin = absl::Now();
       a->AddPeer(kB, AddressOf(*b));
-      for (int64_t i = 0; absl::Now() < begin + absl::Milliseconds(1700); ++i) {
+      // The next cut after these is three seconds from the beginning at the least.
+      const auto goes_on = [&] {
+        const absl::Duration gone = absl::Now() - begin;
+        return gone < absl::Milliseconds(1700) ||
+               (gone < absl::Milliseconds(2900) && a->counters().reconnects < options.flows * cuts);
+      };
+      for (int64_t i = 0; goes_on(); ++i) {
         PodMessage message = Payload(1000);
         message.step = i;
         ASSERT_TRUE(a->Send(kB, std::move(message), Late()).ok());
@@ -168,23 +177,30 @@ TEST(GrpcPodLink, JitterIsTheSeeds) {
   };
   GrpcPodLinkOptions options;
   options.throttle = lingers(9, absl::Milliseconds(60));
-  const auto b = NewLink(kB), a = NewLink(kA, options);
-  a->AddPeer(kB, AddressOf(*b));
   const std::vector<double> expected = drawn(options.throttle);
   const std::vector<double> other = drawn(lingers(10, absl::Milliseconds(60)));
-  int as_other = 0;
-  double late = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const absl::Time begin = absl::Now();
-    ASSERT_TRUE(a->Send(kB, Payload(1), Late()).ok());
-    ASSERT_TRUE(b->Receive(Late())->has_value());
-    const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
-    EXPECT_GE(seconds, expected[i] - 1e-6) << i;
-    as_other += seconds >= other[i];
-    if (i > 0) late += seconds - expected[i];  // the first one waits for the connection
+  std::vector<double> least(expected.size(), 1e9);  // of several lines: a busy machine only adds
+  const auto late = [&] {
+    double sum = 0;  // the first one waits for the connection
+    for (size_t i = 1; i < least.size(); ++i) sum += least[i] - expected[i];
+    return sum;
+  };
+  for (int line = 0; line < 5 && late() >= 0.3; ++line) {
+    const auto b = NewLink(kB), a = NewLink(kA, options);
+    a->AddPeer(kB, AddressOf(*b));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const absl::Time begin = absl::Now();
+      ASSERT_TRUE(a->Send(kB, Payload(1), Late()).ok());
+      ASSERT_TRUE(b->Receive(Late())->has_value());
+      const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
+      EXPECT_GE(seconds, expected[i] - 1e-6) << i;
+      least[i] = std::min(least[i], seconds);
+    }
   }
-  EXPECT_LT(late, 0.5);     // of about 0.6 s on the line; what a busy machine adds
-  EXPECT_LT(as_other, 16);  // negative control: another seed's times do not fit
+  EXPECT_LT(late(), 0.3);  // of about 0.6 s on the line
+  int as_other = 0;        // negative control: another seed's times do not fit
+  for (size_t i = 0; i < least.size(); ++i) as_other += least[i] >= other[i];
+  EXPECT_LT(as_other, 16);
 }
 
 // A line that is up and idle: both ends are heard, whichever of them dialled. Not one that is cut.
@@ -193,17 +209,22 @@ TEST(GrpcPodLink, SignsOfLifeGoBothWays) {
   a->AddPeer(kB, AddressOf(*b));
   ASSERT_TRUE(a->Send(kB, Payload(0), Late()).ok());
   ASSERT_TRUE(b->Receive(Late())->has_value());
-  for (int i = 0; i < 30; ++i) {
-    absl::SleepFor(absl::Milliseconds(50));
-    EXPECT_GT(a->LastHeard(kB.pod), absl::Now() - absl::Seconds(1)) << i;
-    EXPECT_GT(b->LastHeard(kA.pod), absl::Now() - absl::Seconds(1)) << i;
+  const auto both_are_heard_after = [&](absl::Time time, absl::Time end) {
+    while (absl::Now() < end) {
+      if (a->LastHeard(kB.pod) > time && b->LastHeard(kA.pod) > time) return true;
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+    return false;
+  };
+  absl::Time last = absl::Now();
+  for (int i = 0; i < 4; ++i) {  // again and again
+    EXPECT_TRUE(both_are_heard_after(last + absl::Milliseconds(200), Late())) << i;
+    last = absl::Now();
   }
-  a->Cut(kB, absl::Seconds(1.5));
-  absl::SleepFor(absl::Seconds(1.2));
-  EXPECT_LT(a->LastHeard(kB.pod), absl::Now() - absl::Seconds(1));
-  EXPECT_LT(b->LastHeard(kA.pod), absl::Now() - absl::Seconds(1));
-  while (b->LastHeard(kA.pod) < absl::Now() - absl::Seconds(1))
-    absl::SleepFor(absl::Milliseconds(20));
+  a->Cut(kB, absl::Seconds(3));
+  absl::SleepFor(absl::Milliseconds(400));  // what was on its way
+  EXPECT_FALSE(both_are_heard_after(absl::Now(), absl::Now() + absl::Seconds(1)));
+  EXPECT_TRUE(both_are_heard_after(absl::Now(), Late()));
   EXPECT_EQ(a->counters().payload_sent, 0);
 }
 
@@ -253,6 +274,60 @@ TEST(GrpcPodLink, MeetTellsWhereRanksListen) {
   EXPECT_THAT(a->Meet(2, AddressOf(*b), Late()).status().ToString(), HasSubstr("not pod 2"));
   EXPECT_EQ(a->Meet(1, "127.0.0.1:1", absl::Now() + absl::Milliseconds(50)).status().code(),
             absl::StatusCode::kDeadlineExceeded);
+}
+
+// A ends as soon as it sees that the two differ, with its answer to B on its way: B must have it
+// all the same, whether it asked where A's ranks listen or sent to A.
+void ExpectIsToldWhy(bool meets) {
+  auto a = NewLink(kA);
+  PodIdentity other = Identity(kB);
+  other.terms = {"v: 2"};
+  const auto b = NewGrpcPodLink(other, {});
+  ASSERT_TRUE(b.ok());
+  absl::Status told;
+  std::thread asks([&, address = AddressOf(*a)] {
+    if (meets) {
+      told = (*b)->Meet(kA.pod, address, Late()).status();
+    } else {
+      (*b)->AddPeer(kA, address);
+      EXPECT_TRUE((*b)->Send(kA, Payload(1), Late()).ok());
+      told = (*b)->Receive(Late()).status();
+    }
+  });
+  const absl::Status here = a->Receive(Late()).status();
+  a.reset();
+  asks.join();
+  for (const absl::Status& status : {here, told}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(status.ToString(), AllOf(HasSubstr("\"v: 1\""), HasSubstr("\"v: 2\"")));
+  }
+}
+
+// Many at once, so that some of them are interrupted where it matters.
+TEST(GrpcPodLink, WhoIsRefusedIsToldWhyByALinkThatEnds) {
+  std::vector<std::thread> pairs;
+  for (int i = 0; i < 48; ++i) {
+    pairs.emplace_back([i] {
+      for (int turn = 0; turn < 4; ++turn) ExpectIsToldWhy((i + turn) % 2 == 0);
+    });
+  }
+  for (std::thread& pair : pairs) pair.join();
+}
+
+// A ends while B asks it, and nothing is wrong with either: another launch of A is waited for.
+TEST(GrpcPodLink, MeetWaitsForThePodThatFollowsOneThatEnds) {
+  auto a = NewLink(kA);
+  const auto b = NewLink(kB);
+  GrpcPodLinkOptions same;
+  same.listen = AddressOf(*a);
+  absl::StatusOr<std::vector<std::string>> met;
+  std::thread asks([&] { met = b->Meet(kA.pod, same.listen, Late()); });
+  absl::SleepFor(absl::Milliseconds(50));  // it is asked again and again: it does not know yet
+  a.reset();
+  a = NewLink(kA, same);
+  a->Publish({"x:1"});
+  asks.join();
+  EXPECT_TRUE(met.ok()) << met.status();
 }
 
 TEST(GrpcPodLink, MeetRefusesWhomTlsKeepsApart) {
