@@ -19,8 +19,6 @@ namespace {
 using testing::HasSubstr;
 using Mode = ExchangeSpec::Mode;
 
-// In which a rank that waits for nothing hears of a new view.
-constexpr absl::Duration kHearsIn = absl::Milliseconds(150);
 // A step that the others do not wait for.
 constexpr absl::Duration kLong = absl::Seconds(40);
 
@@ -59,22 +57,20 @@ class Views {
 
 const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
 
-// A link that flips one bit of a message that gives state.
-class FaultyLink : public PodLink {
+// A link at whose messages a test looks, before they are sent and when they have come.
+class WatchedLink : public PodLink {
  public:
-  FaultyLink(std::unique_ptr<PodLink> link, int32_t spoilt)
-      : link_(std::move(link)), spoilt_(spoilt) {}
+  using Look = std::function<void(PodMessage&)>;
+  WatchedLink(std::unique_ptr<PodLink> link, Look sends, Look has)
+      : link_(std::move(link)), sends_(std::move(sends)), has_(std::move(has)) {}
   const PodIdentity& identity() const override { return link_->identity(); }
   absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
+    if (sends_) sends_(message);
     return link_->Send(to, std::move(message), deadline);
   }
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
     auto message = link_->Receive(deadline);
-    if (!message.ok() || !message->has_value()) return message;
-    PodMessage& here = **message;
-    if (here.kind == PodSwap::kState && here.fragment == spoilt_) {
-      here.payload[here.payload.size() / 2] ^= 1;  // the lowest of a mantissa
-    }
+    if (has_ && message.ok() && message->has_value()) has_(**message);
     return message;
   }
   absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
@@ -83,7 +79,7 @@ class FaultyLink : public PodLink {
 
  private:
   const std::unique_ptr<PodLink> link_;
-  const int32_t spoilt_;
+  const Look sends_, has_;
 };
 
 class PodReturnTest : public TrainingRunTest {
@@ -111,19 +107,24 @@ class PodReturnTest : public TrainingRunTest {
     spec.alpha = 0.5;
   }
 
-  // When `pod`, in launch `launch`, has done `step` steps it is lost, or its lines are cut: to the
-  // others, and to whoever makes views. If it returns, the others do at most `wait` steps more
-  // until they have heard of it.
+  // What becomes of `pod` in launch `launch`.
   struct Loss {
+    enum class How {
+      kDropped,  // lost when it has done `step` steps: to the others, and to whoever makes views
+      kCut,      // then its lines are cut, and it goes on
+      kSlow,     // its next step then lasts until the others have gone on without it, or `kLong`
+      kGiving,   // lost as it is about to give its state
+      kGave,     // lost when a pod that returned has done a step
+      kByItself  // it ends with an error
+    };
     int64_t pod = 0;
     uint64_t launch = 1;
-    int64_t step = 0;
+    int64_t step = 0;  // by then it is lost
     bool returns = true;
-    int64_t wait = 3;
-    bool cut = false;
-    // It is only slow: its next step lasts until the others go on without it, or `kLong`.
-    bool slow = false;
+    int64_t wait = 3;  // if it returns, the others do no more steps until they have heard of it
+    How how = How::kDropped;
   };
+  using How = Loss::How;
 
   // outcomes by pod, then by launch. A pod whose launch ends with an error is launched again,
   // unless a loss says that it does not return.
@@ -152,13 +153,39 @@ class PodReturnTest : public TrainingRunTest {
         }
       }
     };
+    const auto drop = [&](int64_t q) {
+      for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) network.Drop({q, r});
+      views.Lose(q);
+    };
+    std::vector<std::atomic<int64_t>> asked(meshes.size()), taking_part(meshes.size());
+    // Until pod q, whose rank 0 does nothing else, knows the newest view, and tells of it in its
+    // next card: its mail asks again and again, and has learnt the answer before when it does.
+    const auto hear = [&](int64_t q) {
+      const int64_t before = asked[size_t(q)];
+      const absl::Time end = absl::Now() + kLong;
+      while (asked[size_t(q)] < before + 2 && absl::Now() < end) {
+        absl::SleepFor(absl::Milliseconds(1));
+      }
+    };
+    // Until the others have made a merge without it: what it sends then comes too late.
+    const auto dawdle = [&](int64_t q) {
+      const absl::Time end = absl::Now() + kLong;
+      for (int64_t other = 0; other < pods; ++other) {
+        while (other != q && taking_part[size_t(other)] == pods && absl::Now() < end) {
+          absl::SleepFor(absl::Milliseconds(2));
+        }
+      }
+    };
     const auto launch_pod = [&](int64_t q, uint64_t launch) {
       Outcome& outcome = outcomes[size_t(q)][launch - 1];
+      const Loss* const own = lost(q, launch);
       TrainingEvents events;
-      events.view = [&views] { return views.Now(); };
-      events.on_silent = [&, q, launch](int64_t pod) {
-        const Loss* own = lost(q, launch);
-        if (own == nullptr || !own->cut) views.Lose(pod);
+      events.view = [&, q] {
+        ++asked[size_t(q)];
+        return views.Now();
+      };
+      events.on_silent = [&, own](int64_t pod) {
+        if (own == nullptr || own->how != How::kCut) views.Lose(pod);
       };
       events.on_slow = [&, q](int64_t pod, double) {
         {
@@ -167,26 +194,24 @@ class PodReturnTest : public TrainingRunTest {
         }
         if (views.Now()->LaunchOf(pod) == 1) views.Lose(pod);
       };
-      events.on_step = [&, q, launch](const StepReport& report) {
+      events.on_step = [&, q, own, launch](const StepReport& report) {
         const int64_t done = report.result.step + 1;
+        taking_part[size_t(q)] = report.pods->taking_part;
         after_step_(q, report);
-        if (const Loss* own = lost(q, launch); own != nullptr && own->step == done) {
-          if (own->cut) return cut(q, true);
-          if (own->slow) {
-            const absl::Time end = absl::Now() + kLong;
-            while (absl::Now() < end && views.Now()->Has(q)) absl::SleepFor(absl::Milliseconds(2));
-            return absl::SleepFor(3 * kHearsIn);  // what comes before they have heard counts
-          }
-          for (int64_t r = 0; r < meshes[size_t(q)].size(); ++r) network.Drop({q, r});
-          views.Lose(q);
+        if (own != nullptr && own->step == done) {
+          if (own->how == How::kDropped) return drop(q);
+          if (own->how == How::kCut) return cut(q, true);
+          if (own->how == How::kSlow) return dawdle(q);
         }
         for (const Loss& loss : losses) {
-          while (loss.returns && loss.pod != q && done >= loss.step + loss.wait &&
+          if (loss.pod == q) continue;
+          const bool has_come = launch > 1 && report.result.step == outcome.reports[0].result.step;
+          if (loss.how == How::kGave && has_come) drop(loss.pod);
+          while (loss.returns && done >= loss.step + loss.wait &&
                  !views.Has(loss.pod, loss.launch + 1)) {
             absl::SleepFor(absl::Milliseconds(2));
           }
-          // So that the next card tells of it.
-          if (loss.pod != q && done == loss.step + loss.wait) absl::SleepFor(kHearsIn);
+          if (done == loss.step + loss.wait) hear(q);
         }
       };
       events = Recording(std::move(events), outcome);
@@ -207,6 +232,12 @@ class PodReturnTest : public TrainingRunTest {
         if (++attached == meshes[size_t(q)].size() && launch > 1) views.Return(q, launch);
         while (launch > 1 && !views.Has(q, launch)) absl::SleepFor(absl::Milliseconds(1));
         *link = wrap_(q, launch, *std::move(link));
+        if (own != nullptr && own->how == How::kGiving) {
+          const auto sends = [&drop, q](const PodMessage& message) {
+            if (message.kind == PodSwap::kStateText) drop(q);
+          };
+          *link = std::make_unique<WatchedLink>(*std::move(link), sends, nullptr);
+        }
         RunRank(plan, events, std::move(world), outcome, link->get());
       });
     };
@@ -220,7 +251,7 @@ class PodReturnTest : public TrainingRunTest {
           const std::vector<Outcome>& launches = outcomes[size_t(q)];
           if (launches[launch - 1].status.ok() || launch == launches.size()) return;
           if (views.Now()->LaunchOf(q) == launch) views.Lose(q);
-          if (loss != nullptr && loss->cut) cut(q, false);
+          if (loss != nullptr && loss->how == How::kCut) cut(q, false);
         }
       });
     }
@@ -233,6 +264,11 @@ class PodReturnTest : public TrainingRunTest {
     const auto log = ReadMergeLog(PosixFiles(), absl::StrCat(OfPod(pod), "/merges.log"));
     EXPECT_TRUE(log.ok()) << log.status();
     return log.ok() ? log->records : std::vector<MergeRecord>();
+  }
+
+  static int64_t FirstStep(const Outcome& pod) {
+    EXPECT_FALSE(pod.reports.empty()) << pod.status;
+    return pod.reports.empty() ? -1 : pod.reports.front().result.step;
   }
 
   static int64_t DroppedBy(const Outcome& pod) {
@@ -260,7 +296,7 @@ class PodReturnTest : public TrainingRunTest {
       SCOPED_TRACE(absl::StrCat("pod ", q));
       const Outcome& pod = pods[q][last[q] - 1];
       ASSERT_TRUE(pod.status.ok()) << pod.status;
-      EXPECT_EQ(pod.result.steps, plan_.steps);
+      ASSERT_EQ(pod.result.steps, plan_.steps);  // it was launched
       EXPECT_EQ(pod.reports.back().pods->taking_part, int64_t(pods.size()));
       for (const auto& [step, hash] : Hashes(pod)) {
         const auto of_first = all.find(step);
@@ -278,6 +314,7 @@ class PodReturnTest : public TrainingRunTest {
     const auto compared = CompareMergeLogs(PosixFiles(), directories);
     ASSERT_TRUE(compared.ok()) << compared.status();
     EXPECT_EQ(*compared, "");
+    ASSERT_FALSE(LogOf(0).empty());
     EXPECT_EQ(LogOf(0).back().inputs.size(), pods.size());
   }
 
@@ -288,7 +325,7 @@ class PodReturnTest : public TrainingRunTest {
     Use(mode);
     plan_.directory = Directory(absl::StrCat(ExchangeModeName(mode), done));
     told_slow_.clear();
-    const auto pods = RunPods(kThree, {{2, 1, done, true, 3, false, /*slow=*/true}});
+    const auto pods = RunPods(kThree, {{2, 1, done, true, 3, How::kSlow}});
     EXPECT_THAT(std::string(pods[2][0].status.message()), HasSubstr("takes part no more"));
     ExpectAlike(pods, {1, 1, 2});
     for (const auto& [who, times] : told_slow_) EXPECT_EQ(who.second, 2) << "by " << who.first;
@@ -302,7 +339,7 @@ class PodReturnTest : public TrainingRunTest {
       EXPECT_LT(longest, absl::ToDoubleSeconds(kLong) / 2);
       EXPECT_GT(DroppedBy(pods[q][0]), 0);  // what it sent then
     }
-    const int64_t first = pods[2][1].reports.front().result.step;
+    const int64_t first = FirstStep(pods[2][1]);
     for (const MergeRecord& record : LogOf(0)) {
       const bool away = record.step >= without && record.step <= first;
       EXPECT_EQ(record.inputs.size(), away ? 2u : 3u) << record.step;
@@ -321,15 +358,20 @@ class PodReturnTest : public TrainingRunTest {
     wrap_ = [kind, groups](int64_t pod, uint64_t launch,
                            std::unique_ptr<PodLink> link) -> std::unique_ptr<PodLink> {
       if (pod != 2 || launch != 2) return link;
-      return std::make_unique<FaultyLink>(std::move(link), int32_t(kind * groups) << 12);
+      const auto spoils = [spoilt = int32_t(kind * groups) << 12](PodMessage& message) {
+        if (message.kind != PodSwap::kState || message.fragment != spoilt) return;
+        message.payload[message.payload.size() / 2] ^= 1;  // the lowest of a mantissa
+      };
+      return std::make_unique<WatchedLink>(std::move(link), nullptr, spoils);
     };
-    const auto pods = RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}});
+    const auto pods =
+        RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}, {2, 2, 10, true, 3, How::kByItself}});
     EXPECT_TRUE(absl::IsDataLoss(pods[2][1].status)) << pods[2][1].status;
     EXPECT_THAT(std::string(pods[2][1].status.message()),
                 HasSubstr("the state that pod 0 gave has the hash"));
     EXPECT_TRUE(pods[2][1].reports.empty());
     ExpectAlike(pods, {1, 1, 3});
-    const int64_t first = pods[2][2].reports.front().result.step;
+    const int64_t first = FirstStep(pods[2][2]);
     for (const MergeRecord& record : LogOf(0)) {
       // That of its last share may have it.
       if (record.step < 6 + (mode == Mode::kExact ? 1 : 2)) continue;
@@ -371,7 +413,7 @@ TEST_F(PodReturnTest, ReturnsInEveryMode) {
     const auto pods = RunPods(kThree, {{2, 1, 6}});
     EXPECT_TRUE(absl::IsUnavailable(pods[2][0].status)) << pods[2][0].status;
     EXPECT_TRUE(pods[2][1].Notes("joined after step")) << testing::PrintToString(pods[2][1].notes);
-    const int64_t first = pods[2][1].reports.front().result.step;
+    const int64_t first = FirstStep(pods[2][1]);
     EXPECT_GT(first, 6);
     EXPECT_LT(first, 20);
     ExpectAlike(pods, {1, 1, 2});
@@ -430,7 +472,7 @@ TEST_F(PodReturnTest, WhatItDidNotDoHasNoWeight) {
   Use(Mode::kStreaming);
   const auto pods = RunPods(kThree, {{2, 1, 6}});
   ExpectAlike(pods, {1, 1, 2});
-  const int64_t first = pods[2][1].reports.front().result.step;
+  const int64_t first = FirstStep(pods[2][1]);
   std::map<int64_t, double> labels;  // of pod 2's second launch, by steps done
   for (const StepReport& report : pods[2][1].reports) {
     labels[report.result.step + 1] = double(report.result.labels);
@@ -456,12 +498,27 @@ TEST_F(PodReturnTest, TheGiverIsLost) {
   for (const Mode mode : {Mode::kExact, Mode::kDelayed}) {
     SCOPED_TRACE(ExchangeModeName(mode));
     Use(mode);
-    const int64_t taken_in = mode == Mode::kExact ? 7 : 8;
-    const auto pods = RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}, {0, 1, taken_in}});
+    const auto pods = RunPods(kThree, {{2, 1, 6, true, /*wait=*/0},
+                                       {0, 1, 8, true, 3, How::kGiving},
+                                       {2, 2, 8, true, 3, How::kByItself}});
+    EXPECT_TRUE(absl::IsUnavailable(pods[0][0].status)) << pods[0][0].status;
     EXPECT_THAT(std::string(pods[2][1].status.message()),
                 HasSubstr("which gave this pod its state"));
     EXPECT_TRUE(pods[2][1].reports.empty());
     ExpectAlike(pods, {2, 1, 3});
+  }
+}
+
+// Who gave its state is lost: it goes on with those that are left.
+TEST_F(PodReturnTest, TheGiverIsLostWhenItHasGiven) {
+  for (const Mode mode : {Mode::kExact, Mode::kDelayed}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    const auto pods =
+        RunPods(kThree, {{2, 1, 6, true, /*wait=*/0}, {0, 1, 9, true, 3, How::kGave}});
+    EXPECT_TRUE(absl::IsUnavailable(pods[0][0].status)) << pods[0][0].status;
+    EXPECT_TRUE(pods[2][1].Notes("with the state of pod 0"));
+    ExpectAlike(pods, {2, 1, 2});
   }
 }
 
@@ -471,7 +528,7 @@ TEST_F(PodReturnTest, ASilentPodIsLeftOutAndReturns) {
   for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
     SCOPED_TRACE(ExchangeModeName(mode));
     Use(mode);
-    const auto pods = RunPods(kThree, {{2, 1, 6, true, 3, /*cut=*/true}});
+    const auto pods = RunPods(kThree, {{2, 1, 6, true, 3, How::kCut}});
     EXPECT_THAT(std::string(pods[2][0].status.message()), HasSubstr("takes part no more"));
     ExpectAlike(pods, {1, 1, 2});
     double longest = 0;
