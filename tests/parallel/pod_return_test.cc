@@ -424,12 +424,14 @@ TEST_F(PodReturnTest, ReturnsInEveryMode) {
   }
 }
 
-// The pod that gives its state, pod 0, is one that was given it; one returns twice.
+// The pod that gives its state, pod 0, is one that was given it; one returns twice. Each has come
+// before the next one is lost.
 TEST_F(PodReturnTest, AnyPodAgainAndAgain) {
   for (const Mode mode : {Mode::kExact, Mode::kStreaming}) {
     SCOPED_TRACE(ExchangeModeName(mode));
     Use(mode);
-    const auto pods = RunPods(kThree, {{0, 1, 3}, {1, 1, 9}, {0, 2, 15}});
+    const auto pods =
+        RunPods(kThree, {{0, 1, 3, true, 1}, {1, 1, 9, true, 1}, {0, 2, 15, true, 1}});
     ExpectAlike(pods, {3, 2, 1});
   }
 }
@@ -456,7 +458,8 @@ TEST_F(PodReturnTest, PodsOfSeveralRanks) {
   ExpectAlike(RunPods({{2, 1, 1}, {2, 1, 1}, {1, 1, 2}}, {{1, 1, 6}}), {1, 2, 1});
   Use(Mode::kStreaming);
   plan_.directory = Directory("unlike");
-  ExpectAlike(RunPods({{1, 1, 2}, {2, 1, 1}, {1, 1, 1}}, {{0, 1, 6}, {1, 1, 12}}), {2, 2, 1});
+  ExpectAlike(RunPods({{1, 1, 2}, {2, 1, 1}, {1, 1, 1}}, {{0, 1, 6, true, 1}, {1, 1, 12, true, 1}}),
+              {2, 2, 1});
 }
 
 // Moments of Adafactor lie in the store as AdamW's do.
