@@ -27,9 +27,9 @@ enum class SumOrder { kFixed, kAny };
 inline constexpr int64_t kFewestBf16Queries = 64;
 
 // False, and nothing is enqueued, where the kernel is not for these arguments: it takes head dim
-// 64, 128 or 256 (backward: 64 or 128), packed bf16 K and V, kFewestBf16Queries queries or more, no
-// window and no length, rows on 16 bytes. `queries`, and `gradients` for dO, unless null: args.q
-// (args.d_o) in bf16, with its stride, in its place. REQUIRES a device of compute capability 9.0.
+// 64, 128 or 256, packed bf16 K and V, kFewestBf16Queries queries or more, no window and no length,
+// rows on 16 bytes. `queries`, and `gradients` for dO, unless null: args.q (args.d_o) in bf16, with
+// its stride, in its place. REQUIRES a device of compute capability 9.0.
 bool AttendTileBf16(CudaStream s, const AttentionArgs<float>& args, const void* queries,
                     int64_t kv_heads, const AttentionWorkspace& workspace);
 bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& args,

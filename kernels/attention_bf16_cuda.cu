@@ -176,7 +176,7 @@ bool AttendTileBackwardBf16(CudaStream s, const AttentionBackwardArgs<float>& b,
   const int64_t fixed = 4 * (k_end + turns_of(0)) + tile_count * int64_t{sizeof(AttentionTile)};
   const int64_t narrowed = (queries == nullptr ? 2 * cols : 0) +  // bytes of a row
                            (gradients == nullptr ? 2 * cols : 0);
-  const int64_t turn_bytes = ordered ? a.heads : 0;  // of a row: 16 of each 64 rows and columns
+  const int64_t turn_bytes = ordered ? a.heads : 0;  // of a row, at most
   const int64_t chunk = ChunkOf(a, fixed, narrowed + 8 * a.heads + turn_bytes, workspace);
   if (chunk <= 0) return false;
   for (int64_t begin = a.q_begin; begin < a.q_begin + a.q_count; begin += chunk) {

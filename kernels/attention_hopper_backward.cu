@@ -11,15 +11,27 @@ namespace toroid {
 namespace hopper {
 namespace {
 
-using Backward64 = BackwardCut<64, 128, 2>;
-using Backward128 = BackwardCut<128, 64, 2>;
+using Backward64 = BackwardCut<64, Divided::kKeys, 3, 200, 2>;
+using Backward128 = BackwardCut<128, Divided::kKeysAndQueries, 2, 240, 2>;
+using Backward256 = BackwardCut<256, Divided::kGradients, 2, 208, 1>;
 
-constexpr int KeysOf(int head_dim) {
-  return head_dim == 64 ? Backward64::kKeys : head_dim == 128 ? Backward128::kKeys : 0;
+// What `of` says of the cut of a head dim; 0 if there is none.
+template <typename Of>
+auto OfCut(int head_dim, const Of& of) -> decltype(of(Backward64())) {
+  switch (head_dim) {
+    case 64:
+      return of(Backward64());
+    case 128:
+      return of(Backward128());
+    case 256:
+      return of(Backward256());
+    default:
+      return {};
+  }
 }
 
-constexpr int QueriesOf(int head_dim) {
-  return head_dim == 64 ? Backward64::kQueries : head_dim == 128 ? Backward128::kQueries : 0;
+int KeysOf(int head_dim) {
+  return OfCut(head_dim, [](auto cut) { return decltype(cut)::kKeys; });
 }
 
 constexpr int kRowsThreads = 256;
@@ -85,7 +97,7 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
   }
   if (kOrdered && error == cudaSuccess) {
     const int64_t turns =
-        PieceTurns<C>(args.q_tokens, args.heads) + RowTurns<C>(args.tile_count, args.kv_heads);
+        QueryTurns<C>(args.q_tokens, args.heads) + RowTurns<C>(args.tile_count, args.kv_heads);
     error = cudaMemsetAsync(args.turns, 0, turns * sizeof(int32_t), stream);
   }
   if (error != cudaSuccess) return error;
@@ -124,15 +136,16 @@ cudaError_t LaunchBackward(cudaStream_t stream, const AttentionHopperBackwardArg
 
 int AttentionHopperBackwardKeys(int head_dim) { return hopper::KeysOf(head_dim); }
 
-int AttentionHopperBackwardQueries(int head_dim) { return hopper::QueriesOf(head_dim); }
+int AttentionHopperBackwardQueries(int head_dim) {
+  return hopper::OfCut(head_dim, [](auto cut) { return decltype(cut)::kQueries; });
+}
 
 int64_t AttentionHopperBackwardTurns(int head_dim, int64_t q_tokens, int heads, int tile_count,
                                      int kv_heads) {
-  using namespace hopper;
-  return head_dim == 64
-             ? PieceTurns<Backward64>(q_tokens, heads) + RowTurns<Backward64>(tile_count, kv_heads)
-             : PieceTurns<Backward128>(q_tokens, heads) +
-                   RowTurns<Backward128>(tile_count, kv_heads);
+  return hopper::OfCut(head_dim, [&](auto cut) {
+    using C = decltype(cut);
+    return hopper::QueryTurns<C>(q_tokens, heads) + hopper::RowTurns<C>(tile_count, kv_heads);
+  });
 }
 
 std::vector<AttentionTile> CutTilesByKeys(const std::vector<AttentionTile>& tiles, int head_dim) {
@@ -175,14 +188,9 @@ cudaError_t AttendTilesBackwardHopper(cudaStream_t stream,
                                       const AttentionHopperBackwardArgs& args) {
   if (args.tile_count == 0 || args.heads == 0) return cudaSuccess;
   if (!(args.scale > 0) || args.kv_heads < 1) return cudaErrorInvalidValue;
-  switch (args.head_dim) {
-    case 64:
-      return hopper::LaunchBackward<hopper::Backward64>(stream, args);
-    case 128:
-      return hopper::LaunchBackward<hopper::Backward128>(stream, args);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  if (hopper::KeysOf(args.head_dim) == 0) return cudaErrorInvalidValue;
+  return hopper::OfCut(
+      args.head_dim, [&](auto cut) { return hopper::LaunchBackward<decltype(cut)>(stream, args); });
 }
 
 }  // namespace toroid

@@ -9,7 +9,7 @@
 // the last bits, varies from run to run, unless a launch is given turns. The caller zeroes the sums
 // once.
 //
-// Head dim 64 or 128; device of compute capability 9.0.
+// Head dim 64, 128 or 256; device of compute capability 9.0.
 #pragma once
 
 #include <cuda_runtime_api.h>

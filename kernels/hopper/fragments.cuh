@@ -43,10 +43,25 @@ __device__ void StoreRounded(__nv_bfloat16* tile, const uint32_t (&rounded)[kCou
   }
 }
 
+// Loads what StoreRounded stored as rounded[2 j] .. rounded[2 j + 3], j even.
+template <int kRows>
+__device__ void LoadRounded(const __nv_bfloat16* tile, uint32_t (&rounded)[4], int j,
+                            int warpgroup) {
+  const int thread = threadIdx.x % kWarpgroupThreads, lane = thread % kWarpThreads;
+  const int row = warpgroup * kMmaRows + thread / kWarpThreads * 16 + lane % 16;
+  const int chunk = (j + lane / 16) % 8;
+  const uint32_t address = SharedAddress(tile + j / 8 * kRows * kPanelColumns +
+                                         row * kPanelColumns + (chunk ^ row % 8) * 8);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(rounded[0]), "=r"(rounded[1]), "=r"(rounded[2]), "=r"(rounded[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Stores scale D as a swizzled box of two panels of 32 columns (tma.cuh): 16-byte chunk c of row r
 // lies at chunk c ^ (r % 8).
-__device__ inline void StorePiece(float* box, const float (&d)[kPanelColumns / 2], float scale,
-                                  const Place& at) {
+__device__ inline void StoreBox(float* box, const float (&d)[kPanelColumns / 2], float scale,
+                                const Place& at) {
 #pragma unroll
   for (int j = 0; j < kPanelColumns / 8; ++j) {
 #pragma unroll

@@ -55,8 +55,10 @@ __device__ inline void AddTile(const CUtensorMap* map, const void* tile, int row
       "r"(SharedAddress(tile)), "r"(0), "r"(row), "r"(panel), "r"(head)
       : "memory");
 }
-__device__ inline void WaitForReads() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+// Until at most kPending later boxes are still being read.
+template <int kPending>
+__device__ void WaitForReads() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 // What this thread had added is in device memory.
 __device__ inline void WaitForAdds() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }

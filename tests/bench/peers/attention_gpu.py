@@ -39,6 +39,7 @@ CASES = [
     *[(f"hd256 h16:1 causal {s}", max(1, 16384 // s), s, 16, 1, 256, True)
       for s in (4096, 8192, 16384, 32768)],
     *[(f"hd64 h32:8 causal {s}", max(1, 16384 // s), s, 32, 8, 64, True) for s in (4096, 16384)],
+    ("hd64 h32:8 causal 8192 b1", 1, 8192, 32, 8, 64, True),
 ]
 L2_BYTES = 64 << 20
 
