@@ -6,10 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/io/model_source.h"
+#include "core/io/weights.h"
 #include "core/model/params.h"
 #include "core/random.h"
 #include "core/status_macros.h"
-#include "kernels/dequantize.h"
 #include "launcher/bench.h"
 #include "parallel/host_exchange.h"
 
@@ -44,15 +44,11 @@ double PrefillFlops(const ModelConfig& config, int64_t tokens) {
 double DecodeBytes(const Engine& engine, int64_t keys, int64_t batch, int64_t kv_bytes) {
   const ModelConfig& config = engine.config();
   double bytes = double(engine.model().weight_bytes());
-  const auto leave_out = [&](const char* table, int64_t rows) {  // of which only one row is read
-    const auto& tensors = engine.source().tensors;
-    const auto found = tensors.find(table);
-    const DType type = found == tensors.end() ? DType::kF32 : found->second.dtype;
-    if (IsStoredWeight(type)) bytes -= double(RowBytes(type, config.dim)) * double(rows);
-  };
-  if (!config.tied_embeddings) leave_out("model.embed_tokens.weight", config.vocab);
-  if (config.positions == PositionKind::kLearned) {
-    leave_out("model.embed_positions.weight", config.context);
+  const DType compute = kv_bytes == 2 ? DType::kBF16 : DType::kF32;
+  for (const ParamSpec& spec : ParamTable(config)) {  // tables of which only one row is read
+    const bool words = spec.name == "model.embed_tokens.weight" && !config.tied_embeddings;
+    if (!words && spec.name != "model.embed_positions.weight") continue;
+    bytes -= double(spec.rows * RowBytes(StoredType(engine.source(), spec, compute), spec.cols));
   }
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const int64_t window = config.window(layer);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/io/model_checkpoint.h"
+#include "core/io/weights.h"
 #include "core/model/params.h"
 
 namespace toroid {
@@ -128,10 +129,11 @@ ModelDescription Describe(const ModelSource& source) {
   if (source.random_seed.has_value()) {
     for (const ParamSpec& spec : ParamTable(source.config)) {
       if (!spec.alias.empty()) continue;
+      const DType type = StoredType(source, spec, DType::kF32);
       result.tensors.push_back({spec.name,
-                                Info(DType::kF32).name,
+                                Info(type).name,
                                 {spec.rows, spec.cols},
-                                spec.rows * spec.cols * 4,
+                                spec.rows * RowBytes(type, spec.cols),
                                 -1,
                                 false});
     }

@@ -19,6 +19,7 @@
 #include "core/io/tensor_index.h"
 #include "core/io/tokenizer_source.h"
 #include "core/model/model_config.h"
+#include "kernels/dtype.h"
 
 namespace toroid {
 
@@ -43,6 +44,8 @@ struct ModelSource {
   TensorIndex tensors;                  // empty for a random model and a checkpoint
   std::optional<uint64_t> random_seed;  // set for a random model or a preset alone
   bool initial = false;                 // preset: its weights are those that training begins with
+  // Of a random model that names one: the type that its matrices hold. Else they are float32.
+  std::optional<DType> random_type;
   std::shared_ptr<const CheckpointWeights> checkpoint;  // set for a checkpoint alone
   std::optional<KvPooling> kv_pooling;                  // set by PoolKvHeads alone
 
@@ -55,12 +58,13 @@ struct ModelSource {
 
 // Opens `model`: a Hugging Face directory (config.json and *.safetensors), a GGUF file (the first
 // of a split one), a checkpoint (of a run's directory, or its checkpoints/, the newest whole one)
-// or `random:NAME`, a shape of core/io/random_model.h with weights drawn from `seed`. NotFound
-// naming the path; InvalidArgument or Unimplemented naming the file and the broken rule; DataLoss
-// naming the damaged file of a checkpoint and the checkpoint before.
+// or `random:NAME`, a shape of core/io/random_model.h with weights drawn from `seed`, of
+// `random:NAME:TYPE` (f32, bf16, q8_0, q4_0, q4_1) in that type. NotFound naming the path;
+// InvalidArgument or Unimplemented naming the file and the broken rule; DataLoss naming the damaged
+// file of a checkpoint and the checkpoint before.
 absl::StatusOr<ModelSource> OpenModel(absl::string_view model, uint64_t seed = 0);
 
-// The four kinds of OpenModel. `directory` of a checkpoint: its own.
+// The four kinds of OpenModel. `directory` of a checkpoint: its own. `name`: NAME or NAME:TYPE.
 absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& directory);
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path);
 absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& directory);

@@ -71,7 +71,17 @@ void InitialRow(uint64_t seed, const ModelConfig& config, const ParamSpec& spec,
 }
 
 absl::StatusOr<ModelSource> OpenRandom(const std::string& name, uint64_t seed) {
-  return OpenShape("random", name, seed);
+  const size_t colon = name.find(':');
+  if (colon == std::string::npos) return OpenShape("random", name, seed);
+  constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
+  TOROID_ASSIGN_OR_RETURN(ModelSource source, OpenShape("random", name.substr(0, colon), seed));
+  source.path = source.config.name = absl::StrCat("random:", name);
+  for (const DType type : kTypes) {
+    if (name.substr(colon + 1) == Info(type).name) source.random_type = type;
+  }
+  if (source.random_type.has_value()) return source;
+  return absl::NotFoundError(
+      absl::StrCat(name, ": no such type of weights; there are f32, bf16, ", "q8_0, q4_0, q4_1"));
 }
 
 absl::StatusOr<ModelSource> OpenPreset(const std::string& name, uint64_t seed) {

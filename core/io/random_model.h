@@ -5,7 +5,9 @@
 //
 // Random models (OpenRandom) are for tests and benchmarks: what they say means nothing. A matrix
 // element is normal(0, ParamSpec::init_deviation), a gain 1 + normal(0, 0.1), a bias normal(0,
-// 0.1): gains and biases differ from 1 and 0 so that one which is forgotten shows.
+// 0.1): gains and biases differ from 1 and 0 so that one which is forgotten shows. Of NAME:TYPE
+// matrices are these numbers stored in that type (core/io/store_row.h), where their rows have whole
+// blocks.
 //
 // Presets (OpenPreset) are what training begins with. Gains are 1, biases 0, a matrix element is
 // normal(0, deviation):

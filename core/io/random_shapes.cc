@@ -36,18 +36,21 @@ void AddLlamas(std::vector<ModelConfig>& shapes) {
   ModelConfig mistral = Shape("tiny-mistral", "mistral", 2, 64, 128, 4, 2, 16, 320, 32768);
   ModelConfig qwen2 = Shape("tiny-qwen2", "qwen2", 2, 64, 128, 4, 2, 16, 320, 32768);
   ModelConfig qwen3 = Shape("tiny-qwen3", "qwen3", 2, 64, 128, 4, 2, 32, 320, 32768);
+  ModelConfig smollm2 = Shape("smollm2-135m", "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192);
   ModelConfig m124 = Shape("124m", "llama", 12, 768, 2048, 12, 12, 64, 50304, 131072);
   ModelConfig b1 = Shape("1.1b", "llama", 22, 2048, 5632, 32, 4, 64, 32000, 131072);
   ModelConfig b12 = Shape("llama-1.2b", "llama", 16, 2048, 8192, 32, 8, 64, 128256, 131072);
   ModelConfig b8 = Shape("llama3-8b", "llama", 32, 4096, 14336, 32, 8, 128, 128256, 8192);
   tiny_1m.rope_base = 1e6;
+  smollm2.rope_base = 100000;
   mistral.windows = {64, 64};
   qwen2.qkv_bias = true;
   qwen2.windows = {0, 48};
   qwen3.qk_norm = true;
-  for (ModelConfig* tied : {&mqa, &qwen2, &m124, &b12}) tied->tied_embeddings = true;
+  for (ModelConfig* tied : {&mqa, &qwen2, &smollm2, &m124, &b12}) tied->tied_embeddings = true;
   for (ModelConfig* big : {&m124, &b1, &b12, &b8}) big->rope_base = 500000;
-  shapes.insert(shapes.end(), {tiny_1m, mha, gqa, mqa, mistral, qwen2, qwen3, m124, b1, b12, b8});
+  shapes.insert(shapes.end(),
+                {tiny_1m, mha, gqa, mqa, mistral, qwen2, qwen3, smollm2, m124, b1, b12, b8});
 }
 
 // Chowdhery et al. 2022 (2204.02311), table 1: one RMSNorm, parallel halves, one KV head, F = 4 D,

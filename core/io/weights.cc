@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,7 @@
 #include "core/io/model_checkpoint.h"
 #include "core/io/plain_values.h"
 #include "core/io/random_model.h"
+#include "core/io/store_row.h"
 #include "core/status_macros.h"
 #include "kernels/dequantize.h"
 
@@ -41,6 +43,13 @@ bool CutsWholeBlocks(const ModelConfig& config, const ParamSpec& spec, DType typ
   const int64_t block = Info(type).block;
   if (spec.split == Split::kQueryCols) return config.head_dim % block == 0;
   return spec.cols % block == 0;
+}
+
+// The type in which a random model holds a matrix.
+std::optional<DType> RandomType(const ModelSource& source, const ParamSpec& spec) {
+  if (!source.random_type.has_value() || IsVector(spec)) return std::nullopt;
+  if (!CutsWholeBlocks(source.config, spec, *source.random_type)) return std::nullopt;
+  return source.random_type;
 }
 
 // Where element `i` of `size` (rows, or elements of a bias) of an interleaved tensor is stored: our
@@ -173,16 +182,54 @@ absl::Status LoadVector(const ModelSource& source, const StoredTensor& tensor,
   return absl::OkStatus();
 }
 
+// Drawn, and where the model holds another type, stored in it by whole blocks and read again.
+void LoadRandom(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
+                DType stored, uint8_t* out) {
+  ParamSpec drawn = spec;  // an alias draws the numbers of the parameter that it stands for
+  if (!spec.alias.empty()) {
+    for (const ParamSpec& other : ParamTable(source.config)) {
+      if (other.name == spec.alias) drawn = other;
+    }
+  }
+  const std::optional<DType> held = RandomType(source, spec);
+  const int64_t block = held.has_value() ? Info(*held).block : 1;
+  const int64_t first = slice.col_begin / block * block;
+  const int64_t count = (slice.col_begin + slice.col_count - first + block - 1) / block * block;
+  std::vector<float> row(size_t(count), 0.0f);
+  std::vector<uint8_t> blocks(held.has_value() ? size_t(RowBytes(*held, count)) : 0);
+  const int64_t step = RowBytes(stored, slice.col_count);
+  for (int64_t i = 0; i < slice.row_count; ++i) {
+    const int64_t at = slice.row_begin + i;
+    if (source.initial) {
+      InitialRow(*source.random_seed, source.config, drawn, at, first, count, row.data());
+    } else {
+      RandomRow(*source.random_seed, drawn, at, first, count, row.data());
+    }
+    if (held.has_value()) {
+      StoreRow(row.data(), count, *held, blocks.data());
+      if (stored == *held) {
+        std::memcpy(out + i * step, blocks.data(), size_t(step));
+        continue;
+      }
+      DecodeRow(*held, blocks.data(), 0, count, row.data());
+    }
+    StorePlain(row.data() + (slice.col_begin - first), slice.col_count, stored, out + i * step);
+  }
+}
+
 }  // namespace
 
 DType StoredType(const ModelSource& source, const ParamSpec& spec, DType compute) {
   if (IsVector(spec)) return compute == DType::kF64 ? DType::kF64 : DType::kF32;
   const DType plain = compute == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  if (source.random_seed.has_value()) return plain;
+  const bool pooled = source.kv_pooling.has_value() && spec.split == Split::kKvHeads;
+  if (source.random_seed.has_value()) {
+    return pooled ? plain : RandomType(source, spec).value_or(plain);
+  }
   if (source.checkpoint != nullptr) {
     return compute == DType::kF64 ? source.checkpoint->manifest().dtype : plain;
   }
-  if (source.kv_pooling.has_value() && spec.split == Split::kKvHeads) return plain;
+  if (pooled) return plain;
   const DType type = Find(source, spec).dtype;
   return IsKept(type) && CutsWholeBlocks(source.config, spec, type) ? type : plain;
 }
@@ -214,24 +261,7 @@ absl::Status LoadStored(const ModelSource& source, const ParamSpec& spec, const 
     }
     return LoadMatrix(source, tensor, spec.name, slice, stored, static_cast<uint8_t*>(out));
   }
-  ParamSpec drawn = spec;  // an alias draws the numbers of the parameter that it stands for
-  if (!spec.alias.empty()) {
-    for (const ParamSpec& other : ParamTable(source.config)) {
-      if (other.name == spec.alias) drawn = other;
-    }
-  }
-  std::vector<float> row(slice.col_count);
-  for (int64_t i = 0; i < slice.row_count; ++i) {
-    const int64_t at = slice.row_begin + i;
-    if (source.initial) {
-      InitialRow(*source.random_seed, source.config, drawn, at, slice.col_begin, slice.col_count,
-                 row.data());
-    } else {
-      RandomRow(*source.random_seed, drawn, at, slice.col_begin, slice.col_count, row.data());
-    }
-    StorePlain(row.data(), slice.col_count, stored,
-               static_cast<uint8_t*>(out) + i * RowBytes(stored, slice.col_count));
-  }
+  LoadRandom(source, spec, slice, stored, static_cast<uint8_t*>(out));
   return absl::OkStatus();
 }
 

@@ -13,6 +13,7 @@ namespace toroid {
 //   vectors (gains, biases)          f64 in f64, else f32
 //   f16, bf16, q8_0, q4_0, q4_1      as stored, if every slice by `tensor` has whole blocks
 //   everything else                  f32 (bf16 in bf16): dequantised at load
+//   of a random model                as it says, else f32 (bf16 in bf16)
 //   of a checkpoint                  f32 (bf16 in bf16; in f64 as the checkpoint holds it)
 //   pooled K and V                   f32 (bf16 in bf16)
 // Matrices keep their type in f64 too: products convert, and stored values are the model's truth.
@@ -25,7 +26,8 @@ int64_t SliceBytes(const ParamSlice& slice, DType stored);
 // the file's pages again. An alias reads the parameter that it stands for. InvalidArgument naming
 // the file and the parameter if a value is infinite or not a number; DataLoss naming a checkpoint's
 // damaged shard. REQUIRES: the slice lies
-// within the parameter; `stored` is f32, f64, bf16 or the type of the file; the columns of a
+// within the parameter; `stored` is f32, f64, bf16 or the type of the file (of a random model:
+// StoredType's); the columns of a
 // quantised `stored` begin and end with a block.
 absl::Status LoadParam(const ModelSource& source, const ParamSpec& spec, const ParamSlice& slice,
                        DType stored, void* out);

@@ -7,6 +7,7 @@
 #include "core/io/weights.h"
 #include "core/model/bind.h"
 #include "core/status_macros.h"
+#include "kernels/thread_pool.h"
 
 namespace toroid {
 namespace {
@@ -14,6 +15,22 @@ namespace {
 constexpr int64_t kLoadBytes = 4 << 20;  // of a weight read at a time
 
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// `part` of a parameter, kept in `type`, to `out`. Rows of a random model are drawn by all threads.
+absl::Status ReadRows(const ModelSource& source, ThreadPool& pool, const ParamSpec& spec,
+                      const ParamSlice& part, DType type, char* out) {
+  if (!source.random_seed.has_value()) return LoadParam(source, spec, part, type, out);
+  std::vector<absl::Status> read(size_t(pool.threads()));
+  const int64_t grain = std::max<int64_t>(1, part.row_count / (4 * pool.threads()));
+  const int64_t row_bytes = RowBytes(type, part.col_count);
+  pool.ParallelFor(part.row_count, grain, [&](int64_t begin, int64_t end, int worker) {
+    ParamSlice rows = part;
+    rows.row_begin += begin, rows.row_count = end - begin;
+    read[size_t(worker)].Update(LoadParam(source, spec, rows, type, out + begin * row_bytes));
+  });
+  for (const absl::Status& status : read) TOROID_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -75,6 +92,7 @@ absl::Status Transformer::Read(const ModelSource& source, Stream s, const Option
                                const std::vector<Placed>& placed) {
   int64_t done = 0;
   std::vector<char> staging;
+  ThreadPool pool(source.random_seed.has_value() ? std::max(1, options.threads) : 1);
   for (const Placed& p : placed) {
     if (p.tensor.empty()) continue;
     const int64_t step = std::max<int64_t>(1, kLoadBytes / p.tensor.row_bytes());
@@ -84,7 +102,7 @@ absl::Status Transformer::Read(const ModelSource& source, Stream s, const Option
       part.row_count = std::min(step, p.slice.row_count - row);
       const Tensor rows = p.tensor.Rows(row, part.row_count);
       if (int64_t(staging.size()) < rows.bytes()) staging.resize(rows.bytes());
-      TOROID_RETURN_IF_ERROR(LoadParam(source, *p.spec, part, p.tensor.dtype, staging.data()));
+      TOROID_RETURN_IF_ERROR(ReadRows(source, pool, *p.spec, part, p.tensor.dtype, staging.data()));
       ops_.Upload(s, staging.data(), rows);
       done += rows.bytes();
       options.progress(done, weight_bytes_);

@@ -31,6 +31,7 @@ class Transformer {
     DType compute =
         DType::kF32;  // kF32, kF64 (as the backend) or kBF16: plain weights are narrowed
     int64_t layers = 0;
+    int threads = 1;  // that draw the weights of a random model
     bool load = true;
     LoadProgress progress = [](int64_t, int64_t) {};
   };

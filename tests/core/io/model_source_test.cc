@@ -42,6 +42,8 @@ TEST(OpenModel, MissingThings) {
   EXPECT_THAT(Message(OpenModel("/no/such/model").status()), HasSubstr("/no/such/model"));
   EXPECT_TRUE(absl::IsNotFound(OpenModel("/no/such/model").status()));
   EXPECT_THAT(Message(OpenModel("random:huge").status()), HasSubstr("there are tiny-1m"));
+  EXPECT_THAT(Message(OpenModel("random:tiny-1m:q9_9").status()), HasSubstr("q8_0, q4_0, q4_1"));
+  EXPECT_THAT(Message(OpenModel("random:huge:q8_0").status()), HasSubstr("there are tiny-1m"));
   const TemporaryDirectory directory;
   EXPECT_THAT(Message(OpenModel(directory.path()).status()), HasSubstr("config.json: no such"));
   EXPECT_THAT(Message(OpenModel(directory.Write("empty.gguf", "")).status()), HasSubstr("empty"));
@@ -52,6 +54,8 @@ TEST(OpenModel, MissingThings) {
 TEST(LoadParam, SlicesAreCutsOfTheWhole) {
   const std::string models[] = {"random:tiny-gqa",
                                 "random:tiny-qwen2",
+                                "random:tiny-1m:q8_0",
+                                "random:tiny-1m:q4_1",
                                 GoldenModelPath("llama_sharded"),
                                 GoldenModelPath("qwen3"),
                                 GoldenModelPath("gguf/llama_mixed.gguf"),
@@ -203,6 +207,58 @@ TEST(RandomModel, ValuesAreFixed) {
   const ParamSpec spec = Spec(source->config, "model.embed_tokens.weight");
   const std::vector<float> values = LoadFloats(*source, spec, {319, 1, 62, 2});
   EXPECT_EQ(values, (std::vector<float>{0x1.eb8b300000000p-1f, -0x1.9a5db80000000p-1f}));
+}
+
+// A type in the name: matrices whose rows have whole blocks are kept in it, their numbers are the
+// drawn ones within half a step of the block, and whoever loads them widened sees the same.
+TEST(RandomModel, HoldsTheTypeOfItsName) {
+  const struct {
+    DType type;
+    double error;  // at most so much of the largest of 32 numbers
+  } cases[] = {{DType::kF32, 0},
+               {DType::kBF16, 1.0 / 256},
+               {DType::kQ8_0, 0.57 / 127},
+               {DType::kQ4_0, 1.02 / 8},  // the largest of the other sign is cut
+               {DType::kQ4_1, 1.04 / 15}};
+  const auto drawn = OpenModel("random:tiny-1m", 7);
+  for (const auto& c : cases) {
+    const auto source = OpenModel(std::string("random:tiny-1m:") + Info(c.type).name, 7);
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_NE(source->Fingerprint(), drawn->Fingerprint());
+    for (const ParamSpec& spec : ParamTable(source->config)) {
+      if (!spec.alias.empty()) continue;
+      const DType stored = StoredType(*source, spec, DType::kBF16);
+      EXPECT_EQ(stored, spec.rows > 1 ? c.type : DType::kF32) << spec.name;
+      std::vector<uint8_t> bytes(SliceBytes(Whole(spec), stored));
+      ASSERT_TRUE(LoadParam(*source, spec, Whole(spec), stored, bytes.data()).ok());
+      std::vector<float> held(spec.rows * spec.cols);
+      DecodeRow(stored, bytes.data(), 0, int64_t(held.size()), held.data());
+      EXPECT_EQ(held, LoadFloats(*source, spec, Whole(spec))) << spec.name;
+      const std::vector<float> exact = LoadFloats(*drawn, spec, Whole(spec));
+      double worst = 0;
+      for (size_t i = 0; i < held.size(); i += 32) {
+        double largest = 0, error = 0;
+        for (size_t j = i; j < i + 32; ++j) {
+          largest = std::max(largest, std::abs(double(exact[j])));
+          error = std::max(error, std::abs(double(exact[j]) - double(held[j])));
+        }
+        worst = std::max(worst, error / largest);
+      }
+      if (spec.rows == 1) {
+        EXPECT_EQ(worst, 0);
+        continue;
+      }
+      EXPECT_LE(worst, c.error) << spec.name << " " << Info(c.type).name;
+      EXPECT_GE(worst, c.error / 4);  // negative control: it was stored in no wider type
+    }
+  }
+  // tiny-gqa's heads are half a block, so that a rank's columns of o_proj are none.
+  const auto gqa = OpenModel("random:tiny-gqa:q8_0", 7);
+  const std::string attention = "model.layers.0.self_attn.";
+  EXPECT_EQ(StoredType(*gqa, Spec(gqa->config, attention + "o_proj.weight"), DType::kF32),
+            DType::kF32);
+  EXPECT_EQ(StoredType(*gqa, Spec(gqa->config, attention + "q_proj.weight"), DType::kF32),
+            DType::kQ8_0);
 }
 
 double Deviation(const std::vector<float>& values) {
