@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "kernels/stored_weight.cuh"
 
 namespace toroid {
@@ -20,7 +22,14 @@ struct DecodeUnit {
     } else {
       for (int half = 0; half < 2; ++half) {
         To* to = out + row * out_stride + UnitHalf<kType>(unit, half);
-        for (int i = 0; i < 4; ++i) to[i] = Convert<To>(values[half * 4 + i]);
+        alignas(4 * sizeof(To)) To four[4];
+        for (int i = 0; i < 4; ++i) four[i] = Convert<To>(values[half * 4 + i]);
+        if constexpr (kVector) {
+          using Four = std::conditional_t<sizeof(To) == 2, uint2, uint4>;
+          *reinterpret_cast<Four*>(to) = *reinterpret_cast<const Four*>(four);
+        } else {
+          for (int i = 0; i < 4; ++i) to[i] = four[i];
+        }
       }
     }
   }

@@ -26,7 +26,8 @@ struct FusedMatVecArgs {
   int64_t sum_stride = 0;
 };
 
-// True if such a product can be among them: w f32 or bf16, k a multiple of 8, rows on 16 bytes.
+// True if such a product can be among them: k a multiple of 8; rows of x, and of w in f32, bf16 or
+// f16, on 16 bytes, of w in q8_0, q4_0 or q4_1 on 4 bytes.
 bool CanFuse(const MatMulArgs<float>& product);
 // overlap: it may start, and fetch weights, before what stands before it on the stream has ended
 // (compute capability 9.0). REQUIRES CanFuse of each, gain and normed on 16 bytes.

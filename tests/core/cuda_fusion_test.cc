@@ -14,6 +14,8 @@ namespace {
 using CudaFusion = OnGpu;
 
 constexpr double kEpsilon = 1e-5;
+constexpr DType kTypes[] = {DType::kF32,  DType::kBF16, DType::kF16,
+                            DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
 
 std::vector<float> Random(int64_t size, uint64_t seed, double deviation = 1) {
   return As<float>(RandomArray(size, seed, deviation));
@@ -108,7 +110,7 @@ Results Decode(BackendSide& side, const Layer& l) {
 }
 
 TEST_F(CudaFusion, ALayerOfFewRowsIsTheCpus) {
-  for (const DType type : {DType::kF32, DType::kBF16, DType::kQ8_0}) {
+  for (const DType type : kTypes) {
     for (const int64_t t : {1, 2, 3, 8, 9}) {
       for (const bool in_place : {false, true}) {
         SCOPED_TRACE(testing::Message() << Info(type).name << " " << t << " tokens " << in_place);
@@ -129,6 +131,73 @@ TEST_F(CudaFusion, ALayerOfFewRowsIsTheCpus) {
             {.type = DType::kBF16, .D = 1024, .heads = 8, .head_dim = 64, .F = 2000, .keys = 700});
       },
       4e-3);
+}
+
+// Products of m rows with w [n, k], kept: after a norm, alone with a bias, and added to a residual.
+Results Products(BackendSide& side, DType type, int64_t m, int64_t n, int64_t k,
+                 uint64_t weight_seed = 1) {
+  Backend& ops = side.ops();
+  const Stream s = side.s;
+  const auto room = [&](int64_t cols) { return side.Poisoned(DType::kF32, {m, cols}); };
+  const Tensor x = side.Put(DType::kF32, {m, k}, Random(m * k, 2));
+  const Tensor gain = side.Put(DType::kF32, {k}, Random(k, 3));
+  const Tensor w = side.Put(type, {n, k}, RandomWeights(type, n, k, weight_seed));
+  const Tensor v = side.Put(type, {n, k}, RandomWeights(type, n, k, 4));
+  const Tensor bias = side.Put(DType::kF32, {n}, Random(n, 5));
+  const Tensor a = room(k), gate = room(n), up = room(n), hidden = room(n);
+  const Tensor y = room(n), z = room(n);
+  const Tensor residual = side.Put(DType::kF32, {m, n}, Random(m * n, 6));
+  ops.Repeat(s, {m, int64_t(type), n, k}, [&] {
+    ops.RmsNorm(s, x, gain, kEpsilon, a);
+    ops.MatMul(s, a, w, bias, gate);
+    ops.MatMul(s, a, v, Tensor(), up);
+    ops.SwiGlu(s, gate, up, hidden);
+    ops.MatMul(s, x, w, bias, y);
+    ops.MatMul(s, x, v, Tensor(), z);
+    ops.Add(s, residual, z);
+  });
+  Results results;
+  for (const Tensor& tensor : {a, gate, up, hidden, y, z, residual}) {
+    results.push_back(side.Floats(tensor));
+  }
+  return results;
+}
+
+// Every type that keeps its blocks, rows that end within a warp's share, and products long enough
+// for a warp to take several rows.
+TEST_F(CudaFusion, ProductsOfStoredTypesAreTheCpus) {
+  struct Size {
+    int64_t m, n, k;
+  };
+  for (const DType type : kTypes) {
+    for (const Size& size : std::vector<Size>{{1, 3, 32},
+                                              {1, 7, 64},
+                                              {7, 7, 96},
+                                              {1, 257, 256},
+                                              {2, 64, 576},
+                                              {3, 257, 320},
+                                              {8, 64, 1536},
+                                              {1, 3301, 320},
+                                              {1, 6401, 576},
+                                              {1, 130, 8192}}) {
+      SCOPED_TRACE(testing::Message()
+                   << Info(type).name << " " << size.m << " x " << size.n << " x " << size.k);
+      ExpectSame([&](BackendSide& side) { return Products(side, type, size.m, size.n, size.k); });
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Negative control: of other weights, and of blocks read as another type's.
+TEST_F(CudaFusion, OtherWeightsAreSeen) {
+  BackendSide gpu(Gpu()), cpu(NewCpuBackend(DType::kF32, 2));
+  for (const DType type : kTypes) {
+    const Results right = Products(cpu, type, 1, 64, 576);
+    EXPECT_TRUE(AllClose(Products(gpu, type, 1, 64, 576)[1], right[1])) << Info(type).name;
+    gpu.Clear();
+    EXPECT_FALSE(AllClose(Products(gpu, type, 1, 64, 576, 9)[1], right[1])) << Info(type).name;
+    gpu.Clear(), cpu.Clear();
+  }
 }
 
 // What looks alike and is not: sums that others read, rows in each other's place.

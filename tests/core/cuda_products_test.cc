@@ -36,25 +36,12 @@ Results Multiply(BackendSide& side, const Product& p, int64_t before, uint64_t w
 TEST_F(CudaProducts, MatMulsOfStoredWeights) {
   for (DType type : {DType::kF32, DType::kF64, DType::kF16, DType::kBF16, DType::kQ8_0,
                      DType::kQ4_0, DType::kQ4_1}) {
-    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 257, 64},
-                                                                     {1, 7, 4096},
-                                                                     {2, 64, 32},
-                                                                     {3, 257, 64},
-                                                                     {5, 7, 4096},
-                                                                     {8, 64, 288},
-                                                                     {9, 64, 64},
-                                                                     {9, 7, 32},
-                                                                     {64, 257, 64},
-                                                                     {257, 64, 4096},
-                                                                     {64, 4096, 64},
-                                                                     {1, 1, 1},
-                                                                     {1, 64, 7},
-                                                                     {7, 257, 257},
-                                                                     {8, 7, 1},
-                                                                     {64, 64, 7},
-                                                                     {64, 257, 257},
-                                                                     {257, 1, 257},
-                                                                     {4096, 7, 64}}) {
+    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+             {1, 257, 64},   {1, 7, 4096}, {2, 64, 32},   {3, 257, 64},   {5, 7, 4096},
+             {8, 64, 288},   {9, 64, 64},  {9, 7, 32},    {64, 257, 64},  {257, 64, 4096},
+             {64, 4096, 64}, {7, 257, 96}, {64, 64, 576}, {1, 1, 1},      {1, 64, 7},
+             {7, 257, 257},  {8, 7, 1},    {64, 64, 7},   {64, 257, 257}, {257, 1, 257},
+             {4096, 7, 64}}) {
       if (k % Info(type).block != 0) continue;
       for (int64_t before : {0, 1}) {
         SCOPED_TRACE(testing::Message() << Info(type).name << " " << m << " x " << n << " x " << k

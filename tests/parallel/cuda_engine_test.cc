@@ -49,8 +49,15 @@ TEST(DeviceTest, WhatAGpuCannotDoIsRefusedByName) {
   EXPECT_EQ((*some)->stream().native != nullptr, CudaDevices() > 0);
 }
 
+// Kept in their blocks on both sides; the last has the shape of SmolLM2-135M.
+const char* const kQuantised[] = {"random:tiny-1m:q8_0",  "random:tiny-1m:q4_0",
+                                  "random:tiny-1m:q4_1",  "random:tiny-gqa:q8_0",
+                                  "random:tiny-gqa:q4_1", "random:smollm2-135m:q4_1"};
+
 TEST_F(CudaEngine, ScoresAsTheCpuInFloat64) {
-  for (const char* model : kModels) {
+  std::vector<std::string> models(std::begin(kModels), std::end(kModels));
+  models.insert(models.end(), std::begin(kQuantised), std::end(kQuantised) - 1);
+  for (const std::string& model : models) {
     for (int64_t tokens : {1, 7, 100, 300}) {
       SCOPED_TRACE(testing::Message() << model << " " << tokens);
       const ScoreResult truth = ScoreText({.model = model}, tokens);
@@ -82,6 +89,35 @@ TEST_F(CudaEngine, MakesTheCpusTokens) {
       }
     }
   }
+}
+
+// The CPU's 48 tokens from the blocks as they are stored, in as many bytes.
+TEST_F(CudaEngine, QuantisedWeightsKeepTheirTypeAndMakeTheCpusTokens) {
+  for (const char* model : kQuantised) {
+    int compared = 0;
+    for (int64_t prompt : {1, 20, 240}) {
+      SCOPED_TRACE(testing::Message() << model << " " << prompt);
+      EngineCase cpu{.model = model, .compute = Compute::kF32, .context = 320, .threads = 4};
+      EngineCase gpu = cpu;
+      gpu.device = Device::kCuda;
+      const GenerateResult a = GenerateText(cpu, prompt), b = GenerateText(gpu, prompt);
+      ASSERT_EQ(a.ids.size(), 48u);
+      EXPECT_EQ(a.report.memory.weights, b.report.memory.weights);
+      if (a.min_margin <= 1e-3) continue;
+      EXPECT_EQ(a.ids, b.ids) << "margin " << a.min_margin;
+      ++compared;
+    }
+    EXPECT_GE(compared, 1) << model;
+  }
+  const auto bytes = [](const char* model) {
+    return GenerateText({.model = model, .compute = Compute::kF32, .device = Device::kCuda}, 1)
+        .report.memory.weights[0];
+  };
+  // 4.5, 5 and 8.5 bits a weight of tiny-1m; vectors, pads and the table of heads besides.
+  const double whole = double(bytes("random:tiny-1m"));
+  EXPECT_NEAR(double(bytes("random:tiny-1m:q8_0")) / whole, 8.5 / 32, 3e-3);
+  EXPECT_NEAR(double(bytes("random:tiny-1m:q4_0")) / whole, 4.5 / 32, 3e-3);
+  EXPECT_NEAR(double(bytes("random:tiny-1m:q4_1")) / whole, 5.0 / 32, 3e-3);
 }
 
 // 14 answers of seven prompts that end at different steps: the batch is rounded to 16 rows, 8, 4,
