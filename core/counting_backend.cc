@@ -5,6 +5,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "core/backend.h"
+#include "core/cuda_memory.h"
 #include "core/op_shapes.h"
 
 namespace toroid {
@@ -19,6 +20,9 @@ class CountingBackend final : public Backend {
         activation_(device.activation()),
         token_block_(device.token_block()),
         repeats_(device.repeats()) {}
+  // For a GPU.
+  CountingBackend(DType activation, int64_t token_block)
+      : type_(DType::kF32), activation_(activation), token_block_(token_block), repeats_(true) {}
 
   DType dtype() const override { return type_; }
   DType activation() const override { return activation_; }
@@ -170,6 +174,11 @@ class CountingBackend final : public Backend {
 };
 
 }  // namespace
+
+std::unique_ptr<Backend> NewCountingCudaBackend(DType product) {
+  TOROID_CHECK(product == DType::kF32 || product == DType::kBF16);
+  return std::make_unique<CountingBackend>(product, kCudaTokenBlock);
+}
 
 std::unique_ptr<Backend> NewCountingBackend(DType type) {
   TOROID_CHECK(type == DType::kF32 || type == DType::kF64);

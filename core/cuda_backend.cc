@@ -84,8 +84,7 @@ Stream CudaBackend::NewStream(bool communication) {
   Check("new stream", cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking));
   Check("new stream", cudaEventCreateWithFlags(&lane.reached, cudaEventDisableTiming));
   if (!communication) {
-    Check("new stream", cudaMalloc(&lane.workspace, size_t(kMatMulWorkspaceBytes +
-                                                           kFreeWorkspaceBytes + kCounterBytes)));
+    Check("new stream", cudaMalloc(&lane.workspace, size_t(CudaWorkspaceBytes())));
     Check("new stream", cudaMemsetAsync(lane.attention_workspace().counters, 0,
                                         size_t(kCounterBytes), lane.stream));
   }

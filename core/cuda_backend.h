@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "core/backend.h"
 #include "core/cuda_backend_fusion.h"
+#include "core/cuda_memory.h"
 #include "core/op_shapes.h"
 #include "kernels/attention_bf16.h"
 #include "kernels/matmul.h"
@@ -80,7 +81,7 @@ class CudaBackend final : public Backend {
 
   DType dtype() const override { return DType::kF32; }
   DType activation() const override { return bf16_ ? DType::kBF16 : DType::kF32; }
-  int64_t token_block() const override { return 8192; }
+  int64_t token_block() const override { return kCudaTokenBlock; }
   absl::StatusOr<void*> Allocate(int64_t bytes) override;
   void Free(void* data, int64_t) override;
   void Discard(void*, int64_t) override {}  // no pages to give back
@@ -150,9 +151,9 @@ class CudaBackend final : public Backend {
                  Tensor m_n, Tensor v_n) override;
 
  private:
-  static constexpr int64_t kFreeWorkspaceBytes = int64_t{64} << 20;
+  static constexpr int64_t kFreeWorkspaceBytes = kCudaFreeWorkspaceBytes;
   // Of the kernels for tensor cores, then of those for few queries; zero between ops.
-  static constexpr int64_t kHopperCounters = 64;
+  static constexpr int64_t kHopperCounters = kCudaHopperCounters;
   static constexpr int64_t kCounterBytes = 4 * (kHopperCounters + kNarrowCounters);
 
   struct Lane {

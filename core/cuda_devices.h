@@ -33,6 +33,10 @@ struct CudaInstallation {
 // Takes hold of every device for a moment.
 CudaInstallation DescribeCuda();
 
+// Bytes of a device's memory that are in use, by whom ever, as the driver's management library
+// (NVML) counts them: asking takes hold of no device. FailedPrecondition: no such library.
+absl::StatusOr<int64_t> CudaUsedBytes(int device);
+
 // Memory of `device` as other processes of this host open it (CUDA IPC), held as long as this
 // process lives; any bytes. FailedPrecondition: the driver gives none.
 absl::StatusOr<std::string> CudaIpcHandle(int device);

@@ -143,6 +143,8 @@ GpuLink TryLink(const CudaInstallation& cuda, int from, int to) {
 }
 
 void LookAtGpus(DoctorFacts& facts) {
+  std::vector<int64_t> used;  // before this process has hold of any
+  for (int gpu = 0; gpu < CudaDevices(); ++gpu) used.push_back(CudaUsedBytes(gpu).value_or(0));
   facts.cuda = DescribeCuda();
   facts.nccl = NcclVersion();
   const int gpus = int(facts.cuda.devices.size());
@@ -151,6 +153,9 @@ void LookAtGpus(DoctorFacts& facts) {
     options.device = gpu;
     const absl::StatusOr<std::unique_ptr<Backend>> ops = NewCudaBackend(options);
     facts.unusable.emplace_back(ops.ok() ? "" : std::string(ops.status().message()));
+    const int64_t before = size_t(gpu) < used.size() ? used[size_t(gpu)] : 0;
+    const int64_t after = before > 0 ? CudaUsedBytes(gpu).value_or(before) : before;
+    facts.context_bytes.push_back(std::max<int64_t>(0, after - before));
   }
   for (int gpu = 0; gpu < gpus; ++gpu) {  // along the ring of all
     facts.links.push_back(TryLink(facts.cuda, gpu, (gpu + 1) % gpus));

@@ -133,6 +133,10 @@ Finding Cuda(const DoctorFacts& facts, bool wanted) {
   return finding;
 }
 
+int64_t ContextBytes(const DoctorFacts& facts, size_t device) {
+  return device < facts.context_bytes.size() ? facts.context_bytes[device] : 0;
+}
+
 Finding Gpu(const DoctorFacts& facts, size_t device) {
   const CudaDevice& gpu = facts.cuda.devices[device];
   Finding finding = {
@@ -141,6 +145,9 @@ Finding Gpu(const DoctorFacts& facts, size_t device) {
                    FormatBytes(double(gpu.total_bytes)), ", compute capability ", gpu.major, ".",
                    gpu.minor, ", ", gpu.multiprocessors, " multiprocessors, ", UuidText(gpu.uuid)),
       ""};
+  if (const int64_t bytes = ContextBytes(facts, device); bytes > 0) {
+    absl::StrAppend(&finding.value, ", ", FormatBytes(double(bytes)), " to a process");
+  }
   if (gpu.major < kOldestCapability) {
     finding.remedy = "its compute capability is below 8.0: use --device cpu";
   } else if (device < facts.unusable.size() && !facts.unusable[device].empty()) {
@@ -298,6 +305,7 @@ std::string DoctorJson(const DoctorFacts& facts, const DoctorReport& report) {
                             {"uuid", UuidText(gpu.uuid)},
                             {"bytes", gpu.total_bytes},
                             {"free_bytes", gpu.free_bytes},
+                            {"context_bytes", ContextBytes(facts, i)},
                             {"compute_capability", absl::StrCat(gpu.major, ".", gpu.minor)},
                             {"multiprocessors", gpu.multiprocessors},
                             {"peers", gpu.peers},

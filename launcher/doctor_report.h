@@ -32,8 +32,10 @@ struct DoctorFacts {
   std::string driver;                    // of the kernel, "580.65.06"; empty: none is loaded
   CudaInstallation cuda;
   std::vector<std::string> unusable;  // by GPU: why it cannot be computed on; empty: it can
-  std::vector<GpuLink> links;         // among the GPUs, or of the only one to itself
-  std::string nccl;                   // version; empty: built without
+  // By GPU: bytes that a process takes by computing there at all; 0: not known.
+  std::vector<int64_t> context_bytes;
+  std::vector<GpuLink> links;  // among the GPUs, or of the only one to itself
+  std::string nccl;            // version; empty: built without
 };
 
 struct Finding {

@@ -108,6 +108,12 @@ absl::StatusOr<Answer> AnswerFor(const std::shared_ptr<const ModelSource>& sourc
   return answer;
 }
 
+// Not `auto` but what it would choose here.
+Device PlannedDevice(const LoadRequest& load) {
+  if (load.device != Device::kAuto) return load.device;
+  return load.compute != Compute::kF64 && CudaDevices() > 0 ? Device::kCuda : Device::kCpu;
+}
+
 absl::StatusOr<PlannedTraining> TrainingOf(const Arguments& arguments, const MeshShape& mesh,
                                            const ModelConfig& config) {
   TOROID_ASSIGN_OR_RETURN(const LoadRequest load, LoadOptions(arguments, "zigzag"));
@@ -115,14 +121,16 @@ absl::StatusOr<PlannedTraining> TrainingOf(const Arguments& arguments, const Mes
   job.options.mesh = mesh;
   job.options.layout = load.layout;
   job.options.compute = load.compute;
+  job.options.device = PlannedDevice(load);
   job.options.packs_per_rank = arguments.Count("--packs-per-rank");
-  job.options.token_block = arguments.Count("--token-block");
+  if (arguments.Has("--token-block")) job.options.token_block = arguments.Count("--token-block");
   const std::string remat = arguments.Text("--remat");
   job.options.remat = remat == "none"    ? Remat::kNone
                       : remat == "block" ? Remat::kBlock
                                          : Remat::kAttentionOutput;
   for (const char* name : {"--packs-per-rank", "--token-block"}) {
-    if (arguments.Count(name) < 1) return UsageError(absl::StrCat(name, " 0: use 1 or more"));
+    if (arguments.Has(name) && arguments.Count(name) < 1)
+      return UsageError(absl::StrCat(name, " 0: use 1 or more"));
   }
   job.sequence_length =
       arguments.Has("--sequence-length") ? arguments.Count("--sequence-length") : config.context;
@@ -147,6 +155,7 @@ ordered_json Json(const Answer& answer, const std::string& model, const char* ta
                              {"ring_buffers", m.ring_buffers},
                              {"communicator", m.communicator},
                              {"checkpoint_copy", m.checkpoint_copy},
+                             {"device", m.device},
                              {"total", m.total()},
                              {"limit", answer.limit > 0 ? ordered_json(answer.limit) : nullptr}};
     }
@@ -182,12 +191,13 @@ std::string Text(const Answer& answer) {
   const auto bytes = [](int64_t n) { return FormatBytes(double(n)); };
   std::vector<std::vector<std::string>> rows = {{"ranks", "weights", "optimizer", "gradients",
                                                  "activations", "kv", "ring", "communicator",
-                                                 "checkpoint", "total"}};
+                                                 "checkpoint", "device", "total"}};
   for (const MemoryPlan::Group& group : answer.plan.groups) {
     const RankMemory& m = group.memory;
     rows.push_back({RanksText(group.ranks), bytes(m.weights), bytes(m.optimizer),
                     bytes(m.gradients), bytes(m.activations), bytes(m.kv), bytes(m.ring_buffers),
-                    bytes(m.communicator), bytes(m.checkpoint_copy), bytes(m.total())});
+                    bytes(m.communicator), bytes(m.checkpoint_copy), bytes(m.device),
+                    bytes(m.total())});
   }
   std::string text = Table(rows, ColourStdout());
   for (const auto& [what, seconds] : answer.seconds.items()) {
@@ -265,6 +275,7 @@ absl::StatusOr<Question> QuestionOfFlags(const Arguments& arguments, const std::
   PlannedInference job;
   TOROID_ASSIGN_OR_RETURN(job.load, LoadOptions(arguments, "striped:16"));
   job.load.mesh = question.mesh;
+  job.load.device = PlannedDevice(job.load);
   job.max_tokens = arguments.Count("--max-tokens");
   job.n = arguments.Count("--n");
   question.job = job;
@@ -316,6 +327,7 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
     job.options.mesh = question.mesh;
     job.options.layout = load.layout;
     job.options.compute = load.compute;
+    job.options.device = PlannedDevice(load);
     for (const BatchRamp::Stage& stage : train->plan.data.batch_tokens.stages) {
       job.batch_tokens = std::max(job.batch_tokens, stage.tokens);
       job.batch_unit = std::gcd(job.batch_unit, stage.tokens);
@@ -336,6 +348,7 @@ absl::StatusOr<Question> QuestionOfJob(const Arguments& arguments, const std::st
                          1 + static_cast<int64_t>(generate->more_prompts.size()), request.n,
                          request.batch};
     job.load.mesh = question.mesh;
+    job.load.device = PlannedDevice(load);
     question.job = job;
   } else {
     return absl::UnimplementedError(
@@ -409,7 +422,8 @@ const OptionTable kModelAloneOptions = {
          "train: of a micro-batch, on each data rank"},
         {"--remat", ValueKind::kChoice, "none|attention_output|block", "attention_output",
          "train: what a layer keeps for its backward"},
-        {"--token-block", ValueKind::kCount, "N", "512", "train: rows of a feed-forward block"},
+        {"--token-block", ValueKind::kCount, "N", "",
+         "train: rows of a feed-forward block; default 512, on GPUs 8192"},
     }};
 
 }  // namespace
@@ -434,7 +448,10 @@ const Verb kPlanVerb = {
         "The job's own code runs on memory that only counts, so weights are not read and the ranks "
         "need not exist.\nOf a job's file all is as the file says, whatever defaults are shown "
         "below: --mesh and --memory take\nthe place of its own, --set of any field, and the other "
-        "flags that say a job are refused.\n--link-rate tells of each mode and codec what "
+        "flags that say a job are refused.\n--device cuda (auto: where this "
+        "machine has GPUs) tells of a GPU's memory, with what its driver takes\nfor the process "
+        "(doctor measures it); NCCL's buffers are not foreseen.\n--link-rate tells of each mode "
+        "and codec what "
         "the exchange between pods sends, what of it computation does not hide,\nthe speed-up that "
         "follows, the change of the job that hides it.\nExit code 1: some rank needs more than "
         "--memory.",

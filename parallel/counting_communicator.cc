@@ -59,6 +59,10 @@ std::unique_ptr<Communicator> NewCountingTwin(const Communicator& world, Stream 
                                                 world.communicator_bytes());
 }
 
+std::unique_ptr<Communicator> NewCountingRank(int rank, int size, bool on_gpu) {
+  return on_gpu ? NewCountingWorld(rank, size, /*slot_limit=*/0) : NewCountingWorld(rank, size);
+}
+
 std::unique_ptr<Communicator> NewCountingWorld(int rank, int size, int64_t slot_limit) {
   TOROID_CHECK(rank >= 0 && rank < size);
   return std::make_unique<CountingCommunicator>(rank, size, slot_limit);

@@ -15,6 +15,9 @@ namespace toroid {
 std::unique_ptr<Communicator> NewCountingWorld(int rank, int size,
                                                int64_t slot_limit = kReductionSlotLimit);
 
+// The same for a rank that computes on a CPU, or on a GPU: what NCCL takes there is not counted.
+std::unique_ptr<Communicator> NewCountingRank(int rank, int size, bool on_gpu);
+
 // The same for a rank of `world`, fresh, whose verbs will be called on streams like `s`: those of a
 // device need no scratch but what the world holds from the beginning.
 std::unique_ptr<Communicator> NewCountingTwin(const Communicator& world, Stream s);

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda_memory.h"
 #include "core/model/rope.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
@@ -110,6 +111,7 @@ absl::Status Engine::Setup(std::unique_ptr<Communicator> world, int64_t layers,
   options.tensor_size = load_.mesh.tensor;
   options.compute = load_.compute == Compute::kBF16 ? DType::kBF16 : type;
   options.layers = layers;
+  options.threads = load_.threads;
   options.load = !counting;
   options.progress = [&](int64_t done, int64_t total) {
     At("load", -1, done >> 20);
@@ -266,8 +268,12 @@ absl::StatusOr<RankMemory> Engine::Foresee(int rank, std::shared_ptr<const Model
   std::unique_ptr<Engine> engine(new Engine());
   engine->load_ = load;
   engine->source_ = std::move(source);
-  TOROID_RETURN_IF_ERROR(engine->Setup(NewCountingWorld(rank, int(load.mesh.size())),
-                                       /*layers=*/0, NewCountingBackend(TypeOf(load.compute)), {}));
+  const bool on_gpu = load.device == Device::kCuda;
+  TOROID_RETURN_IF_ERROR(engine->Setup(
+      NewCountingRank(rank, int(load.mesh.size()), on_gpu), /*layers=*/0,
+      on_gpu ? NewCountingCudaBackend(load.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32)
+             : NewCountingBackend(TypeOf(load.compute)),
+      {}));
   TOROID_ASSIGN_OR_RETURN(const MemoryUse use, engine->DryGenerate(request, MostRows(request)));
   RankMemory memory;
   memory.weights = use.weights;
@@ -275,6 +281,7 @@ absl::StatusOr<RankMemory> Engine::Foresee(int rank, std::shared_ptr<const Model
   memory.ring_buffers = engine->ring_bytes_;
   memory.activations = use.scratch - engine->ring_bytes_;
   memory.communicator = use.communicator;
+  if (on_gpu) memory.device = CudaRankBytes();
   return memory;
 }
 

@@ -55,6 +55,12 @@ absl::Status CheckMesh(const ModelConfig& config, const MeshShape& mesh) {
   return CheckTensorAxis(config, mesh.tensor, "data");
 }
 
+absl::Status CheckDevice(Device device, Compute compute) {
+  if (device != Device::kCuda || compute != Compute::kF64) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "--device cuda with --compute f64: use --device cpu, or --compute f32 or bf16");
+}
+
 // Bytes of each rank's copy for checkpoints: ranks that store as much count more or less of it,
 // as replicas and pads lie in their ranges. Layers are alike.
 std::vector<int64_t> CheckpointCopies(const ModelConfig& config, const TrainOptions& options) {
@@ -278,6 +284,7 @@ absl::Status CheckPositions(const ModelConfig& model, int64_t sequence_length) {
 absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedTraining& job) {
   const TrainOptions& options = job.options;
   TOROID_RETURN_IF_ERROR(CheckMesh(source->config, options.mesh));
+  TOROID_RETURN_IF_ERROR(CheckDevice(options.device, options.compute));
   TOROID_RETURN_IF_ERROR(CheckPositions(source->config, job.sequence_length));
   TOROID_ASSIGN_OR_RETURN(const auto packs, Packs(job));
   std::vector<TokenLayout> layouts;  // of both micro-batches
@@ -289,9 +296,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedTraining& job)
                                           {packs.begin() + range.begin, packs.begin() + range.end},
                                           options.mesh.data, options.mesh.ring));
   }
-  const std::vector<int64_t> copies = job.checkpoints
-                                          ? CheckpointCopies(source->config, options)
-                                          : std::vector<int64_t>(size_t(options.mesh.size()));
+  const bool copied = job.checkpoints && options.device != Device::kCuda;  // to the host's memory
+  const std::vector<int64_t> copies = copied ? CheckpointCopies(source->config, options)
+                                             : std::vector<int64_t>(size_t(options.mesh.size()));
   return Plan(
       source->config, options.mesh, copies,
       [&](int64_t data, int64_t ring) {
@@ -308,6 +315,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(Source source, const PlannedInference& giv
   const PlannedInference job = WithContext(source, given);
   const MeshShape& mesh = job.load.mesh;
   TOROID_RETURN_IF_ERROR(CheckMesh(source->config, mesh));
+  TOROID_RETURN_IF_ERROR(CheckDevice(job.load.device, job.load.compute));
   if (job.load.context < 1 || job.load.context >= int64_t{1} << 31) {
     return absl::InvalidArgumentError(
         absl::StrCat("a context of ", job.load.context, " tokens: give 1 to 2^31 - 1"));

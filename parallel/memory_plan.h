@@ -1,6 +1,6 @@
 // What a job will need on each rank before there is any: the job's own code on the counting
-// backend, once for each kind of rank. No weight is touched, so that a mesh of thousands of ranks
-// takes seconds on a laptop.
+// backend, once for each kind of rank; with Device::kCuda as on GPUs, whose memory alone it then
+// tells. No weight is touched, so that a mesh of thousands of ranks takes seconds on a laptop.
 #pragma once
 
 #include <cstdint>

@@ -14,9 +14,12 @@ struct RankMemory {
   int64_t ring_buffers = 0;  // of both arenas: blocks of K, V and their gradients that travel
   int64_t communicator = 0;
   int64_t checkpoint_copy = 0;  // what a checkpoint is written from while steps go on
+  // Of a GPU: its driver's for this process, and workspaces (core/cuda_memory.h). The bytes are
+  // then those of the GPU; what lies in the host's memory beside them is not among them.
+  int64_t device = 0;
   int64_t total() const {
     return weights + optimizer + gradients + activations + kv + ring_buffers + communicator +
-           checkpoint_copy;
+           checkpoint_copy + device;
   }
   bool operator==(const RankMemory&) const = default;
 };

@@ -2,25 +2,24 @@
 
 #include <unistd.h>
 
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "core/io/crc32c.h"
-#include "core/io/mapped_file.h"
+#include "core/random.h"
 #include "parallel/host_exchange.h"
 
 namespace toroid {
 namespace {
 
-// Tells builds apart: size and contents of the running executable. Every rank reads all of it when
-// it starts, which must take no time: one with debug information has some 200 MB.
+// Tells builds apart: size and contents of the running executable.
 uint64_t BuildFingerprint() {
   static const uint64_t print = [] {
-    const absl::StatusOr<MappedFile> file = MappedFile::Open("/proc/self/exe");
-    if (!file.ok()) return uint64_t{0};
-    return (uint64_t(file->bytes().size()) << 32) | Crc32c(file->bytes());
+    std::ifstream file("/proc/self/exe", std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    return HashName(bytes.data(), bytes.size());
   }();
   return print;
 }

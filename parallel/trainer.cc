@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda_memory.h"
 #include "core/model/bind.h"
 #include "core/model/loss.h"
 #include "core/model/owed_sums.h"
@@ -274,9 +275,14 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   trainer->rounds_ = Rounds;
   trainer->source_ = std::move(source);
   Trainer& t = *trainer;
+  const bool on_gpu = options.device == Device::kCuda;
   const DType type = options.compute == Compute::kF64 ? DType::kF64 : DType::kF32;
-  TOROID_RETURN_IF_ERROR(
-      t.Setup(NewCountingWorld(rank, int(options.mesh.size())), NewCountingBackend(type), {}));
+  TOROID_RETURN_IF_ERROR(t.Setup(
+      NewCountingRank(rank, int(options.mesh.size()), on_gpu),
+      on_gpu
+          ? NewCountingCudaBackend(options.compute == Compute::kBF16 ? DType::kBF16 : DType::kF32)
+          : NewCountingBackend(type),
+      {}));
   constexpr int64_t kStep = 1;  // one that does not measure the noise scale
   const int64_t pods = options.pods.count;
   const int64_t own = (int64_t(packs.size()) + pods - 1) / pods;  // of the pod that has most
@@ -294,7 +300,9 @@ absl::StatusOr<RankMemory> Trainer::Foresee(int rank, std::shared_ptr<const Mode
   t.store_->SquaredSums(Kind::kGradients);
   std::vector<double> loss = {0};
   SumHost(t.mesh_->shard(), loss);
-  return t.memory();
+  RankMemory memory = t.memory();
+  if (on_gpu) memory.device = CudaRankBytes();
+  return memory;
 }
 
 std::optional<double> Trainer::exposed_seconds() const {

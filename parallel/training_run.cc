@@ -95,8 +95,9 @@ absl::Status CheckNoiseScale(const TrainingPlan& plan) {
 absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
                          const std::shared_ptr<const ModelSource>& source) {
   int64_t limit = plan.memory_limit;
+  const bool on_gpus = OnGpus(world, plan.options.device, plan.options.compute);
   if (limit == 0) {
-    if (OnGpus(world, plan.options.device, plan.options.compute)) return absl::OkStatus();
+    if (on_gpus) return absl::OkStatus();
     const int64_t own = FreeMemory().value_or(INT64_MAX) / HostsOf(world).local_size;
     const std::vector<int64_t> shares = GatherHost(world, own);
     limit = *std::min_element(shares.begin(), shares.end());
@@ -109,6 +110,7 @@ absl::Status CheckMemory(Communicator& world, const TrainingPlan& plan,
       job.batch_unit = std::gcd(job.batch_unit, stage.tokens);
     }
     job.of_spec = true;
+    job.options.device = on_gpus ? Device::kCuda : Device::kCpu;
     fits = CheckFits(source, job, limit);
   }
   return ShareStatus(world, fits);

@@ -184,9 +184,14 @@ def test_plan():
     check(facts["schema"] == 1 and facts["fits"] is True and facts["advice"] == [], facts["advice"])
     check([rank["rank"] for rank in facts["ranks"]] == list(range(12)), facts["ranks"])
     for rank in facts["ranks"]:
-        parts = ["weights", "optimizer", "gradients", "activations", "kv", "ring_buffers", "communicator", "checkpoint_copy"]
+        parts = ["weights", "optimizer", "gradients", "activations", "kv", "ring_buffers", "communicator", "checkpoint_copy",
+                 "device"]
         check(sum(rank[part] for part in parts) == rank["total"] and rank["limit"] is None, rank)
     check(facts["ranks"][0]["kv"] > 0 and facts["ranks"][0]["optimizer"] == 0, facts["ranks"][0])
+    gpu = run(*words, "--context", 4096, "--device", "cuda", "-o", "json").json()["ranks"][0]  # no GPU is needed
+    cpu = run(*words, "--context", 4096, "--device", "cpu", "-o", "json").json()["ranks"][0]
+    check(gpu["device"] > 0 == cpu["device"] and gpu["kv"] == cpu["kv"] and gpu["communicator"] == 0, gpu, cpu)
+    refused(run(*words, "--device", "cuda", "--compute", "f64"), 3, "--device cuda", "f64")
     train = run(*words, "--sequence-length", 1024, "--flops", "1e9", "-o", "json").json()
     check(train["task"] == "train" and train["ranks"][0]["optimizer"] > 0, train["ranks"][0])
     check(train["seconds"]["step"] > 0, train["seconds"])

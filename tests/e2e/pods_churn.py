@@ -80,7 +80,7 @@ def check_that_doctored_logs_are_seen(logs):
         raise Failed("nobody sees", doctored)
 
 
-def write_language(path, words, follow=4, count=1000000):
+def write_language(path, words=32, follow=4, count=1000000):
     """Words of random letters, each followed by one of four: little to learn, and no end of it.
 
     Of a text that is learnt by heart each token counts, so that pods that are away for a quarter of
@@ -130,10 +130,10 @@ class Harm:
         self.next = now + self.random.uniform(3, 7)
 
 
-def train(mode, steps, words, seed=None, cuts="0"):
+def train(mode, steps, seed=None, cuts="0"):
     """A job of so many steps, disturbed if there is a seed: what it leaves, and what was done."""
     runs = tempfile.mkdtemp()
-    write_language(os.path.join(runs, "language.txt"), words)
+    write_language(os.path.join(runs, "language.txt"))
     with Up(PODS, 1, "--root", f"runs={runs}", "--link-cuts", cuts) as up:
         job = Run(up, runs, mode, PODS, f"train.steps={steps}", "max_restarts=1000", *LEARNING)
         harm = Harm(job, seed) if seed is not None else None
@@ -169,17 +169,16 @@ def loss(told, steps):
 
 
 def churn(seconds, seed, mode, cuts):
-    words = max(32, int(32 * seconds / 60))  # of fewer, all is learnt long before a longer run ends
-    pilot, _, runs = train(mode, 100, words)
+    pilot, _, runs = train(mode, 100)
     took = max(sum(line["step_s"] for line in each[20:]) / len(each[20:]) for each in pilot.lines())
     shutil.rmtree(runs)
     steps = max(200, int(seconds / took) // 20 * 20)
-    fixed, _, runs = train(mode, steps, words)
+    fixed, _, runs = train(mode, steps)
     undisturbed = loss(fixed.lines(), steps)
     halfway = loss(fixed.lines(), steps // 2)
     check(halfway > 1.03 * undisturbed, "control: it learns nothing that could be missed:", halfway, undisturbed)
     shutil.rmtree(runs)
-    job, harm, runs = train(mode, steps, words, seed, cuts)
+    job, harm, runs = train(mode, steps, seed, cuts)
     told = job.lines()
     longest = idle(told)
     learnt = loss(told, steps)

@@ -34,6 +34,7 @@ DoctorFacts Host() {
   facts.cuda.devices = {gpu, gpu};
   facts.cuda.devices[1].peers = {0};
   facts.unusable = {"", ""};
+  facts.context_bytes = {int64_t{512} << 20, 0};  // of the second it is not known
   facts.links = {{0, 1, true, ""}, {1, 0, true, ""}};
   facts.nccl = "2.28.9";
   return facts;
@@ -72,7 +73,7 @@ TEST(Doctor, NothingIsWrongWithASoundHost) {
   EXPECT_THAT(DoctorText(report, /*colour=*/false),
               AllOf(HasSubstr("ok       GPU 0           NVIDIA H100, 79.0 GiB free of 80.0 GiB, "
                               "compute capability 9.0, 132 multiprocessors, "
-                              "GPU-12ab0001-0000-0000-0000-000000000000\n"),
+                              "GPU-12ab0001-0000-0000-0000-000000000000, 512.0 MiB to a process\n"),
                     HasSubstr("ok       GPU 0 to 1      peer access, CUDA IPC between processes\n"),
                     HasSubstr("chosen   device          cuda\n")));
 }
@@ -159,6 +160,8 @@ TEST(Doctor, JsonHasChecksAndGpus) {
   EXPECT_EQ(json["gpus"][0]["compute_capability"], "9.0");
   EXPECT_EQ(json["gpus"][0]["bytes"], int64_t{80} << 30);
   EXPECT_EQ(json["gpus"][0]["peers"], nlohmann::json({1}));
+  EXPECT_EQ(json["gpus"][0]["context_bytes"], int64_t{512} << 20);
+  EXPECT_EQ(json["gpus"][1]["context_bytes"], 0);
   EXPECT_EQ(json["links"].size(), 2u);
   int warnings = 0;
   for (const nlohmann::json& check : json["checks"]) {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda_memory.h"
 #include "core/io/random_model.h"
 #include "parallel/checkpoint.h"
 #include "tests/support/engine_on_mesh.h"
@@ -115,6 +116,38 @@ TEST(MemoryPlan, ForeseesTrainingToTheByte) {
     EXPECT_GT(WithoutCommunicator(PlanMemory(TestSource(c.model), job)->groups[0].memory),
               WithoutCommunicator(measured[0]));
   }
+}
+
+// Of a GPU that is not here: its own bytes, activations in its types, nothing of the host's. (What
+// a GPU says of it: cuda_memory_test.cc.)
+TEST(MemoryPlan, OfGpusTellsOfTheirMemory) {
+  PlannedTraining job = SmallJob({1, 1, 1}, Remat::kNone);
+  job.checkpoints = true;
+  job.options.compute = Compute::kBF16;
+  const auto source = TestSource("random:tiny-gqa");
+  const RankMemory cpu = PlanMemory(source, job)->groups[0].memory;
+  job.options.device = Device::kCuda;
+  const RankMemory gpu = PlanMemory(source, job)->groups[0].memory;
+  EXPECT_EQ(gpu.device, CudaRankBytes());
+  EXPECT_GT(gpu.device, CudaWorkspaceBytes());
+  EXPECT_EQ(gpu.checkpoint_copy, 0);
+  EXPECT_GT(cpu.checkpoint_copy, 0);
+  EXPECT_EQ(cpu.device, 0);
+  EXPECT_EQ(gpu.weights, cpu.weights);
+  EXPECT_LT(gpu.activations, cpu.activations);  // bf16 in place of float32
+  job.options.compute = Compute::kF64;
+  EXPECT_EQ(PlanMemory(source, job).status().code(), absl::StatusCode::kInvalidArgument);
+
+  PlannedInference generate;
+  generate.load.model = "random:tiny-1m:q4_1";
+  generate.load.context = 150;
+  generate.load.device = Device::kCuda;
+  const RankMemory made = PlanMemory(TestSource(generate.load.model), generate)->groups[0].memory;
+  EXPECT_EQ(made.device, CudaRankBytes());
+  // 5 bits a weight, of which the plain model has 32.
+  generate.load.model = "random:tiny-1m";
+  const RankMemory plain = PlanMemory(TestSource(generate.load.model), generate)->groups[0].memory;
+  EXPECT_NEAR(double(made.weights) / double(plain.weights), 5.0 / 32, 3e-3);
 }
 
 TEST(MemoryPlan, ForeseesGenerateToTheByte) {
