@@ -1,13 +1,14 @@
 // Rows of GPUs, measured by the code that computes there; ranks are threads, each with a GPU.
 //
-//   gpu_rows [link] [ring] [model] [train] [shape=NAME] [tokens=N,N]        all without a word
+//   gpu_rows [link] [ring] [model] [train] [shape=NAME[:TYPE]] [tokens=N,N] [samples=N]
+//                                                                          all without a word
 //
 //   link    two GPUs: messages between neighbours by the copy engine and by NCCL, collectives
 //   ring    two GPUs: causal attention of the ring, forward and with its backward, at T tokens a
 //           GPU, beside one GPU with equal work (sqrt(2) T tokens); "still": the ring's schedule
 //           without its messages, so that the difference is the exposed exchange
 //   model   one GPU: prefill of so many tokens (512, 8192, 32768) and decode behind them, of random
-//           weights of a shape (llama-1.2b)
+//           weights of a shape (llama-1.2b), in the type that its name may say (q8_0, q4_1)
 //   train   one GPU and, where there are two, data=2, ring=2 and tensor=2: steps of that shape
 //
 // One JSON object a line. Each case is warmed up; times are medians, of the slowest rank. FLOPs of
@@ -21,6 +22,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 
 #include "core/arena.h"
 #include "core/train/flops.h"
@@ -264,12 +266,14 @@ void Ring() {
 
 std::string model_name = "random:llama-1.2b";
 std::vector<int64_t> model_tokens = {512, 8192, 32768};
+int model_samples = 3;
 
 void Model() {
   const int64_t longest = *std::max_element(model_tokens.begin(), model_tokens.end());
   const EngineCase c{.model = model_name,
                      .compute = Compute::kBF16,
                      .context = longest + 128,
+                     .threads = int(std::max(1u, std::thread::hardware_concurrency())),
                      .device = Device::kCuda};
   OnEngines(
       c,
@@ -280,21 +284,30 @@ void Model() {
           request.max_tokens = 65;
           request.ignore_eos = true;
           std::vector<double> prefill, decode;
-          for (int i = 0; i < 4; ++i) {
+          int64_t kv = 0;
+          for (int i = 0; i <= model_samples; ++i) {
             const auto result = engine.Generate(request, {});
             ASSERT_TRUE(result.ok()) << result.status();
             if (i == 0) continue;
             prefill.push_back(result->report.timing.prefill_s);
             decode.push_back(result->report.timing.decode_s / 64);
+            kv = result->report.memory.kv[0];
           }
+          // Of a table of words that is not the head's too only a row is read.
+          const ModelConfig& config = engine.config();
+          const Tensor table = engine.model().ends().embedding_vD;
+          const double weights =
+              double(engine.model().weight_bytes() - (config.tied_embeddings ? 0 : table.bytes()));
           const TrainingFlops flops =
               FlopsOf(engine.config(), engine.config().layers, Remat::kNone, {{tokens}});
           std::printf(
               "{\"row\":\"%s bf16\",\"tokens\":%lld,\"prefill_s\":%.4f,"
-              "\"prefill_tokens_s\":%.0f,\"prefill_tflops\":%.0f,\"decode_tokens_s\":%.1f}\n",
+              "\"prefill_tokens_s\":%.0f,\"prefill_tflops\":%.0f,\"decode_tokens_s\":%.1f,"
+              "\"weights_gb\":%.3f,\"decode_gb_s\":%.0f,\"load_s\":%.1f}\n",
               model_name.c_str(), (long long)tokens, Median(prefill),
               double(tokens) / Median(prefill), flops.model / 3 / Median(prefill) * 1e-12,
-              1 / Median(decode));
+              1 / Median(decode), weights * 1e-9, (weights + double(kv)) / Median(decode) * 1e-9,
+              engine.load_seconds());
           std::fflush(stdout);
         }
       },
@@ -366,6 +379,8 @@ int Main(int argc, char** argv) {
     const std::string word = argv[i];
     if (word.starts_with("shape=")) {
       model_name = "random:" + word.substr(6);
+    } else if (word.starts_with("samples=")) {
+      model_samples = std::stoi(word.substr(8));
     } else if (word.starts_with("tokens=")) {
       model_tokens.clear();
       std::istringstream list(word.substr(7));

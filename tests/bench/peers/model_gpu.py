@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """torch's side of gpu_rows model and train: a Llama of random weights, compiled, on one GPU.
 
-python tests/bench/peers/model_gpu.py [--rows train,prefill,decode] [--tokens 8192] [--samples 5] [--shape llama-1.2b]
+python tests/bench/peers/model_gpu.py [--rows train,prefill,decode] [--tokens 8192,32768] [--samples 5] [--shape llama-1.2b]
+                                      [--attention cudnn,flash]
 
 Shape: llama-1.2b (16 layers, D 2048, F 8192, 32 heads of 64 on 8 KV heads, V 128256, tied) or llama3-8b (32 layers, D
 4096, F 14336, heads of 128; its head is tied here, which changes no product). train: forward,
 backward and a fused AdamW step of one sequence, torch.compile, without recomputation; weights and moments in float32
 under bf16 autocast ("f32 master", what toroid keeps), and all in bf16. prefill: the same model in bf16, logits of the
 last position. decode: one token after so many, a static cache, torch.compile(mode="reduce-overhead"), which is one CUDA
-graph. Attention: scaled_dot_product_attention with cuDNN and with flash, the better one is named. Random ids; medians
-of CUDA events. model_tflops counts 6 N + 12 L H K T per token, as toroid does (core/train/flops.h); prefill a third.
-One JSON object a line.
+graph. Attention: scaled_dot_product_attention with those of cuDNN and flash that are asked for, the better one is named.
+Random ids; medians of CUDA events after three warm-ups, of 32,768 tokens and more one. model_tflops counts 6 N + 12 L H
+K T per token, as toroid does (core/train/flops.h); prefill a third. One JSON object a line.
 """
 
 import argparse
@@ -92,8 +93,17 @@ class Llama(nn.Module):
         return F.linear(self.hidden(ids, at, caches)[:, -1], self.embed.weight)
 
 
-def seconds(samples, call):
-    for _ in range(3):
+def new_model(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with torch.device("cuda"):
+        model = Llama()
+    torch.set_default_dtype(before)
+    return model
+
+
+def seconds(samples, call, warm=3):
+    for _ in range(warm):
         call()
     times = []
     for _ in range(samples):
@@ -111,22 +121,22 @@ def flops(tokens):
     return tokens * (6 * weights + 12 * L * H * K * tokens)
 
 
-def best(run):
+def best(run, names):
     """The better attention: (seconds, name)."""
     results = []
-    for name, backend in BACKENDS.items():
+    for name in names:
         torch.compiler.reset()
-        with sdpa_kernel(backend):
+        with sdpa_kernel(BACKENDS[name]):
             results.append((run(), name))
     return min(results)
 
 
-def train(tokens, samples, master):
+def train(tokens, samples, names, master):
     ids = torch.randint(V, (1, tokens), device="cuda")
     labels = torch.randint(V, (1, tokens), device="cuda")
 
     def run():
-        model = Llama().cuda().to(torch.float32 if master else torch.bfloat16)
+        model = new_model(torch.float32 if master else torch.bfloat16)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         compiled = torch.compile(model)
 
@@ -139,27 +149,26 @@ def train(tokens, samples, master):
 
         return seconds(samples, step)
 
-    time, name = best(run)
+    time, name = best(run, names)
     return {"row": "torch train " + NAME + " " + ("f32 master" if master else "all bf16"), "attention": name,
             "tokens": tokens, "step_s": time, "tokens_s": tokens / time, "model_tflops": flops(tokens) / time / 1e12}
 
 
-def prefill(tokens, samples):
+def prefill(model, tokens, samples, names):
     ids = torch.randint(V, (1, tokens), device="cuda")
-    model = Llama().cuda().bfloat16()
 
     def run():
         last = torch.compile(model.last)
         with torch.no_grad():
-            return seconds(samples, lambda: last(ids))
+            return seconds(samples, lambda: last(ids), warm=3 if tokens < 32768 else 1)
 
-    time, name = best(run)
+    time, name = best(run, names)
     return {"row": "torch prefill " + NAME + " bf16", "attention": name, "tokens": tokens, "prefill_s": time,
             "tokens_s": tokens / time, "model_tflops": flops(tokens) / 3 / time / 1e12}
 
 
-def decode(tokens, samples):
-    model = Llama().cuda().bfloat16()
+def decode(model, tokens, samples):
+    torch.compiler.reset()
     caches = [[torch.randn(1, G, tokens + 128, K, device="cuda", dtype=torch.bfloat16) for _ in range(2)] for _ in range(L)]
     ids = torch.randint(V, (1, 1), device="cuda")
     at = torch.tensor([tokens], device="cuda")
@@ -178,24 +187,32 @@ def main():
     global NAME, L, D, FF, H, G, K, V
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="train,prefill,decode")
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", default="8192")
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--shape", default=NAME, choices=sorted(SHAPES))
+    parser.add_argument("--attention", default="cudnn,flash")
     arguments = parser.parse_args()
     NAME = arguments.shape
     L, D, FF, H, G, K, V = SHAPES[NAME]
     torch.set_float32_matmul_precision("high")
-    rows = arguments.rows.split(",")
-    todo = []
-    if "train" in rows:
-        todo += [lambda: train(arguments.tokens, arguments.samples, True), lambda: train(arguments.tokens, arguments.samples, False)]
-    if "prefill" in rows:
-        todo.append(lambda: prefill(arguments.tokens, arguments.samples))
-    if "decode" in rows:
-        todo.append(lambda: decode(arguments.tokens, arguments.samples))
-    for work in todo:
-        print(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in work().items()}), flush=True)
+    rows, names, samples = arguments.rows.split(","), arguments.attention.split(","), arguments.samples
+    lengths = [int(tokens) for tokens in arguments.tokens.split(",")]
+
+    def show(row):
+        print(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
         torch.cuda.empty_cache()
+
+    for tokens in lengths:
+        if "train" in rows:
+            show(train(tokens, samples, names, True))
+            show(train(tokens, samples, names, False))
+    if "prefill" in rows or "decode" in rows:
+        model = new_model(torch.bfloat16)
+        for tokens in lengths:
+            if "decode" in rows:
+                show(decode(model, tokens, samples))
+            if "prefill" in rows:
+                show(prefill(model, tokens, samples, names))
 
 
 if __name__ == "__main__":
