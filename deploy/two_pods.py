@@ -105,7 +105,8 @@ def watch(toroid, id, run, total, up):
 
 
 def last_hash(pods):
-    """The newest step of which both pods tell the hash of what they have in common, and both hashes."""
+    """The newest step of which both pods tell the hash of what they have in common, and both hashes; None: there is
+    no such step."""
     tables = []
     for lines in pods:
         found = {}
@@ -114,25 +115,36 @@ def last_hash(pods):
             if text:
                 found[line["step"]] = text
         tables.append(found)
-    step = max(tables[0].keys() & tables[1].keys())
-    return step, [table[step] for table in tables]
+    step = max(tables[0].keys() & tables[1].keys(), default=None)
+    return None if step is None else (step, [table[step] for table in tables])
 
 
 def compare(synchronous, late, total):
     """The last lines of two_pods.sh; whether all is as it should be."""
     good = True
     base, pods = pods_of(synchronous), pods_of(late)
+    for run, each in ((synchronous, base), (late, pods)):
+        for pod, lines in enumerate(each):
+            if not lines:
+                print(f"there is nothing to compare: {run}/pod-{pod}/metrics.jsonl has no step")
+                return False
     missed = [sorted(set(range(1, total + 1)) - {line["step"] for line in lines}) for lines in pods]
     for lines in pods:
         steps = [line["step"] for line in lines]
         good &= steps == sorted(set(steps)) and steps[-1] == total
     good &= min(map(len, missed)) == 0 < max(map(len, missed))  # one has made every step, one was away
     print(f"steps that a pod was away: {max(map(len, missed))} of {total}")
-    step, hashes = last_hash(pods)
-    name = "the outer parameters" if "outer_hash" in pods[0][-1]["pods"] else "the parameters"
-    for pod, text in enumerate(hashes):
-        print(f"pod {pod}: hash of {name} after step {step}: {text}")
-    good &= hashes[0] == hashes[1]
+    common = last_hash(pods)
+    if common is None:
+        print("there is no step of which both pods have told the hash: see metrics.jsonl of both, train with "
+              "param_hash_every")
+        good = False
+    else:
+        step, hashes = common
+        name = "the outer parameters" if "outer_hash" in pods[0][-1]["pods"] else "the parameters"
+        for pod, text in enumerate(hashes):
+            print(f"pod {pod}: hash of {name} after step {step}: {text}")
+        good &= hashes[0] == hashes[1]
     bytes_ = [sum(map(sent, each)) for each in (base, pods)]
     print(f"bytes sent by both pods: {bytes_[1]:,}; by gradients of each step in bf16: {bytes_[0]:,} "
           f"({bytes_[0] / bytes_[1]:.1f} times as many)")

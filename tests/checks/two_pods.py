@@ -63,6 +63,22 @@ class TwoPods(unittest.TestCase):
         self.assertEqual(code, 0, text)
         self.assertIn("after step 30: h30", text)
 
+    def test_no_hash_in_common(self):
+        def none(pods):
+            for each in pods[1]:
+                each["pods"].pop("outer_hash", None)
+                each.pop("param_hash", None)
+        code, text = self.judge(none)
+        self.assertEqual(code, 1, text)
+        self.assertIn("no step of which both pods have told the hash", text)
+        self.assertIn("synchronous: 2.0000", text)  # the rest is told all the same
+
+        def nothing(pods):
+            pods[1].clear()
+        code, text = self.judge(nothing)
+        self.assertEqual(code, 1, text)
+        self.assertIn("pod-1/metrics.jsonl has no step", text)
+
     def test_with_gradients_the_parameters_are_alike(self):
         code, text = self.judge(name="param_hash")
         self.assertEqual(code, 0, text)
