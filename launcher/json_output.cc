@@ -269,6 +269,16 @@ Json Row(const JsonRow& row, Json json) {
   return json;
 }
 
+Json WeightsOf(const ReplayedMerges::Weights& weights) {
+  const bool compared = weights.compared > 0;
+  const auto or_null = [compared](Json value) { return compared ? value : Json(nullptr); };
+  return {{"steps_compared", weights.compared},
+          {"first_step", or_null(weights.first)},
+          {"last_step", or_null(weights.last)},
+          {"param_hash", or_null(absl::StrFormat("%016x", weights.hash))},
+          {"not_made", weights.not_made.empty() ? Json(nullptr) : Json(weights.not_made)}};
+}
+
 }  // namespace
 
 const char* FinishReasonName(FinishReason reason) {
@@ -325,6 +335,7 @@ std::string ReplayJson(const ReplayResult& result) {
   for (const auto& [directory, pod] : result.pods) {
     Json one = {{"directory", directory}, {"merges", pod.merges}, {"replayed", pod.replayed}};
     if (pod.outer && pod.same()) one["outer_hash"] = absl::StrFormat("%016x", pod.hash);
+    if (pod.weights) one["weights"] = WeightsOf(*pod.weights);
     json["pods"].push_back(std::move(one));
   }
   return Dump(json);

@@ -1,4 +1,4 @@
-// toroid verify --replay RUN: the merges of a run's pods made again.
+// toroid verify --replay RUN: the merges and weights of a run's pods made again.
 #include "launcher/replay.h"
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +12,7 @@
 #include "launcher/terminal.h"
 #include "parallel/contribution_file.h"
 #include "parallel/training_run.h"
+#include "rpc/training_job.h"
 
 namespace toroid {
 namespace {
@@ -34,12 +35,38 @@ absl::StatusOr<std::vector<std::string>> PodsOf(const std::string& run) {
 }
 
 std::string ReplayTable(const ReplayResult& result) {
-  std::vector<std::vector<std::string>> rows = {{"pod", "merges", "the same", "outer weights"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"pod", "merges", "the same", "weights", "of step", "compared"}};
   for (const auto& [directory, pod] : result.pods) {
-    rows.push_back({directory, absl::StrCat(pod.merges), absl::StrCat(pod.replayed),
-                    pod.outer && pod.same() ? absl::StrFormat("%016x", pod.hash) : "-"});
+    std::vector<std::string> row = {directory, absl::StrCat(pod.merges),
+                                    absl::StrCat(pod.replayed)};
+    if (pod.weights && pod.weights->compared > 0) {
+      row.insert(row.end(),
+                 {absl::StrFormat("%016x", pod.weights->hash), absl::StrCat(pod.weights->last),
+                  absl::StrCat(pod.weights->compared, " times")});
+    } else {
+      const bool outer = pod.outer && pod.same();
+      row.insert(row.end(), {outer ? absl::StrFormat("outer %016x", pod.hash) : "-", "-",
+                             outer ? "each merge" : "-"});
+    }
+    rows.push_back(std::move(row));
   }
   return Table(rows, ColourStdout());
+}
+
+// What was not compared of weights, and why: a sentence for each pod.
+std::vector<std::string> NotCompared(const ReplayResult& result) {
+  std::vector<std::string> sentences;
+  for (const auto& [directory, pod] : result.pods) {
+    if (!pod.weights || pod.weights->compared > 0) continue;
+    sentences.push_back(
+        !pod.weights->not_made.empty()
+            ? absl::StrCat("the weights were not made again: ", pod.weights->not_made)
+            : absl::StrCat("the weights were compared with nothing: ", directory,
+                           ": its metrics.jsonl has no hash of them: train with "
+                           "param_hash_every: N"));
+  }
+  return sentences;
 }
 
 }  // namespace
@@ -50,9 +77,12 @@ absl::Status ReplayRun(const Arguments& arguments) {
   ProgressMeter meter(ProgressOption(arguments));
   ReplayResult result;
   for (const std::string& directory : directories) {
-    const auto replayed = ReplayMerges(PosixFiles(), directory, [&](int64_t done, int64_t all) {
+    ReplayOptions options;
+    options.param_hashes = ParamHashes(directory);
+    options.on_progress = [&](int64_t done, int64_t all) {
       meter.Update(absl::StrCat("replay ", directory), done, all, "merges");
-    });
+    };
+    const auto replayed = ReplayMerges(PosixFiles(), directory, options);
     meter.Clear();
     TOROID_RETURN_IF_ERROR(replayed.status());
     if (!replayed->same() && result.differs.empty()) {
@@ -68,6 +98,7 @@ absl::Status ReplayRun(const Arguments& arguments) {
   } else {
     WriteStdout(absl::StrCat(ReplayTable(result), result.differs.empty() ? "pass" : "FAIL", "\n"));
   }
+  for (const std::string& sentence : NotCompared(result)) Talk(sentence);
   if (result.differs.empty()) return absl::OkStatus();
   return WithExitCode(absl::AbortedError(absl::StrCat("not what the log says: ", result.differs,
                                                       ": the log or what was kept was changed")),

@@ -13,10 +13,11 @@ namespace toroid {
 
 struct ReplayResult {
   std::vector<std::pair<std::string, ReplayedMerges>> pods;  // by directory
-  std::string differs;  // the first merge that does; empty: none
+  std::string differs;  // the first merge or step that does; empty: none
 };
 
-// Exit code 1: a merge differs from the log, or logs of two pods; 3: something is missing.
+// Exit code 1: a merge differs from the log, weights from what the run has told, or the logs of two
+// pods; 3: something is missing.
 absl::Status ReplayRun(const Arguments& arguments);
 
 }  // namespace toroid

@@ -279,7 +279,7 @@ const OptionTable kVerifyOptions = {
         {"--self-test", ValueKind::kFlag, "", "",
          "plant known bugs in training; each must be found"},
         {"--replay", ValueKind::kText, "RUN", "",
-         "make the merges of a run on several pods again, from what it kept"},
+         "make merges and weights of a run on several pods again, from what it kept"},
     }};
 
 }  // namespace
@@ -304,9 +304,9 @@ const Verb kVerifyVerb = {
     .details =
         "Exit code 1 if a tensor is out of its bound: 1e-9 in f64; "
         "otherwise 4 times the "
-        "error of one rank\nat this --compute, at least 1e-6. With --replay: 1 if a merge differs, "
-        "3 "
-        "if something is missing.",
+        "error of one rank\nat this --compute, at least 1e-6. With --replay: 1 if a merge differs "
+        "from its log, or weights\nfrom the param_hash in metrics.jsonl (train.param_hash_every); "
+        "3 if something is missing.",
 };
 
 }  // namespace toroid

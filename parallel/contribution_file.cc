@@ -68,6 +68,10 @@ std::string MergeName(int64_t step, int64_t fragment, int64_t rank) {
   return absl::StrFormat("step-%08d-%d.rank-%04d", step, fragment, rank);
 }
 
+std::string SquaresName(int64_t step, bool of_weights) {
+  return absl::StrFormat("squares-%08d-%d", step, of_weights ? 1 : 0);
+}
+
 std::vector<std::string> BlobsOf(const CodedRange& coded) {
   std::vector<std::string> blobs = {coded.codes, "", ""};
   blobs[1].assign(reinterpret_cast<const char*>(coded.scales.data()),
@@ -125,10 +129,18 @@ absl::Status ContributionWriter::Close() {
   return closed;
 }
 
+absl::Status NoContributions(const std::string& path) {
+  return absl::NotFoundError(
+      absl::StrCat("no contributions: ", path,
+                   ": train with exchange { keep_contributions: true }, and leave them there"));
+}
+
 absl::StatusOr<std::vector<Contribution>> ReadContributions(FileSystem& files,
                                                             const std::string& path) {
-  TOROID_ASSIGN_OR_RETURN(const std::string bytes, ReadWhole(files, path, INT64_MAX));
-  absl::string_view rest = bytes;
+  const absl::StatusOr<std::string> bytes = ReadWhole(files, path, INT64_MAX);
+  if (absl::IsNotFound(bytes.status())) return NoContributions(path);
+  TOROID_RETURN_IF_ERROR(bytes.status());
+  absl::string_view rest = *bytes;
   const auto damaged = [&] {
     return absl::DataLossError(absl::StrCat(path, ": not whole, or no file of contributions"));
   };

@@ -25,6 +25,7 @@ std::string LaunchFolder(int64_t step);        // "from-00000040"
 int64_t LaunchStep(absl::string_view folder);  // of such a name; -1: it is none
 std::string BeginName(int64_t rank);           // "begin.rank-0000"
 std::string MergeName(int64_t step, int64_t fragment, int64_t rank);
+std::string SquaresName(int64_t step, bool of_weights);
 
 struct Contribution {
   int64_t group = 0, pod = 0;
@@ -49,7 +50,9 @@ class ContributionWriter {
   std::unique_ptr<WritableFile> file_;
 };
 
-// All of a file. NotFound; DataLoss naming it: it is damaged or not whole.
+// NotFound: a run without the option has none, or they were taken away.
+absl::Status NoContributions(const std::string& path);
+// All of a file. NoContributions; DataLoss naming it: it is damaged or not whole.
 absl::StatusOr<std::vector<Contribution>> ReadContributions(FileSystem& files,
                                                             const std::string& path);
 

@@ -1,5 +1,8 @@
 #include "parallel/contributions_about.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "absl/strings/str_cat.h"
 #include "core/io/model_config_json.h"
 #include "core/status_macros.h"
@@ -10,6 +13,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int kSchema = 1;
+// By LearningRateSchedule::Kind.
+constexpr const char* kSchedules[] = {"constant", "cosine", "wsd", "inverse sqrt"};
 
 Json ToJson(const ExchangeSpec& spec) {
   return {{"mode", ExchangeModeName(spec.mode)},
@@ -44,6 +49,56 @@ ExchangeSpec SpecOf(const Json& json) {
   return spec;
 }
 
+Json ToJson(const ContributionsUpdate& update) {
+  const OptimizerSpec& spec = update.optimizer;
+  const bool adamw = spec.kind == OptimizerSpec::Kind::kAdamW;
+  return {{"optimizer", adamw ? "adamw" : "adafactor"},
+          {"beta1", adamw ? spec.adamw.beta1 : spec.adafactor.beta1},
+          {"beta2", spec.adamw.beta2},
+          {"epsilon", adamw ? spec.adamw.epsilon : spec.adafactor.epsilon},
+          {"decay_by_rate_squared", spec.decay.kind == WeightDecay::Kind::kRateSquared},
+          {"decay_rate", spec.decay.rate},
+          {"schedule", kSchedules[int(spec.rate.kind)]},
+          {"rate", spec.rate.peak},
+          {"warmup", spec.rate.warmup},
+          {"final_rate", spec.rate.final_rate},
+          {"steps", spec.rate.steps},
+          {"decay", spec.rate.decay},
+          {"hold", spec.rate.hold},
+          {"max_norm", update.max_norm},
+          {"updates", update.updates},
+          {"pending", update.pending},
+          {"on_gpus", update.on_gpus}};
+}
+
+// As SpecOf.
+ContributionsUpdate UpdateOf(const Json& json) {
+  ContributionsUpdate update;
+  OptimizerSpec& spec = update.optimizer;
+  const std::string name = json.at("optimizer"), schedule = json.at("schedule");
+  const auto kind = std::find(std::begin(kSchedules), std::end(kSchedules), schedule);
+  if ((name != "adamw" && name != "adafactor") || kind == std::end(kSchedules)) {
+    throw std::invalid_argument("an optimizer or schedule that there is not");
+  }
+  if (name == "adafactor") spec.kind = OptimizerSpec::Kind::kAdafactor;
+  spec.adamw = {json.at("beta1"), json.at("beta2"), json.at("epsilon")};
+  spec.adafactor = {json.at("beta1"), json.at("epsilon")};
+  if (json.at("decay_by_rate_squared")) spec.decay.kind = WeightDecay::Kind::kRateSquared;
+  spec.decay.rate = json.at("decay_rate");
+  spec.rate.kind = LearningRateSchedule::Kind(kind - std::begin(kSchedules));
+  spec.rate.peak = json.at("rate");
+  spec.rate.warmup = json.at("warmup");
+  spec.rate.final_rate = json.at("final_rate");
+  spec.rate.steps = json.at("steps");
+  spec.rate.decay = json.at("decay");
+  spec.rate.hold = json.at("hold");
+  update.max_norm = json.at("max_norm");
+  update.updates = json.at("updates");
+  update.pending = json.at("pending");
+  update.on_gpus = json.at("on_gpus");
+  return update;
+}
+
 ContributionsAbout FromJson(const Json& json) {
   ContributionsAbout about;
   if (json.at("schema") != kSchema) throw std::invalid_argument("another schema");
@@ -57,6 +112,7 @@ ContributionsAbout FromJson(const Json& json) {
   }
   about.exchange = SpecOf(json.at("exchange"));
   about.joined = json.value("joined", false);
+  if (json.contains("update")) about.update = UpdateOf(json.at("update"));
   return about;
 }
 
@@ -70,6 +126,10 @@ absl::Status Check(const ContributionsAbout& about) {
       fits = fits && axis >= 1 && axis <= kMost;
     }
     fits = fits && mesh.size() <= kMost && mesh.tensor <= about.model.query_heads;
+  }
+  if (about.update) {
+    TOROID_RETURN_IF_ERROR(Validate(about.update->optimizer));
+    fits = fits && about.update->max_norm >= 0 && about.update->updates >= 0;
   }
   return fits ? Validate(about.exchange) : absl::InvalidArgumentError("a number out of range");
 }
@@ -85,6 +145,7 @@ std::string ToText(const ContributionsAbout& about) {
                {"meshes", Json::array()},
                {"exchange", ToJson(about.exchange)},
                {"joined", about.joined}};
+  if (about.update) json["update"] = ToJson(*about.update);
   for (const MeshShape& mesh : about.meshes) {
     json["meshes"].push_back({mesh.data, mesh.ring, mesh.tensor});
   }

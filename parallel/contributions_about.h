@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,8 +13,18 @@
 #include "kernels/dtype.h"
 #include "parallel/exchange_spec.h"
 #include "parallel/mesh.h"
+#include "parallel/optimizer.h"
 
 namespace toroid {
+
+// How gradients become weights, exact and delayed, from a launch's first step on.
+struct ContributionsUpdate {
+  OptimizerSpec optimizer;
+  double max_norm = 0;   // of the clip
+  int64_t updates = 0;   // made before
+  bool pending = false;  // delayed: what is on its way is applied by the first step
+  bool on_gpus = false;  // their last bits are not a CPU's
+};
 
 struct ContributionsAbout {
   ModelConfig model;
@@ -24,6 +35,8 @@ struct ContributionsAbout {
   ExchangeSpec exchange;
   // It began with the state of a pod that trained meanwhile: the merges before are not in its log.
   bool joined = false;
+  // Of gradients; none: written by a version that did not say.
+  std::optional<ContributionsUpdate> update;
 };
 
 inline constexpr int64_t kMostAbout = int64_t{1} << 24;  // bytes of its text

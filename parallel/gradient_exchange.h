@@ -49,6 +49,8 @@ class GradientExchange {
   // Collective.
   absl::StatusOr<void*> Settle();
   void* pending() { return delay() == 0 ? nullptr : pending_.data(); }
+  // Labels of what is here for the next step; 0: it applies nothing, or it travels.
+  int64_t settled_labels() const { return before_ == Before::kSettled ? totals_.labels : 0; }
   void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
   // Numbers that go with it; Restore takes them back when pending() and residual() were filled.
   std::vector<double> numbers() const;

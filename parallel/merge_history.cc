@@ -69,13 +69,11 @@ absl::Status MergeHistory::OpenLog() {
 }
 
 absl::Status MergeHistory::OpenContributions() {
-  if (options_.state.empty()) return absl::OkStatus();
+  if (!options_.begin) return absl::OkStatus();
   ContributionWriter writer;
   TOROID_RETURN_IF_ERROR(
       writer.Open(files_, absl::StrCat(Folder(), "/", BeginName(world_.rank()))));
-  Contribution begin;
-  begin.blobs = options_.state;
-  TOROID_RETURN_IF_ERROR(writer.Add(begin));
+  TOROID_RETURN_IF_ERROR(options_.begin(writer));
   return writer.Close();
 }
 
@@ -143,6 +141,18 @@ void MergeHistory::End(uint64_t result) {
   }
   if (log_ != nullptr) Note(log_->Append(record_));
   Alarm(failed);
+}
+
+void MergeHistory::Squares(int64_t step, bool of_weights, int64_t giver,
+                           const std::vector<double>& sums) {
+  if (!options_.keep || !status_.ok() || world_.rank() != 0) return;
+  Contribution kept{0, giver, 0, {""}};
+  kept.blobs[0].assign(reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(double));
+  ContributionWriter writer;
+  Note(writer.Open(files_, absl::StrCat(Folder(), "/", SquaresName(step, of_weights))));
+  if (writer.open()) Note(writer.Add(kept));
+  Note(writer.Close());
+  Alarm(false);
 }
 
 void MergeHistory::Sync() {

@@ -10,9 +10,13 @@
 // and, if contributions are kept,
 //   contributions/from-00000040/     of the launch that went on from step 40
 //     about.json                     what the numbers are of: model, meshes, exchange
-//     begin.rank-0000                outer weights and momentum that it began with
-//                                    (contribution_file.h, as all below)
+//     begin.rank-0000                what it began with (contribution_file.h, as all below): outer
+//                                    weights and momentum; of gradients, by group: weights,
+//                                    moments and, delayed, the mean gradient on its way
 //     step-00000044-0.rank-0000      of the merge of step 44 and fragment 0: every pod's share
+//     squares-00000044-0             of the step that made 44, where meshes differ: the squared
+//                                    sums of the gradient that all pods took, and whose they are;
+//                                    -1: of the weights (Adafactor)
 //
 // A launch takes back what is behind the step that it goes on from, in the log and here. An error
 // of the disk stops no training: it is told as an alarm, once. SPMD; one thread at a time.
@@ -45,8 +49,8 @@ class MergeHistory {
     // for nobody (membership_view.h) and is taken back.
     bool joined = false;
     std::string about;  // about.json's text
-    // This rank's outer weights and so on; empty: gradients have none.
-    std::vector<std::string> state;
+    // Writes begin.rank-..; null: there is none.
+    std::function<absl::Status(ContributionWriter&)> begin;
     std::function<void(const std::string&)> alarm;  // of rank 0
   };
   // Collective over `world`, which outlives this, as `files` does.
@@ -62,6 +66,10 @@ class MergeHistory {
   void End(uint64_t result);
   // What was written of the log is durable.
   void Sync();
+
+  // Squared sums of all parameters, of pod `giver`, that step `step` (counted from 1) was made
+  // with. Kept by rank 0.
+  void Squares(int64_t step, bool of_weights, int64_t giver, const std::vector<double>& sums);
 
  private:
   MergeHistory(Communicator& world, FileSystem& files, const Options& options)

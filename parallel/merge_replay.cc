@@ -17,6 +17,7 @@
 #include "parallel/outer_exchange.h"
 #include "parallel/param_hash.h"
 #include "parallel/pod_merge.h"
+#include "parallel/weights_replay.h"
 
 namespace toroid {
 namespace {
@@ -26,19 +27,6 @@ std::string NameOf(const MergeRecord& record) {
 }
 
 std::string Hex(uint64_t hash) { return absl::StrFormat("%016x", hash); }
-
-// A run without the option has none, or they were taken away.
-absl::Status Missing(const std::string& path) {
-  return absl::NotFoundError(
-      absl::StrCat("no contributions: ", path,
-                   ": train with exchange { keep_contributions: true }, and leave them there"));
-}
-
-absl::StatusOr<std::vector<Contribution>> Read(FileSystem& files, const std::string& path) {
-  absl::StatusOr<std::vector<Contribution>> read = ReadContributions(files, path);
-  if (absl::IsNotFound(read.status())) return Missing(path);
-  return read;
-}
 
 // This rank's part of what the log has of a merge.
 struct Parts {
@@ -71,7 +59,7 @@ class Replayer {
   absl::Status Begin(FileSystem& files, const std::string& folder) {
     if (!outer()) return absl::OkStatus();
     const std::string path = absl::StrCat(folder, "/", BeginName(rank_));
-    TOROID_ASSIGN_OR_RETURN(const std::vector<Contribution> read, Read(files, path));
+    TOROID_ASSIGN_OR_RETURN(const std::vector<Contribution> read, ReadContributions(files, path));
     const size_t bytes = size_t(groups_.stored_size()) * sizeof(T);
     size_t blob = 0;
     for (std::vector<T>* values : {&outer_, &momentum_}) {
@@ -84,11 +72,12 @@ class Replayer {
     return absl::OkStatus();
   }
 
+  // take(group, mean): of gradients.
   absl::Status Merge(FileSystem& files, const std::string& folder, const MergeRecord& record,
-                     Parts& parts) {
+                     const std::function<void(int64_t group, const T* mean)>& take, Parts& parts) {
     const std::string path =
         absl::StrCat(folder, "/", MergeName(record.step, record.fragment, rank_));
-    TOROID_ASSIGN_OR_RETURN(std::vector<Contribution> kept, Read(files, path));
+    TOROID_ASSIGN_OR_RETURN(std::vector<Contribution> kept, ReadContributions(files, path));
     std::map<int64_t, std::vector<PodShare>> shares;  // by group
     for (Contribution& one : kept) {
       PodShare share;
@@ -113,7 +102,11 @@ class Replayer {
       if (!merged.ok()) {
         return absl::DataLossError(absl::StrCat(path, ": ", merged.status().message()));
       }
-      if (outer()) Step(group, mean.data());
+      if (outer()) {
+        Step(group, mean.data());
+      } else {
+        take(group, mean.data());
+      }
       parts.result += HashOf(group, outer() ? At(outer_, group) : mean.data());
     }
     return absl::OkStatus();
@@ -166,40 +159,95 @@ class Replayer {
   std::vector<T> outer_, momentum_;
 };
 
-// All ranks of the pod, launch after launch.
+// All ranks of the pod, launch after launch. What functions return in words is what differs from
+// the log, or from what the run has told; empty: nothing does.
 template <typename T>
 class Replay {
  public:
-  Replay(FileSystem& files, const std::string& directory) : files_(files), directory_(directory) {}
+  Replay(FileSystem& files, const std::string& directory, const std::map<int64_t, uint64_t>& told)
+      : files_(files), directory_(directory), told_(told) {}
 
-  // The launch that went on from `step`. False: the outer weights that it began with are not those
-  // that the merges before it made.
-  absl::StatusOr<bool> Begin(int64_t step, const ContributionsAbout& about) {
-    const std::optional<uint64_t> before = OuterHash();
+  // The launch that went on from `step`.
+  absl::StatusOr<std::string> Begin(int64_t step, const ContributionsAbout& about) {
+    if (!delayed_) {  // what is on its way goes on with the launch
+      TOROID_ASSIGN_OR_RETURN(const std::string differs, UpdateDue());
+      if (!differs.empty()) return differs;
+    }
+    const std::optional<uint64_t> outer_before = OuterHash();
+    const std::unique_ptr<WeightsReplay> before = std::move(weights_);
     outer_ = !about.exchange.gradients();
+    delayed_ = about.exchange.mode == ExchangeSpec::Mode::kDelayed;
+    due_ = delayed_ ? step + 1 : 0;
     folder_ = absl::StrCat(directory_, "/", kContributions, "/", LaunchFolder(step));
     ranks_.clear();
     for (int64_t r = 0; r < about.meshes[size_t(about.pod)].size(); ++r) {
       ranks_.push_back(std::make_unique<Replayer<T>>(about, r));
       TOROID_RETURN_IF_ERROR(ranks_.back()->Begin(files_, folder_));
     }
-    return !outer_ || !before || about.joined || *before == *OuterHash();
+    bool goes_on = true;
+    if (outer_) {
+      goes_on = !outer_before || *outer_before == *OuterHash();
+    } else if (!about.update || about.update->on_gpus) {
+      made_.not_made = absl::StrCat(
+          folder_, "/", kAbout,
+          about.update ? ": computed on GPUs, whose last bits are not a CPU's"
+                       : ": of a version that did not say how weights are made of gradients");
+    } else {
+      TOROID_ASSIGN_OR_RETURN(weights_, WeightsReplay::Begin(files_, folder_, about));
+      goes_on = before == nullptr || about.joined || before->State() == weights_->State();
+    }
+    if (goes_on || about.joined) return std::string();
+    return absl::StrCat("the launch from step ", step, " began with other ", outer_ ? "outer " : "",
+                        "weights than the merges before it made");
   }
 
-  // What differs from the log; empty: nothing does.
   absl::StatusOr<std::string> Merge(const MergeRecord& record) {
+    TOROID_ASSIGN_OR_RETURN(std::string differs, UpdateDue());
+    if (!differs.empty()) return differs;
+    TOROID_ASSIGN_OR_RETURN(differs, MakeMerge(record));
+    due_ = record.step + (delayed_ ? 1 : 0);
+    return differs.empty() ? differs : absl::StrCat(NameOf(record), ": ", differs);
+  }
+
+  // Behind the last merge. Whether the step was done whose turn it is, only what it told can say.
+  absl::StatusOr<std::string> End() {
+    return told_.count(due_) > 0 ? UpdateDue() : absl::StatusOr<std::string>(std::string());
+  }
+
+  // Of all outer weights, once there are any.
+  std::optional<uint64_t> OuterHash() const {
+    if (!outer_ || ranks_.empty()) return std::nullopt;
+    uint64_t hash = 0;
+    for (const auto& rank : ranks_) hash += rank->OuterHash();
+    return hash;
+  }
+  bool outer() const { return outer_; }
+  const ReplayedMerges::Weights& made() const { return made_; }
+
+ private:
+  absl::StatusOr<std::string> MakeMerge(const MergeRecord& record) {
     Parts all;
-    for (const auto& rank : ranks_) {
+    bool weighs = false;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
       Parts parts;
-      TOROID_RETURN_IF_ERROR(rank->Merge(files_, folder_, record, parts));
+      const auto take = [&](int64_t group, const T* mean) {
+        if (weights_ != nullptr) weights_->Take(int64_t(r), group, mean);
+      };
+      TOROID_RETURN_IF_ERROR(ranks_[r]->Merge(files_, folder_, record, take, parts));
       for (const auto& [pod, part] : parts.inputs) {
         MergeInput& input = all.inputs[pod];
         input.pod = pod;
         input.weight = std::max(input.weight, part.weight);
         input.hash += part.hash;
+        weighs = weighs || part.weight > 0;
       }
       all.result += parts.result;
     }
+    if (weights_ != nullptr) weights_->Taken(weighs);
+    return Compare(record, std::move(all));
+  }
+
+  static std::string Compare(const MergeRecord& record, Parts all) {
     for (const MergeInput& logged : record.inputs) {
       const auto kept = all.inputs.find(logged.pod);
       if (kept == all.inputs.end()) return absl::StrCat("pod ", logged.pod, " gave nothing");
@@ -221,20 +269,32 @@ class Replay {
                         Hex(all.result), " when it is made again");
   }
 
-  // Of all outer weights, once there are any.
-  std::optional<uint64_t> OuterHash() const {
-    if (!outer_ || ranks_.empty()) return std::nullopt;
-    uint64_t hash = 0;
-    for (const auto& rank : ranks_) hash += rank->OuterHash();
-    return hash;
+  // The step that is due makes its update; the weights are then those that it has told the hash of.
+  absl::StatusOr<std::string> UpdateDue() {
+    const int64_t step = std::exchange(due_, 0);
+    if (weights_ == nullptr || step == 0) return std::string();
+    TOROID_ASSIGN_OR_RETURN(const std::string differs, weights_->Update(step));
+    const auto told = told_.find(step);
+    if (!differs.empty() || told == told_.end()) return differs;
+    made_.hash = weights_->Hash();
+    if (made_.hash != told->second) {
+      return absl::StrCat("step ", step, ": the weights had the hash ", Hex(told->second),
+                          ", and have ", Hex(made_.hash), " when they are made again");
+    }
+    if (made_.compared++ == 0) made_.first = step;
+    made_.last = step;
+    return std::string();
   }
 
- private:
   FileSystem& files_;
   const std::string directory_;
+  const std::map<int64_t, uint64_t>& told_;
   std::string folder_;
-  bool outer_ = false;
+  bool outer_ = false, delayed_ = false;
+  int64_t due_ = 0;  // the step, counted from 1, whose update comes next; 0: none
   std::vector<std::unique_ptr<Replayer<T>>> ranks_;
+  std::unique_ptr<WeightsReplay> weights_;  // of gradients
+  ReplayedMerges::Weights made_;
 };
 
 absl::StatusOr<ContributionsAbout> About(FileSystem& files, const std::string& directory,
@@ -242,7 +302,7 @@ absl::StatusOr<ContributionsAbout> About(FileSystem& files, const std::string& d
   const std::string path =
       absl::StrCat(directory, "/", kContributions, "/", LaunchFolder(launch), "/", kAbout);
   const absl::StatusOr<std::string> text = ReadWhole(files, path, kMostAbout);
-  if (absl::IsNotFound(text.status())) return Missing(path);
+  if (absl::IsNotFound(text.status())) return NoContributions(path);
   TOROID_RETURN_IF_ERROR(text.status());
   return ParseContributionsAbout(*text, path);
 }
@@ -251,7 +311,7 @@ absl::StatusOr<ContributionsAbout> About(FileSystem& files, const std::string& d
 absl::StatusOr<std::vector<int64_t>> Launches(FileSystem& files, const std::string& directory) {
   const std::string all = absl::StrCat(directory, "/", kContributions);
   const absl::StatusOr<std::vector<std::string>> names = files.List(all);
-  if (absl::IsNotFound(names.status())) return Missing(all);
+  if (absl::IsNotFound(names.status())) return NoContributions(all);
   TOROID_RETURN_IF_ERROR(names.status());
   std::vector<int64_t> steps;
   for (const std::string& name : *names) {
@@ -270,56 +330,52 @@ absl::StatusOr<MergeRecords> Log(FileSystem& files, const std::string& directory
 }
 
 template <typename T>
-absl::StatusOr<ReplayedMerges> ReplayAll(
-    FileSystem& files, const std::string& directory, const std::vector<MergeRecord>& records,
-    const std::vector<int64_t>& launches, DType dtype,
-    const std::function<void(int64_t done, int64_t all)>& on_progress) {
+absl::StatusOr<ReplayedMerges> ReplayAll(FileSystem& files, const std::string& directory,
+                                         const std::vector<MergeRecord>& records,
+                                         const std::vector<int64_t>& launches, DType dtype,
+                                         const ReplayOptions& options) {
   ReplayedMerges result;
   result.merges = int64_t(records.size());
-  Replay<T> replay(files, directory);
+  Replay<T> replay(files, directory, options.param_hashes);
   int64_t launch = -1;
   for (const MergeRecord& record : records) {
-    on_progress(result.replayed, result.merges);
+    options.on_progress(result.replayed, result.merges);
     const auto next = std::lower_bound(launches.begin(), launches.end(), record.step);
     if (next == launches.begin()) {
-      return Missing(absl::StrCat(directory, ": ", NameOf(record), " and those before step ",
-                                  launches.front()));
+      return NoContributions(absl::StrCat(directory, ": ", NameOf(record),
+                                          " and those before step ", launches.front()));
     }
     if (*(next - 1) != std::exchange(launch, *(next - 1))) {
       TOROID_ASSIGN_OR_RETURN(const ContributionsAbout about, About(files, directory, launch));
       if (about.dtype != dtype) return absl::DataLossError("launches of two types of numbers");
-      result.outer = !about.exchange.gradients();
-      TOROID_ASSIGN_OR_RETURN(const bool goes_on, replay.Begin(launch, about));
-      if (!goes_on) {
-        result.differs = absl::StrCat("the launch from step ", launch,
-                                      " began with other outer weights than the merges before it "
-                                      "made");
-        return result;
-      }
+      TOROID_ASSIGN_OR_RETURN(result.differs, replay.Begin(launch, about));
+      result.outer = replay.outer();
     }
-    TOROID_ASSIGN_OR_RETURN(const std::string differs, replay.Merge(record));
-    if (!differs.empty()) {
-      result.differs = absl::StrCat(NameOf(record), ": ", differs);
-      return result;
+    if (result.same()) {
+      TOROID_ASSIGN_OR_RETURN(result.differs, replay.Merge(record));
     }
+    if (!result.same()) break;
     ++result.replayed;
   }
+  if (result.same()) {
+    TOROID_ASSIGN_OR_RETURN(result.differs, replay.End());
+  }
   result.hash = replay.OuterHash().value_or(0);
+  if (!result.outer) result.weights = replay.made();
   return result;
 }
 
 }  // namespace
 
-absl::StatusOr<ReplayedMerges> ReplayMerges(
-    FileSystem& files, const std::string& directory,
-    const std::function<void(int64_t done, int64_t all)>& on_progress) {
+absl::StatusOr<ReplayedMerges> ReplayMerges(FileSystem& files, const std::string& directory,
+                                            const ReplayOptions& options) {
   TOROID_ASSIGN_OR_RETURN(const MergeRecords log, Log(files, directory));
   TOROID_ASSIGN_OR_RETURN(const std::vector<int64_t> launches, Launches(files, directory));
-  if (launches.empty()) return Missing(absl::StrCat(directory, "/", kContributions));
+  if (launches.empty()) return NoContributions(absl::StrCat(directory, "/", kContributions));
   TOROID_ASSIGN_OR_RETURN(const ContributionsAbout about,
                           About(files, directory, launches.front()));
   const auto replay = about.dtype == DType::kF64 ? ReplayAll<double> : ReplayAll<float>;
-  return replay(files, directory, log.records, launches, about.dtype, on_progress);
+  return replay(files, directory, log.records, launches, about.dtype, options);
 }
 
 absl::StatusOr<std::string> CompareMergeLogs(FileSystem& files,

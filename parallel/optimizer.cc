@@ -1,5 +1,6 @@
 #include "parallel/optimizer.h"
 
+#include <cmath>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -110,6 +111,20 @@ void Optimizer::Update(int64_t step, int64_t updates, double gradient_scale) {
     first += int64_t(store_.groups().group(g).members.size());
   }
   store_.Forget();
+}
+
+Optimizer::Clipped Optimizer::ClipAndUpdate(int64_t step, const std::vector<double>& squares,
+                                            double max_norm, int64_t& updates) {
+  Clipped made;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    if (!std::isfinite(squares[i]) && made.skipped.empty()) {
+      made.skipped = store_.parameter_name(int64_t(i));
+    }
+    made.squared_sum += squares[i];
+  }
+  made.clip = ClipGlobalNorm(made.squared_sum, max_norm);
+  if (made.clip.finite) Update(step, updates++, made.clip.factor);
+  return made;
 }
 
 }  // namespace toroid

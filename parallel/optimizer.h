@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -53,6 +54,17 @@ class Optimizer {
   // `updates`: how many updates were made before, which is `step` less the steps that were skipped.
   // Collective with Adafactor.
   void Update(int64_t step, int64_t updates, double gradient_scale);
+
+  // The rest of a step whose gradient is in the store: the clip and, if the gradient is finite, the
+  // update, which `updates` then counts. squares: ParamStore::SquaredSums of the gradient. As
+  // Update. Training and replay of it (weights_replay.h) both end here.
+  struct Clipped {
+    double squared_sum = 0;
+    GradientClip clip;
+    std::string skipped;  // the first parameter whose gradient is not finite
+  };
+  Clipped ClipAndUpdate(int64_t step, const std::vector<double>& squares, double max_norm,
+                        int64_t& updates);
 
  private:
   Optimizer(Backend& ops, Stream s, ParamStore& store, const OptimizerSpec& spec)

@@ -67,10 +67,13 @@ std::vector<double> PodExchange::SquaredSums(ParamStore::Kind kind) {
   }
   const bool gradients = kind == ParamStore::Kind::kGradients;
   std::vector<double> sums = swap_->store().SquaredSums(kind);
-  const absl::Status taken =
+  const absl::StatusOr<int64_t> giver =
       swap_->TakeOfOnePod(gradients ? PodSwap::kGradientSquares : PodSwap::kWeightSquares, step_,
                           sums, absl::StrCat("the norm of step ", step_));
-  failed_.Update(taken);
+  failed_.Update(giver.status());
+  if (giver.ok() && swap_->meshes_differ() && swap_->history() != nullptr) {
+    swap_->history()->Squares(step_ + 1, !gradients, *giver, sums);
+  }
   return sums;
 }
 
@@ -209,24 +212,57 @@ void PodExchange::Record(FileSystem& files, const RecordOptions& asked) {
   options.alarm = asked.alarm;
   options.joined = swap_->joined();
   if (asked.keep) {
-    ContributionsAbout about;
-    about.model = config_;
-    about.layers = layers_;
-    about.dtype = swap_->store().ops().dtype();
-    about.pod = pod();
-    about.meshes = swap_->meshes();
-    about.exchange = swap_->spec();
-    about.joined = swap_->joined() || HasJoined(files, asked.directory, asked.steps);
-    if (outer_ != nullptr) {
-      const size_t bytes = size_t(RowBytes(about.dtype, swap_->store().groups().stored_size()));
-      const void* const all[] = {outer_->outer_weights(), outer_->momentum()};
-      for (const void* values : all) {
-        options.state.emplace_back(static_cast<const char*>(values), bytes);
-      }
-    }
-    options.about = ToText(about);
+    options.about = About(files, asked);
+    options.begin = [this](ContributionWriter& writer) { return WriteBegin(writer); };
   }
   swap_->Record(MergeHistory::Open(swap_->store().mesh().world(), files, options));
+}
+
+std::string PodExchange::About(FileSystem& files, const RecordOptions& asked) {
+  ContributionsAbout about;
+  about.model = config_;
+  about.layers = layers_;
+  about.dtype = swap_->store().ops().dtype();
+  about.pod = pod();
+  about.meshes = swap_->meshes();
+  about.exchange = swap_->spec();
+  about.joined = swap_->joined() || HasJoined(files, asked.directory, asked.steps);
+  if (gradients_ != nullptr) {
+    about.update = ContributionsUpdate{asked.optimizer, asked.max_norm, asked.updates,
+                                       gradients_->settled_labels() > 0,
+                                       swap_->store().stream().cpu == nullptr};
+  }
+  return ToText(about);
+}
+
+// A group at a time: there is no room for a second copy of all.
+absl::Status PodExchange::WriteBegin(ContributionWriter& writer) {
+  using Kind = ParamStore::Kind;
+  ParamStore& store = swap_->store();
+  const auto bytes = [&store](int64_t size) { return size_t(RowBytes(store.ops().dtype(), size)); };
+  if (outer_ != nullptr) {
+    Contribution all;
+    for (const void* values : {outer_->outer_weights(), outer_->momentum()}) {
+      all.blobs.emplace_back(static_cast<const char*>(values), bytes(store.groups().stored_size()));
+    }
+    return writer.Add(all);
+  }
+  for (int64_t g = 0; g < store.groups().count(); ++g) {
+    Contribution group;
+    group.group = g;
+    for (const Kind kind : {Kind::kWeights, Kind::kFirstMoments, Kind::kSecondMoments}) {
+      const Tensor stored = store.Stored(kind, g);
+      group.blobs.emplace_back(size_t(stored.bytes()), '\0');
+      store.ops().Download(store.stream(), stored, group.blobs.back().data());
+    }
+    if (gradients_->pending() != nullptr) {
+      const char* const pending = static_cast<const char*>(gradients_->pending());
+      group.blobs.emplace_back(pending + bytes(store.groups().StoredBegin(g)),
+                               group.blobs[0].size());
+    }
+    TOROID_RETURN_IF_ERROR(writer.Add(group));
+  }
+  return absl::OkStatus();
 }
 
 int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "parallel/checkpoint.h"
 #include "parallel/gradient_exchange.h"
+#include "parallel/optimizer.h"
 #include "parallel/outer_exchange.h"
 #include "parallel/pod_swap.h"
 #include "parallel/state_copy.h"
@@ -110,6 +111,10 @@ class PodExchange {
     int64_t steps = 0;
     bool keep = false;
     std::function<void(const std::string&)> alarm;
+    // How the trainer makes weights of gradients.
+    OptimizerSpec optimizer;
+    double max_norm = 0;
+    int64_t updates = 0;
   };
   void Record(FileSystem& files, const RecordOptions& options);
   // Before a checkpoint: the log is durable up to it.
@@ -144,6 +149,8 @@ class PodExchange {
   std::unique_ptr<OuterExchange> outer_;
   std::vector<HostKind> Named(const std::vector<void*>& values) const;
   CopiedState Copied();
+  std::string About(FileSystem& files, const RecordOptions& asked);
+  absl::Status WriteBegin(ContributionWriter& writer);
 
   int64_t step_ = 0, labels_ = 0, swaps_ = 0;
   int64_t word_ = 0, heard_ = 0;

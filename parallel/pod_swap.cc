@@ -425,8 +425,8 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::SwapCards(Kind kind, i
   }
 }
 
-absl::Status PodSwap::TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
-                                   absl::string_view what) {
+absl::StatusOr<int64_t> PodSwap::TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
+                                              absl::string_view what) {
   const bool first = world().rank() == 0;
   int64_t pod = 0;
   if (options_.go_on || pod_ == 0) SendCard(kind, step, own);
@@ -437,12 +437,16 @@ absl::Status PodSwap::TakeOfOnePod(Kind kind, int64_t step, std::vector<double>&
     TOROID_RETURN_IF_ERROR(mail_->Await(
         world(), what, [&] { return !first || mail_->Has(key) ? int64_t{-1} : int64_t{0}; }));
   }
-  if (!options_.go_on && pod_ == 0) return ShareStatus(world(), mail_->status());
+  if (!options_.go_on && pod_ == 0) {
+    TOROID_RETURN_IF_ERROR(ShareStatus(world(), mail_->status()));
+    return pod;
+  }
   absl::Status status;
   if (first && pod != pod_) status = FromPayload(mail_->Take({kind, step, 0, {pod, 0}}), own);
   TOROID_RETURN_IF_ERROR(ShareStatus(world(), status));
   BroadcastHost(world(), own);
-  return world().Health();
+  TOROID_RETURN_IF_ERROR(world().Health());
+  return pod;
 }
 
 // The first pod whose numbers all have.

@@ -137,9 +137,10 @@ class PodSwap {
                                                              const std::vector<double>& own,
                                                              absl::string_view what);
   // Squares: one pod's numbers, on all ranks of all pods: of pod 0, or, where the others go on
-  // without a pod, of the first one whose numbers all have. Collective; as long as `own` on all.
-  absl::Status TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
-                            absl::string_view what);
+  // without a pod, of the first one whose numbers all have. Returns that pod. Collective; as long
+  // as `own` on all.
+  absl::StatusOr<int64_t> TakeOfOnePod(Kind kind, int64_t step, std::vector<double>& own,
+                                       absl::string_view what);
   bool meshes_differ() const {
     return std::any_of(meshes_.begin(), meshes_.end(),
                        [this](const MeshShape& mesh) { return mesh != meshes_[0]; });

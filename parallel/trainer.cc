@@ -1,7 +1,6 @@
 #include "parallel/trainer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -12,7 +11,6 @@
 #include "core/model/owed_sums.h"
 #include "core/model/rope.h"
 #include "core/status_macros.h"
-#include "core/train/clip.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/device.h"
 #include "parallel/host_exchange.h"
@@ -535,22 +533,13 @@ absl::Status Trainer::Update(StepResult& result) {
   At("norm", -1);
   const std::vector<double> squares = SquaredSums(Kind::kGradients);
   if (exchange_ != nullptr) TOROID_RETURN_IF_ERROR(exchange_->status());
-  double sum = 0;
-  for (size_t i = 0; i < squares.size(); ++i) {
-    if (!std::isfinite(squares[i]) && result.skipped.empty()) {
-      result.skipped = store_->parameter_name(int64_t(i));
-    }
-    sum += squares[i];
-  }
-  if (part_) noise_.Add(part_->labels, part_->squared, part_->all_labels, sum);
+  At("update", -1);
+  const Optimizer::Clipped made =
+      optimizer_->ClipAndUpdate(result.step, squares, options_.max_norm, updates_);
+  result.skipped = made.skipped;
+  if (part_) noise_.Add(part_->labels, part_->squared, part_->all_labels, made.squared_sum);
   result.noise_scale = noise_.value();
-  const GradientClip clip = ClipGlobalNorm(sum, options_.max_norm);
-  result.grad_norm = clip.norm;
-  if (clip.finite) {
-    At("update", -1);
-    optimizer_->Update(result.step, updates_, clip.factor);
-    ++updates_;
-  }
+  result.grad_norm = made.clip.norm;
   if (exchange_ != nullptr) TOROID_RETURN_IF_ERROR(exchange_->status());
   return mesh_->Health();
 }

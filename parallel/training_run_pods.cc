@@ -243,6 +243,9 @@ void TrainingRun::RecordMerges() {
   options.steps = step_;
   options.keep = plan_.options.pods.keep_contributions;
   options.alarm = [this](const std::string& sentence) { Alarm(sentence); };
+  options.optimizer = plan_.options.optimizer;
+  options.max_norm = plan_.options.max_norm;
+  options.updates = trainer_->updates();
   trainer_->exchange()->Record(files_, options);
 }
 

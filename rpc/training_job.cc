@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -62,6 +63,22 @@ absl::Status Replace(const std::string& path, const std::string& text) {
 }
 
 }  // namespace
+
+std::map<int64_t, uint64_t> ParamHashes(const std::string& directory) {
+  std::map<int64_t, uint64_t> hashes;
+  std::ifstream file(absl::StrCat(directory, "/", kMetrics));
+  for (std::string line; std::getline(file, line);) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    uint64_t hash = 0;
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() ||
+        !json.contains("param_hash") || !json["param_hash"].is_string() ||
+        !absl::SimpleHexAtoi(json["param_hash"].get<std::string>(), &hash)) {
+      continue;
+    }
+    hashes[json["step"].get<int64_t>()] = hash;
+  }
+  return hashes;
+}
 
 absl::StatusOr<std::unique_ptr<TrainingJob>> TrainingJob::Open(const JobSpec& spec,
                                                                const std::string& directory,

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -36,6 +37,9 @@ namespace toroid {
 struct FlopsUse {
   std::optional<double> model, hardware;  // of the peak, with recomputation not counted and counted
 };
+
+// Hashes of the weights that metrics.jsonl of a run directory has, by step; none if there is none.
+std::map<int64_t, uint64_t> ParamHashes(const std::string& directory);
 
 class TrainingJob {
  public:

@@ -17,6 +17,7 @@ from train import JOB, good, lines, words
 
 TEXT = "/usr/share/common-licenses"
 
+KEEP = "train.exchange.keep_contributions=true"
 EXACT = ["mesh.pods=2", "train.param_hash_every=1"]
 STREAMING = ["mesh.pods=2", "train.exchange.streaming.every=4", "train.exchange.streaming.fragments=2",
              "train.exchange.streaming.tau=1", "train.exchange.codec=INT8"]
@@ -52,7 +53,7 @@ def of_pod(top, pod):
 
 def test_unlike_worlds_take_the_same_exact_steps():
     with tempfile.TemporaryDirectory() as top, tempfile.TemporaryDirectory() as other:
-        for pod, result in enumerate(pods(top, *EXACT)):
+        for pod, result in enumerate(pods(top, *EXACT, KEEP)):
             answer = good(result).json()
             check(answer["steps"] == 12 and answer["loss"] < answer["first_loss"], answer)
             check(answer["mesh"]["pods"] == 2 and answer["mesh"]["data"] == 2 - pod, answer["mesh"])
@@ -71,11 +72,25 @@ def test_unlike_worlds_take_the_same_exact_steps():
         check(max(abs(a - b["loss"]) / a for a, b in zip(alone, one, strict=True)) < 1e-4, alone, one)
         check(lines(other)[-1]["param_hash"] != one[-1]["param_hash"], "sums of other orders")
         # Both go on from step 12, and are the same again.
-        for result in pods(top, *EXACT, steps=14):
+        for result in pods(top, *EXACT, KEEP, steps=14):
             good(result)
             check("resumed from" in result.err, result.err)
         one, two = (lines(of_pod(top, pod)) for pod in range(2))
         check(one[-1]["step"] == 14 and one[-1]["param_hash"] == two[-1]["param_hash"], one[-1], two[-1])
+        # And can be made again from what they kept, weights and all.
+        answer = good(run("verify", "--replay", top, "-o", "json")).json()
+        for pod in answer["pods"]:
+            check(pod["merges"] == pod["replayed"] == 14, answer)
+            check(pod["weights"] == {"steps_compared": 14, "first_step": 1, "last_step": 14, "not_made": None,
+                                     "param_hash": one[-1]["param_hash"]}, pod)
+        metrics = os.path.join(of_pod(top, 1), "metrics.jsonl")
+        with open(metrics) as file:
+            text = file.read()
+        with open(metrics, "w") as file:
+            file.write(text.replace(two[6]["param_hash"], two[5]["param_hash"]))
+        refused(run("verify", "--replay", top), 1, "pod-1: step 7: the weights had the hash " + two[5]["param_hash"])
+        os.remove(metrics)
+        check("compared with nothing" in good(run("verify", "--replay", of_pod(top, 1))).err, "no word of it")
     no_orphans()
 
 
@@ -101,12 +116,13 @@ def test_streaming_pods_agree_on_the_outer_weights():
 
 def test_merges_are_made_again():
     with tempfile.TemporaryDirectory() as top:
-        for result in pods(top, *STREAMING, "train.param_hash_every=1", "train.exchange.keep_contributions=true"):
+        for result in pods(top, *STREAMING, "train.param_hash_every=1", KEEP):
             good(result)
         answer = good(run("verify", "--replay", top, "-o", "json")).json()
         check(answer["pass"] and [pod["merges"] for pod in answer["pods"]] == [6, 6], answer)
         check(all(pod["replayed"] == 6 for pod in answer["pods"]), answer)
         check(len({pod["outer_hash"] for pod in answer["pods"]}) == 1, answer)
+        check(not any("weights" in pod for pod in answer["pods"]), answer)
         good(run("verify", "--replay", of_pod(top, 1)))
         kept = os.path.join(of_pod(top, 1), "contributions", "from-00000000", "step-00000006-0.rank-0000")
         with open(kept, "r+b") as file:
@@ -352,7 +368,7 @@ def test_pods_go_on_without_one_that_is_killed():
                                                 "train.exchange.streaming.fragments=2", "train.exchange.codec=INT8"]):
         with tempfile.TemporaryDirectory() as runs, Up(3, 1, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
             settings = ["mesh.pods=3", "train.steps=300", "train.schedule.kind=CONSTANT", "train.param_hash_every=1",
-                        "train.exchange.policy=CONTINUE", "train.exchange.keep_contributions=true", "max_restarts=0", *mode]
+                        "train.exchange.policy=CONTINUE", KEEP, "max_restarts=0", *mode]
             sets = [word for setting in settings for word in ("--set", setting)]
             job = os.path.join(runs, "licence")
             id = good(up.run("job", "submit", JOB, *sets)).out.strip()

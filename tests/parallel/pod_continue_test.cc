@@ -141,9 +141,14 @@ class PodContinueTest : public TrainingRunTest {
       EXPECT_EQ(pod.result.steps, plan_.steps);
       EXPECT_EQ(Hashes(pod), Hashes(pods[size_t(left[0])]));
       EXPECT_EQ(pod.reports.back().pods->taking_part, int64_t(left.size()));
-      const auto replayed = ReplayMerges(PosixFiles(), OfPod(q), [](int64_t, int64_t) {});
+      ReplayOptions options;
+      options.param_hashes = ParamHashesOf({pod});
+      const auto replayed = ReplayMerges(PosixFiles(), OfPod(q), options);
       ASSERT_TRUE(replayed.ok()) << replayed.status();
       EXPECT_EQ(replayed->differs, "");
+      if (replayed->weights) {
+        EXPECT_EQ(replayed->weights->compared, plan_.steps);
+      }
       const auto compared = CompareMergeLogs(PosixFiles(), {OfPod(left[0]), OfPod(q)});
       ASSERT_TRUE(compared.ok()) << compared.status();
       EXPECT_EQ(*compared, "");

@@ -302,9 +302,14 @@ class PodReturnTest : public TrainingRunTest {
         const auto of_first = all.find(step);
         EXPECT_TRUE(of_first == all.end() || hash == of_first->second) << "step " << step;
       }
-      const auto replayed = ReplayMerges(PosixFiles(), OfPod(int64_t(q)), [](int64_t, int64_t) {});
+      ReplayOptions options;
+      options.param_hashes = ParamHashesOf(pods[q]);
+      const auto replayed = ReplayMerges(PosixFiles(), OfPod(int64_t(q)), options);
       ASSERT_TRUE(replayed.ok()) << replayed.status();
       EXPECT_EQ(replayed->differs, "");
+      if (replayed->weights) {
+        EXPECT_GT(replayed->weights->compared, 0);
+      }
       EXPECT_EQ(replayed->replayed, int64_t(LogOf(int64_t(q)).size()));
       directories.push_back(OfPod(int64_t(q)));
       for (const MergeRecord& record : LogOf(int64_t(q))) {

@@ -77,6 +77,20 @@ class TrainingRunTest : public testing::Test {
     }
   };
 
+  // The hashes of the weights that launches of one run told, one after the other, as metrics.jsonl
+  // keeps them: by steps done.
+  static std::map<int64_t, uint64_t> ParamHashesOf(const std::vector<Outcome>& launches) {
+    std::map<int64_t, uint64_t> hashes;
+    for (const Outcome& launch : launches) {
+      if (launch.reports.empty()) continue;
+      hashes.erase(hashes.lower_bound(launch.reports[0].result.step + 1), hashes.end());
+      for (const StepReport& report : launch.reports) {
+        if (report.param_hash) hashes[report.result.step + 1] = *report.param_hash;
+      }
+    }
+    return hashes;
+  }
+
   static void CollectShare(Trainer& trainer, Outcome& outcome) {
     using Kind = ParamStore::Kind;
     std::vector<float>& share = outcome.shares[int(trainer.mesh().rank())];
