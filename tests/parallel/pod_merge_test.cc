@@ -126,5 +126,43 @@ TEST(PodMerge, SomeAtATimeIsTheWhole) {
   }
 }
 
+// A pod adds what others decode of its share, not the share itself: else no two had the same mean.
+TEST(PodMerge, APodAddsItsOwnShareAsOthersGetIt) {
+  const ModelConfig config = Model();
+  const MeshShape one_rank = {1, 1, 1};
+  const ExchangeCoder coder(config, config.layers, one_rank, 0);
+  const ExchangeLayout other(config, config.layers, one_rank, 0, one_rank);
+  ThreadPool pool(1);
+  const int64_t g = 0, n = coder.size(g);
+  for (const Codec codec : {Codec::kBf16, Codec::kInt8, Codec::kE3m0}) {
+    SCOPED_TRACE(CodecName(codec));
+    const auto encoded = [&](int64_t pod, Codec as) {
+      return coder.Encode(pool, g, Values<float>(n, uint64_t(pod)).data(), as, {});
+    };
+    // As pod `self` makes it, its own share coded as `own`.
+    const auto mean = [&](int64_t self, Codec own) {
+      std::vector<PodShare> shares(2);
+      MergeRule rule = {codec, {&other, &other}};
+      rule.layouts[size_t(self)] = nullptr;
+      for (int64_t pod = 0; pod < 2; ++pod) {
+        shares[size_t(pod)].pod = pod;
+        shares[size_t(pod)].weight = double(3 + pod);
+        if (pod == self) {
+          shares[size_t(pod)].own = encoded(pod, own);
+          continue;
+        }
+        for (const ExchangePart& part : other.sends(g)) {
+          shares[size_t(pod)].parts.push_back(PackPart(part, encoded(pod, codec)));
+        }
+      }
+      std::vector<float> out(size_t(n), 0.0f);
+      EXPECT_TRUE(MeanOfShares<float>(pool, rule, g, n, shares, nullptr, out.data()).ok());
+      return out;
+    };
+    EXPECT_TRUE(mean(0, codec) == mean(1, codec));
+    EXPECT_FALSE(mean(0, Codec::kFp32) == mean(1, codec));  // control: as it is
+  }
+}
+
 }  // namespace
 }  // namespace toroid

@@ -55,6 +55,46 @@ TEST(PodTrainerTest, WhatOnePodMustSkipAllSkip) {
   }
 }
 
+// All clip by the norm of one pod's mesh. Each with its own, a sum in another order, has other
+// weights soon.
+TEST(PodTrainerTest, UnlikeMeshesClipByOneNorm) {
+  const std::vector<MeshShape> meshes = {{1, 1, 1}, {2, 1, 2}};
+  const auto source = TestSource("random:tiny-gqa");
+  for (const bool own_norm : {false, true}) {
+    std::mutex mutex;
+    std::vector<std::vector<uint64_t>> hashes(meshes.size());  // by pod and step
+    std::vector<std::vector<double>> factors(meshes.size());
+    RunOnPods(meshes, [&](int64_t pod, std::unique_ptr<Communicator> world, PodLink& link) {
+      TrainOptions options = Float64();
+      options.mesh = meshes[size_t(pod)];
+      options.pods.count = 2;
+      const bool first = world->rank() == 0;
+      auto made =
+          Trainer::Create(std::move(world), source, options, nullptr, Rounds, PodAccess{&link});
+      ASSERT_TRUE(made.ok()) << made.status();
+      Trainer& trainer = **made;
+      auto optimizer = Optimizer::Create(trainer.backend(), trainer.stream(), trainer.store(),
+                                         options.optimizer);
+      ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+      int64_t updates = 0;
+      for (int64_t step = 0; step < 8; ++step) {
+        ASSERT_TRUE(trainer.Gradient(step, BatchOf(step, source->config.vocab)).ok());
+        constexpr auto kGradients = ParamStore::Kind::kGradients;
+        const std::vector<double> squares = own_norm ? trainer.store().SquaredSums(kGradients)
+                                                     : trainer.exchange()->SquaredSums(kGradients);
+        const auto clipped = (*optimizer)->ClipAndUpdate(step, squares, /*max_norm=*/0.1, updates);
+        const uint64_t hash = ParamHash(trainer.store());
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (first) hashes[size_t(pod)].push_back(hash);
+        if (first) factors[size_t(pod)].push_back(clipped.clip.factor);
+      }
+    });
+    EXPECT_EQ(hashes[0] == hashes[1], !own_norm);
+    EXPECT_EQ(factors[0] == factors[1], !own_norm);
+    for (const double factor : factors[0]) EXPECT_LT(factor, 1);
+  }
+}
+
 // A group is whole while the backward of the next one runs or waits to; in the last micro-batch
 // alone, once each, those whose gradient comes in two parts (a tied head) at their second.
 TEST(PodTrainerTest, GroupsAreWholeWhileTheBackwardStillRuns) {
