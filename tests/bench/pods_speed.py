@@ -139,7 +139,7 @@ train {{
         measured = []
         for name, settings, link in (("exact", exact, rate), ("streaming", streaming, rate / 100),
                                      ("control: exact, thin link", exact, rate / 100)):
-            if name.startswith("control") and a.no_control:
+            if name.partition(":")[0] not in a.rows:
                 continue
             measured.append((name, link, self.plan(settings, link, t), self.measure(name, settings, ("--link-rate", str(int(link))))))
             alone.append(self.measure("alone"))  # in turns: neighbours slow both sides alike
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--fragments", type=int, default=4)
     parser.add_argument("--tau", type=int, default=2)
     parser.add_argument("--cores", default="0,1", type=lambda text: text.split(","))
-    parser.add_argument("--no-control", action="store_true")
+    parser.add_argument("--rows", default="exact,streaming,control", type=lambda text: text.split(","))
     parser.add_argument("--json", help="rows are added to this file too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="toroid-pods-speed-") as top:
