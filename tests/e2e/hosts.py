@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+from harness import MARK, environment, processes
+
 
 def succeeded(*command):
     """Runs a tool of the system."""
@@ -76,6 +78,29 @@ class Hosts:
 
     def inside(self, host):
         return ["nsenter", "-t", str(self.hosts[host].pid), "--net", "--uts", "--mount"]
+
+    def rsh_agent(self, host, name, scratch):
+        """What mpirun has in place of ssh to reach that host, by its name. As there, the environment is not carried."""
+        path = self.write("agent", "\n".join([
+            "#!/bin/sh",
+            "host=$1; shift",
+            f"[ \"$host\" = {name} ] || exit 1",
+            f"exec {' '.join(self.inside(host))} env -i PATH=\"$PATH\" TMPDIR={scratch}"
+            f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
+        os.chmod(path, 0o700)
+        return path
+
+    def ranks_on(self, host, verb):
+        """Pids of the ranks of that verb that live on that host."""
+        space = os.readlink(f"/proc/{self.hosts[host].pid}/ns/uts")
+        found = []
+        for pid in processes(rf"^\S*toroid {verb} "):
+            try:
+                if os.readlink(f"/proc/{pid}/ns/uts") == space:
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
 
 
 def only_with_hosts(probe):

@@ -62,13 +62,7 @@ class PodHosts(Hosts):
 
     def spanning(self, host, other):
         """What mpirun on `host` needs to reach the other: in place of ssh, and the cable that leads there."""
-        agent = self.write("agent", "\n".join([
-            "#!/bin/sh",
-            "host=$1; shift",
-            f"[ \"$host\" = {NAMES[other]} ] || exit 1",
-            f"exec {' '.join(self.inside(other))} env -i PATH=\"$PATH\" TMPDIR={self.scratch}"
-            f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
-        os.chmod(agent, 0o700)
+        agent = self.rsh_agent(other, NAMES[other], self.scratch)
         cable = f"198.18.{CABLES.index((host, other))}.0/30"
         return {"TMPDIR": self.scratch, "OMPI_MCA_plm_rsh_agent": agent, "OMPI_MCA_btl_tcp_if_include": cable,
                 "OMPI_MCA_oob_tcp_if_include": cable}
@@ -135,8 +129,9 @@ def pods_of(runs, name="licence"):
     return [lines(os.path.join(runs, name, f"pod-{pod}")) for pod in range(2)]
 
 
-def submit(cluster, name, steps, spec=JOB):
-    settings = [f"name={name}", "mesh.pods=2", f"train.steps={steps}", "train.param_hash_every=1", "train.checkpoint.every=0"]
+def submit(cluster, name, steps, spec=JOB, more=()):
+    settings = [f"name={name}", "mesh.pods=2", f"train.steps={steps}", "train.param_hash_every=1", "train.checkpoint.every=0",
+                *more]
     sets = [word for setting in settings for word in ("--set", setting)]
     return good(cluster.run("job", "submit", spec, *sets)).out.strip()
 
@@ -186,17 +181,39 @@ def test_pods_on_two_hosts_over_a_slow_cable_that_is_pulled():
     no_orphans()
 
 
-def ranks_of(hosts, host):
-    """Pids of the ranks that live on that host."""
-    space = os.readlink(f"/proc/{hosts.hosts[host].pid}/ns/uts")
-    found = []
-    for pid in processes(r"^\S*toroid worker "):
-        try:
-            if os.readlink(f"/proc/{pid}/ns/uts") == space:
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+def test_a_pod_behind_a_pulled_cable_is_left_out_and_returns():
+    """Policy CONTINUE: neither pod hears the other; the controller, which hears both, lets one go on."""
+    with PodHosts() as hosts, Pki(*NAMES) as pki, tempfile.TemporaryDirectory() as runs:
+        with Cluster(hosts, pki, runs) as cluster:
+            id = submit(cluster, "left", 100000, more=["train.exchange.policy=CONTINUE", "max_restarts=100"])
+
+            def status():
+                return good(cluster.run("job", "get", id, "-o", "json")).json()
+
+            def last():
+                return max((own[-1] for own in pods_of(runs, "left")), key=lambda line: line["step"])
+
+            wait_for("steps are made", lambda: min(map(len, pods_of(runs, "left"))) >= 10, 60)
+            check(last()["pods"]["taking_part"] == 2, last())
+            hosts.cable("down")
+            wait_for("one goes on alone", lambda: last()["pods"]["taking_part"] == 1, 20)
+            step = last()["step"]
+            wait_for("and on", lambda: last()["step"] > step + 20, 30)
+            away = status()
+            check(away["state"] == "RUNNING" and sorted(pod["state"] == "TRAINING" for pod in away["pods"]) == [False, True],
+                  away)
+            hosts.cable("up")
+            wait_for("both train", lambda: last()["pods"]["taking_part"] == 2 and
+                     all(pod["state"] == "TRAINING" for pod in status()["pods"]), 60)
+            step = last()["step"]
+            wait_for("both go on", lambda: min(own[-1]["step"] for own in pods_of(runs, "left")) > step + 10, 30)
+            good(cluster.run("job", "cancel", id))
+            hashes = [{line["step"]: line["param_hash"] for line in own} for own in pods_of(runs, "left")]
+            common = set(hashes[0]) & set(hashes[1])
+            check(max(common) > step and all(hashes[0][at] == hashes[1][at] for at in common), "other weights")
+            check(len(set(hashes[0].values())) > 20, "control: weights change")
+            wait_for("it has ended", lambda: not processes(r"^\S*toroid worker "), 20)
+    no_orphans()
 
 
 def test_a_pod_that_spans_two_hosts_beside_one_on_a_third():
@@ -215,7 +232,7 @@ def test_a_pod_that_spans_two_hosts_beside_one_on_a_third():
                 hosts.slow(f"{int(8 * sent / 2 / 4)}bit", FIRST, other)
             id = submit(cluster, "pulled", 10, spec)
             wait_for("steps are made", lambda: len(pods_of(runs, "pulled")[1]) >= 3, 60)
-            check([len(ranks_of(hosts, host)) for host in (FIRST, SECOND, THIRD)] == [1, 1, 1], ours())
+            check([len(hosts.ranks_on(host, "worker")) for host in (FIRST, SECOND, THIRD)] == [1, 1, 1], ours())
             hosts.cable("down", FIRST, THIRD)  # of the pod's second rank alone
             time.sleep(1)  # what was on its way has come
             before = len(pods_of(runs, "pulled")[0])

@@ -33,14 +33,7 @@ class TwoHosts(Hosts):
             os.mkdir(own[1][1])
             self.add_host(name, table, own)
         self.lay_cable(*((i, "cable", address) for i, address in enumerate(ADDRESSES)))
-        # What mpirun has instead of ssh. As there, the environment is not carried.
-        self.agent = self.write("agent", "\n".join([
-            "#!/bin/sh",
-            "host=$1; shift",
-            f"[ \"$host\" = {NAMES[1]} ] || exit 1",
-            f"exec {' '.join(self.inside(1))} env -i PATH=\"$PATH\" TMPDIR={self.scratch}"
-            f" {MARK}={environment()[MARK]} sh -c \"$*\"", ""]))
-        os.chmod(self.agent, 0o700)
+        self.agent = self.rsh_agent(1, NAMES[1], self.scratch)
 
     def launch(self, *words):
         """`toroid launch` typed on the first host."""
@@ -52,18 +45,6 @@ class TwoHosts(Hosts):
 
     def both(self, *words):
         return self.launch("-q", "--hosts", ",".join(f"{name}:2" for name in NAMES), *words)
-
-    def ranks_on(self, host):
-        """Pids of the ranks that live on that host."""
-        space = os.readlink(f"/proc/{self.hosts[host].pid}/ns/uts")
-        found = []
-        for pid in processes(r"^\S*toroid generate "):
-            try:
-                if os.readlink(f"/proc/{pid}/ns/uts") == space:
-                    found.append(pid)
-            except OSError:
-                continue
-        return found
 
 
 def test_the_same_tokens():
@@ -83,8 +64,8 @@ def test_a_killed_rank_is_named_with_its_host():
         client = hosts.both("generate", MODEL, "--mesh", "ring=2,tensor=2", "--prompt", "x",
                             "--max-tokens", 30000, "--ignore-eos")
         check(client.stdout.read(1), "no token")
-        ranks = hosts.ranks_on(1)
-        check(len(ranks) == 2 and len(hosts.ranks_on(0)) == 2, ours())
+        ranks = hosts.ranks_on(1, "generate")
+        check(len(ranks) == 2 and len(hosts.ranks_on(0, "generate")) == 2, ours())
         os.kill(ranks[-1], signal.SIGKILL)
         result = finish(client)
         check(result.code == 1, result.code, result.err)
