@@ -144,6 +144,7 @@ void Link::Forget(Peer& peer) {
   peer.out.Restart();
   peer.takes = Launch();
   peer.wanted = peer.was_up = false;
+  peer.came_up.assign(peer.came_up.size(), false);
   peer.heard = absl::InfinitePast();
   ++peer.added;
   for (const auto& flow : peer.flows) {

@@ -39,6 +39,25 @@ absl::Status Link::Hello(Arrival* arrival, const wire::ExchangeIdentity& card) {
   return absl::OkStatus();
 }
 
+// Whose frame it is, as its stream's hello said.
+absl::Status Link::OfItsStream(const Arrival& arrival, const PodFrame& frame) {
+  const auto other = [&](absl::string_view name, const auto& its, const auto& of_stream) {
+    return absl::StrCat("frame ", frame.number, " is of ", name, " ", its, ", its stream of ",
+                        of_stream);
+  };
+  if (frame.job != identity_.job) {
+    return absl::InvalidArgumentError(other("job", frame.job, identity_.job));
+  }
+  if (frame.words.from.pod != arrival.from.pod) {
+    return absl::InvalidArgumentError(other("pod", frame.words.from.pod, arrival.from.pod));
+  }
+  if (frame.words.epoch == arrival.launch.epoch) return absl::OkStatus();
+  const std::string said = other("epoch", frame.words.epoch, arrival.launch.epoch);
+  if (frame.words.epoch > arrival.launch.epoch) return absl::InvalidArgumentError(said);
+  ++counters_.stale_dropped;
+  return absl::FailedPreconditionError(said);
+}
+
 absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
   TOROID_ASSIGN_OR_RETURN(const ReceivedFrame received, FromBytes(bytes));
   const bool hello = received.hello.has_value();
@@ -66,6 +85,7 @@ absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
     }
     peer.heard = absl::Now();
     if (!hello && !received.alive) {
+      TOROID_RETURN_IF_ERROR(OfItsStream(*arrival, frame));
       TOROID_ASSIGN_OR_RETURN(const bool fresh, peer.in.Take(frame));
       (void)fresh;
       while (std::optional<PodMessage> message = peer.in.PopWhole()) {

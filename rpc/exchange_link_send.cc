@@ -37,6 +37,7 @@ void Link::Acknowledged(Flow* flow, const wire::StreamAck& ack) {
       } else {
         if (newer) {
           peer.out.Restart();
+          peer.came_up.assign(peer.came_up.size(), false);
           for (const auto& other_flow : peer.flows) {
             if (other_flow != nullptr && other_flow.get() != flow) other_flow->up = false;
           }
@@ -179,6 +180,9 @@ void Link::Do(Work work) {
   for (const auto& [flow, stub] : work.begin) flow->Begin(*stub);
   int64_t bytes = 0;
   for (auto& [flow, frame] : work.write) {
+    frame.job = identity_.job;
+    frame.words.from = identity_.self;
+    frame.words.epoch = identity_.epoch;
     flow->out = ToBytes(frame);
     bytes += static_cast<int64_t>(flow->out.Length());
   }

@@ -42,7 +42,7 @@ struct Peer {
   Launch sends;  // that sends to us
   // The last one has signs of life alone, which no frame holds up: each is acknowledged.
   std::vector<std::shared_ptr<Flow>> flows;
-  std::vector<bool> came_up;  // once, by flow
+  std::vector<bool> came_up;  // once, by flow, to the launch that receives
   absl::Time next_sign = absl::InfinitePast();
   absl::Time next_dial = absl::InfinitePast();
   std::set<std::shared_ptr<Arrival>> arrivals;
@@ -117,6 +117,7 @@ class Link final : public GrpcPodLink {
   Peer& PeerOf(PodRank rank);
   absl::Status Compare(const PodIdentity& other);
   absl::Status Hello(Arrival* arrival, const wire::ExchangeIdentity& identity);
+  absl::Status OfItsStream(const Arrival& arrival, const PodFrame& frame);
   void Refuse(PodRank peer, const absl::Status& why);
   void Doubt(Peer& peer, PodRank rank);
   void Probe();

@@ -124,6 +124,9 @@ grpc::ByteBuffer ToBytes(const PodFrame& frame) {
   out.set_fragment(frame.words.fragment);
   out.set_codec(frame.words.codec);
   out.set_weight(frame.words.weight);
+  out.set_job(frame.job);
+  out.set_pod(frame.words.from.pod);
+  out.set_epoch(frame.words.epoch);
   std::string words = out.SerializeAsString();
   {
     pb::StringOutputStream stream(&words);  // behind what is there
@@ -171,6 +174,9 @@ absl::StatusOr<ReceivedFrame> FromBytes(grpc::ByteBuffer& in) {
   frame.words.fragment = parsed.fragment();
   frame.words.codec = parsed.codec();
   frame.words.weight = parsed.weight();
+  frame.job = std::move(*parsed.mutable_job());
+  frame.words.from.pod = parsed.pod();
+  frame.words.epoch = parsed.epoch();
   return received;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,11 @@ constexpr size_t kMostBeyond = size_t{1} << 16;
 absl::Status Broken(const PodFrame& frame, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("broken stream: frame ", frame.number,
                                                  " of message ", frame.message, ": ", what));
+}
+
+bool SameWords(const PodMessage& a, const PodMessage& b) {
+  return std::tie(a.from.pod, a.epoch, a.view, a.kind, a.step, a.fragment, a.codec, a.weight) ==
+         std::tie(b.from.pod, b.epoch, b.view, b.kind, b.step, b.fragment, b.codec, b.weight);
 }
 
 // For memory that is filled from its beginning to its end: a fault for every 4 KiB costs as much as
@@ -41,7 +47,7 @@ int64_t PodFrame::bytes() const {
 
 uint32_t FrameChecksum(const PodFrame& frame) {
   const PodMessage& words = frame.words;
-  uint64_t numbers[10] = {frame.number,
+  uint64_t numbers[12] = {frame.number,
                           frame.message,
                           static_cast<uint64_t>(frame.offset),
                           static_cast<uint64_t>(frame.size),
@@ -50,13 +56,17 @@ uint32_t FrameChecksum(const PodFrame& frame) {
                           static_cast<uint64_t>(words.step),
                           static_cast<uint64_t>(words.fragment),
                           static_cast<uint64_t>(words.codec),
+                          static_cast<uint64_t>(words.from.pod),
+                          words.epoch,
                           0};
-  std::memcpy(&numbers[9], &words.weight, sizeof(words.weight));
+  std::memcpy(&numbers[11], &words.weight, sizeof(words.weight));
   uint8_t bytes[sizeof(numbers)];  // little-endian, whatever the host is
   for (size_t i = 0; i < sizeof(bytes); ++i) {
     bytes[i] = static_cast<uint8_t>(numbers[i / 8] >> (8 * (i % 8)));
   }
   uint32_t checksum = Crc32c(bytes);
+  checksum =
+      Crc32c({reinterpret_cast<const uint8_t*>(frame.job.data()), frame.job.size()}, checksum);
   for (const absl::string_view piece : frame.data) {
     checksum = Crc32c({reinterpret_cast<const uint8_t*>(piece.data()), piece.size()}, checksum);
   }
@@ -85,14 +95,12 @@ PodFrame PodSendQueue::Next(int flow) {
   frame.message = taken_ + sent_message_ + 1;
   frame.offset = sent_offset_;
   frame.size = size;
-  if (sent_offset_ == 0) {
-    frame.words.view = message->view;
-    frame.words.kind = message->kind;
-    frame.words.step = message->step;
-    frame.words.fragment = message->fragment;
-    frame.words.codec = message->codec;
-    frame.words.weight = message->weight;
-  }
+  frame.words.view = message->view;
+  frame.words.kind = message->kind;
+  frame.words.step = message->step;
+  frame.words.fragment = message->fragment;
+  frame.words.codec = message->codec;
+  frame.words.weight = message->weight;
   const int64_t bytes = std::min(frame_bytes_, size - sent_offset_);
   if (bytes > 0) frame.data = {absl::string_view(message->payload.data() + sent_offset_, bytes)};
   frame.owner = message;
@@ -176,20 +184,15 @@ absl::StatusOr<bool> PodReceiveQueue::Take(const PodFrame& frame) {
       return Broken(frame, absl::StrCat("more than ", limit_, " bytes wait to be taken"));
     }
     message.size = frame.size;
+    message.content = frame.words;
     message.content.payload.reserve(frame.size);
     AskForLargePages(message.content.payload.data(), message.content.payload.capacity());
     held_ += frame.size;
   }
   const int64_t filled = static_cast<int64_t>(message.content.payload.size());
-  if (message.size != frame.size || frame.offset < filled ||
-      message.ahead.count(frame.offset) > 0) {
+  if (message.size != frame.size || !SameWords(message.content, frame.words) ||
+      frame.offset < filled || message.ahead.count(frame.offset) > 0) {
     return Broken(frame, "it is not of one piece with those before");
-  }
-  if (frame.offset == 0) {
-    std::string payload = std::move(message.content.payload);
-    message.content = frame.words;
-    message.content.payload = std::move(payload);
-    message.has_words = true;
   }
   if (frame.offset > filled) {
     message.ahead.emplace(frame.offset, frame);
@@ -209,7 +212,7 @@ std::optional<PodMessage> PodReceiveQueue::PopWhole() {
   if (next == messages_.end()) return std::nullopt;
   Message& message = next->second;
   const int64_t filled = static_cast<int64_t>(message.content.payload.size());
-  if (!message.has_words || filled != message.size) return std::nullopt;
+  if (filled != message.size) return std::nullopt;
   PodMessage whole = std::move(message.content);
   held_ -= message.size;
   messages_.erase(next);

@@ -30,15 +30,17 @@ struct PodFrame {
   uint64_t number = 0;
   uint64_t message = 0;
   int64_t offset = 0, size = 0;  // of the data in the payload; of the whole payload
-  // The message's words without its payload; of the first frame (offset 0) only.
+  // The message's words without its payload, the same in all of its frames. words.from.pod and
+  // words.epoch are of the launch that sends it, and so is `job`: the link's to fill in.
   PodMessage words;
+  std::string job;
   std::vector<absl::string_view> data;  // in pieces, as it lies in memory
   std::shared_ptr<const void> owner;    // keeps `data` alive
 
   int64_t bytes() const;  // of data
 };
 
-// CRC-32C of all of it but `owner` and words.from, words.epoch.
+// CRC-32C of all of it but `owner` and words.from.rank.
 uint32_t FrameChecksum(const PodFrame& frame);
 
 class PodSendQueue {
@@ -114,8 +116,7 @@ class PodReceiveQueue {
  private:
   struct Message {
     PodMessage content;
-    int64_t size = -1;  // the payload grows up to it, in order
-    bool has_words = false;
+    int64_t size = -1;                  // the payload grows up to it, in order
     std::map<int64_t, PodFrame> ahead;  // what came before its place, by offset
   };
   static absl::Status Append(const PodFrame& frame, Message& message);

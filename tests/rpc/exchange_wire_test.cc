@@ -26,6 +26,9 @@ PodFrame Frame(const std::shared_ptr<const PodMessage>& message) {
   frame.words.fragment = 4;
   frame.words.codec = 1;
   frame.words.weight = 0.25;
+  frame.job = "licence-01234567";
+  frame.words.from.pod = 3;
+  frame.words.epoch = 12;
   frame.data = {message->payload};
   frame.owner = message;
   return frame;
@@ -72,6 +75,9 @@ void ExpectEqual(const ReceivedFrame& ours, const wire::StreamFrame& parsed) {
   EXPECT_EQ(frame.words.step, parsed.step());
   EXPECT_EQ(frame.words.fragment, parsed.fragment());
   EXPECT_EQ(frame.words.codec, parsed.codec());
+  EXPECT_EQ(frame.job, parsed.job());
+  EXPECT_EQ(frame.words.from.pod, parsed.pod());
+  EXPECT_EQ(frame.words.epoch, parsed.epoch());
   EXPECT_EQ(std::to_string(frame.words.weight), std::to_string(parsed.weight()));
 }
 
@@ -145,7 +151,7 @@ TEST(ExchangeWire, SpoiltBytesAreReadAsProtobufReadsThemOrRefused) {
     if (draw() % 2 == 0) text.resize(draw() % text.size());
     // Most are of the words: their place is the front.
     for (size_t flips = draw() % 3; flips > 0 && !text.empty(); --flips) {
-      text[draw() % std::min<size_t>(text.size(), 60)] ^= static_cast<char>(1 << draw() % 8);
+      text[draw() % std::min<size_t>(text.size(), 80)] ^= static_cast<char>(1 << draw() % 8);
     }
     grpc::ByteBuffer bytes = Cut(text, draw);
     const auto received = FromBytes(bytes);

@@ -147,6 +147,31 @@ TEST(PodStream, BrokenFramesAreRefused) {
               HasSubstr("of 1073741825"));
   EXPECT_THAT(refused([](PodFrame& f) { f.data.clear(); }), HasSubstr("0 bytes"));
   EXPECT_EQ(refused([](PodFrame& f) { f.words.weight = 2; }), "OK");  // the checksum's to notice
+  EXPECT_EQ(refused([](PodFrame& f) { f.job = "other"; }), "OK");     // the link's
+  EXPECT_EQ(refused([](PodFrame& f) { f.words.from.pod = 7; }), "OK");
+  EXPECT_EQ(refused([](PodFrame& f) { f.words.epoch = 7; }), "OK");
+}
+
+// Each frame says of what message it is, the later ones too.
+TEST(PodStream, APieceOfAnotherMessageIsRefused) {
+  const auto taken = [](const std::function<void(PodMessage&)>& change) {
+    PodSendQueue out(1000, 64);
+    out.Add(Message(1, 200));
+    PodReceiveQueue in(1000);
+    EXPECT_TRUE(in.Take(out.Next(0)).ok());
+    PodFrame second = out.Next(0);
+    EXPECT_EQ(second.offset, 64);
+    change(second.words);
+    return in.Take(second).status().ToString();
+  };
+  EXPECT_EQ(taken([](PodMessage&) {}), "OK");  // control
+  const auto refused = HasSubstr("it is not of one piece with those before");
+  EXPECT_THAT(taken([](PodMessage& words) { words.view = 8; }), refused);
+  EXPECT_THAT(taken([](PodMessage& words) { words.step = 2; }), refused);
+  EXPECT_THAT(taken([](PodMessage& words) { words.fragment = 4; }), refused);
+  EXPECT_THAT(taken([](PodMessage& words) { words.codec = 2; }), refused);
+  EXPECT_THAT(taken([](PodMessage& words) { words.kind = 3; }), refused);
+  EXPECT_THAT(taken([](PodMessage& words) { words.weight = 3; }), refused);
 }
 
 TEST(LinkThrottle, TakesAsLongAsTheLineSays) {
