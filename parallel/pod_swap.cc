@@ -61,15 +61,22 @@ absl::StatusOr<std::unique_ptr<PodSwap>> PodSwap::Create(PodLink& link, int64_t 
   return swap;
 }
 
-// All pods; number and launches of the view are rank 0's.
+// All pods; number and launches of the view are rank 0's. Where pods may be away, all that the view
+// has: those that it lacks come later, with the mesh of the last one that is here.
 absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watch) {
   MembershipView heard;
   if (watch.view && world().rank() == 0) heard = watch.view().value_or(heard);
   TOROID_ASSIGN_OR_RETURN(heard, ShareView(world(), heard));
   MembershipView view{heard.number, {}, {}};
+  const bool some = options_.go_on && !heard.launches.empty();
   for (int64_t q = 0; q < pods(); ++q) {
+    if (some && !heard.Has(q)) continue;
     view.members.push_back(q);
     if (!heard.launches.empty()) view.launches.push_back(heard.LaunchOf(q));
+  }
+  if (!view.Has(pod_)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("pod ", pod_, " is to begin, but view ", view.number, " does not have it"));
   }
   told_ = view;
   taking_part_ = view.members;
@@ -81,8 +88,9 @@ absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watc
                                      double(store_.ops().dtype())};
   TOROID_ASSIGN_OR_RETURN(const auto cards,
                           SwapCards(kHello, PodMail::kBeginning, hello, "its mesh"));
-  for (int64_t q = 0; q < pods(); ++q) {
-    const std::vector<double>& card = cards[size_t(q)];
+  for (size_t i = 0; i < cards.size(); ++i) {
+    const int64_t q = taking_part_[i];
+    const std::vector<double>& card = cards[i];
     MeshShape shape;
     absl::Status fits;
     if (std::all_of(card.begin(), card.begin() + 3,
@@ -100,6 +108,10 @@ absl::Status PodSwap::Meet(const ModelConfig& config, const PodMail::Watch& watc
       return absl::Status(fits.code(), absl::StrCat("pod ", q, ": ", fits.message()));
     }
     meshes_[size_t(q)] = shape;
+  }
+  for (int64_t q = 0; q < pods(); ++q) {
+    if (std::binary_search(taking_part_.begin(), taking_part_.end(), q)) continue;
+    meshes_[size_t(q)] = meshes_[size_t(taking_part_.back())];
   }
   return absl::OkStatus();
 }
@@ -421,7 +433,9 @@ absl::StatusOr<std::vector<std::vector<double>>> PodSwap::SwapCards(Kind kind, i
     const absl::Status here = mail_->Await(world(), what, [&] { return MissingCard(kind, step); });
     if (here.ok()) return TakeCards(kind, step, own);
     // A view may have a higher number and be the same.
-    if (!PodMail::IsNewerView(here) || int64_t(mail_->view().members.size()) < pods()) return here;
+    if (!PodMail::IsNewerView(here) || mail_->view().members.size() < taking_part_.size()) {
+      return here;
+    }
   }
 }
 

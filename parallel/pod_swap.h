@@ -64,10 +64,10 @@ class PodSwap {
     bool joins = false;  // the other pods train already
   };
 
-  // Meets the other pods: their rank 0s tell their meshes, and are waited for. Collective. Pods are
-  // 0 .. pods - 1, all of them of the first view. One that joins waits to be taken in instead.
-  // `link` and `store` outlive this. FailedPrecondition: a pod that computes in another type; one
-  // that joins with another mesh than its launch before.
+  // Meets the pods of the first view, all of 0 .. pods - 1 unless go_on: rank 0s tell their meshes.
+  // Those that it lacks come later, with the mesh of its last pod. Collective. One that joins waits
+  // to be taken in instead. `link`, `store` outlive this. FailedPrecondition: a pod that computes
+  // in another type; one that joins with another mesh than the others take it to have.
   static absl::StatusOr<std::unique_ptr<PodSwap>> Create(PodLink& link, int64_t pods,
                                                          const ModelConfig& config, int64_t layers,
                                                          ParamStore& store, const Options& options,
@@ -98,7 +98,7 @@ class PodSwap {
   absl::Status Gather(int64_t step, absl::string_view what,
                       const std::function<bool(int64_t group)>& has,
                       std::optional<double> patience = std::nullopt);
-  // Pods whose shares count in the merge that was gathered last, ascending.
+  // Pods whose shares count in the last merge, ascending; before the first one those that begin.
   const std::vector<int64_t>& taking_part() const { return taking_part_; }
   // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
   // `hash`, unless null, grows by HashOf the mean, which is in the cache here. REQUIRES: it was
@@ -132,7 +132,7 @@ class PodSwap {
   // ranks; each as long as `own`. Collective.
   absl::StatusOr<std::vector<std::vector<double>>> TakeCards(Kind kind, int64_t step,
                                                              const std::vector<double>& own);
-  // Of all pods, waiting, before anything was gathered.
+  // Of all pods that begin, waiting, before anything was gathered.
   absl::StatusOr<std::vector<std::vector<double>>> SwapCards(Kind kind, int64_t step,
                                                              const std::vector<double>& own,
                                                              absl::string_view what);

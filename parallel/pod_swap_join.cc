@@ -171,8 +171,8 @@ absl::Status PodSwap::Believe() {
   meshes_ = admission_.meshes;
   if (meshes_[size_t(pod_)] != mesh) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "pod ", pod_, " returns with the mesh ", ToString(mesh), ", it had ",
-        ToString(meshes_[size_t(pod_)]), ": give it the same, in pod_mesh or by as many slots"));
+        "pod ", pod_, " comes with the mesh ", ToString(mesh), ", the others take it to have ",
+        ToString(meshes_[size_t(pod_)]), ": give it that, in pod_mesh or by as many slots"));
   }
   TOROID_RETURN_IF_ERROR(Admit());
   SendCard(kTakenIn, joined_at(), {});  // its lines are up from here on

@@ -20,9 +20,11 @@ constexpr size_t kMostOffered = 1024;
 // Steps that are among all pods' offers, newest first.
 std::vector<int64_t> CommonSteps(const std::vector<std::vector<double>>& offers) {
   std::vector<int64_t> common;
-  for (const double step : offers[0]) {
+  for (size_t i = 0; i < kMostOffered; ++i) {
+    const double step = offers[0][i];
     const auto has = [step](const std::vector<double>& offer) {
-      return std::find(offer.begin(), offer.end(), step) != offer.end();
+      const auto end = offer.begin() + long(kMostOffered);
+      return std::find(offer.begin(), end, step) != end;
     };
     if (step >= 0 && std::all_of(offers.begin(), offers.end(), has)) {
       common.push_back(int64_t(step));
@@ -32,15 +34,16 @@ std::vector<int64_t> CommonSteps(const std::vector<std::vector<double>>& offers)
   return common;
 }
 
+// An offer's last number is the pod's.
 std::string OffersText(const std::vector<std::vector<double>>& offers) {
   std::vector<std::string> pods;
-  for (size_t q = 0; q < offers.size(); ++q) {
+  for (const std::vector<double>& offer : offers) {
     std::vector<std::string> steps;
-    for (const double step : offers[q]) {
-      if (step >= 0) steps.push_back(absl::StrCat(int64_t(step)));
+    for (size_t i = 0; i < kMostOffered; ++i) {
+      if (offer[i] >= 0) steps.push_back(absl::StrCat(int64_t(offer[i])));
     }
-    pods.push_back(
-        absl::StrCat("pod ", q, ": ", steps.empty() ? "none" : absl::StrJoin(steps, " ")));
+    pods.push_back(absl::StrCat("pod ", int64_t(offer.back()), ": ",
+                                steps.empty() ? "none" : absl::StrJoin(steps, " ")));
   }
   return absl::StrJoin(pods, "; ");
 }
@@ -116,7 +119,8 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
   TOROID_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, LoadableCheckpoints());
   std::vector<std::string> refused;
   for (;;) {
-    std::vector<double> own(kMostOffered, -1.0);
+    std::vector<double> own(kMostOffered + 1, -1.0);
+    own.back() = double(pods.pod());
     for (size_t i = 0; i < std::min(entries.size(), kMostOffered); ++i) {
       own[i] = double(entries[i].step);
     }
@@ -159,9 +163,12 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
 absl::Status TrainingRun::CheckPodsAlike() {
   PodExchange& pods = *trainer_->exchange();
   const uint64_t hash = pods.CommonHash();
-  const std::vector<double> own = {double(step_), double(hash >> 32), double(hash & 0xffffffffu),
+  const std::vector<double> own = {double(step_),
+                                   double(hash >> 32),
+                                   double(hash & 0xffffffffu),
                                    double(batches_->list_fingerprint() >> 32),
-                                   double(batches_->list_fingerprint() & 0xffffffffu)};
+                                   double(batches_->list_fingerprint() & 0xffffffffu),
+                                   double(pods.pod())};
   TOROID_ASSIGN_OR_RETURN(const auto cards, pods.Swap(own, "its weights' hash"));
   for (size_t q = 1; q < cards.size(); ++q) {
     const auto differs = [&](size_t begin, size_t end) {
@@ -174,8 +181,9 @@ absl::Status TrainingRun::CheckPodsAlike() {
                                        : nullptr;
     if (what == nullptr) continue;
     return absl::FailedPreconditionError(
-        absl::StrCat("pod ", q, " begins with other ", what,
-                     " than pod 0: give all pods the same "
+        absl::StrCat("pod ", int64_t(cards[q].back()), " begins with other ", what, " than pod ",
+                     int64_t(cards[0].back()),
+                     ": give all pods the same "
                      "model and data, and checkpoints of one run or none"));
   }
   return absl::OkStatus();

@@ -26,6 +26,11 @@ Controller::Controller(JobStore* store, LogStore* logs, JobCodec codec, Controll
       now_(std::move(now)),
       leases_(times.lease) {
   view_ = store_->BumpView().value_or(1);
+  for (const std::string& name : store_->Draining().value_or(std::vector<std::string>())) {
+    std::unique_ptr<Pod>& pod = pods_[name] = std::make_unique<Pod>();
+    pod->registration.pod = name;
+    pod->draining = true;
+  }
   LoadJobs();
 }
 
@@ -148,9 +153,8 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
   for (const auto& [id, job] : jobs_) {
     const Placement& placement = job->spec.placement;
     for (const int64_t pod : Returning(*job)) {
-      waiting->push_back({wanted.size(), placement.mesh, "", job->spec.priority, job->order,
-                          /*pods=*/1, placement.pod_meshes, /*any_pod=*/true,
-                          job->away.at(pod).pod});
+      waiting->push_back({wanted.size(), job->mesh_of(pod), "", job->spec.priority, job->order,
+                          /*pods=*/1, /*pod_meshes=*/{}, /*any_pod=*/true, job->away.at(pod).pod});
       wanted.push_back({0, job.get(), pod});
     }
     const JobState state = job->status.state;
@@ -161,6 +165,7 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
     ExplainWaiting(*job);
     waiting->push_back({wanted.size(), placement.mesh, placement.pod, job->spec.priority,
                         job->order, job->pods(), placement.pod_meshes});
+    waiting->back().least = job->least_pods();
     wanted.push_back({0, job.get()});
   }
   return wanted;
@@ -190,9 +195,15 @@ void Controller::ScheduleWork() {
       FinishRequest(request, started);
     }
   }
-  for (const auto& [key, pods] : starts) {
+  for (size_t key = 0; key < wanted.size(); ++key) {
     const Wanted& of = wanted[key];
-    (void)(of.returns < 0 ? StartJob(*of.job, pods) : StartReturn(*of.job, of.returns, *pods[0]));
+    if (of.job == nullptr) continue;
+    const std::vector<Pod*>& pods = starts[key];
+    if (of.returns < 0) {
+      if (BeginsWith(*of.job, pods.size())) (void)StartJob(*of.job, pods);
+    } else if (!pods.empty()) {
+      (void)StartReturn(*of.job, of.returns, *pods[0]);
+    }
   }
 }
 

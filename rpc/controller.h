@@ -9,7 +9,8 @@
 // A job may train on several pods, each with a world of its own: they start together, are told
 // where all of them listen (a view) once all do, and if one goes away the others are ended and all
 // start again, from the newest checkpoint that they have in common. With policy `continue` the
-// others are told a view without it and train on, while it is launched again and joins them.
+// others are told a view without it and train on, while it is launched again and joins them; and
+// such a job begins with the pods that are free, a short while after the first: the others join.
 // Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
 // only once its lease and five more seconds have passed. A world whose job trains outlives its
 // stream, and the controller: rank 0 attaches again and the program goes on. A controller that was
@@ -55,6 +56,7 @@ struct ControllerTimes {
   absl::Duration stop = absl::Seconds(10);         // from an agent's order to its confirmation
   absl::Duration backoff = absl::Seconds(1);       // before the first restart; doubles, up to 60
   absl::Duration progress = absl::Seconds(1);      // between what watchers hear of a job's progress
+  absl::Duration gather = absl::Seconds(5);        // for a job's other pods, if fewer will do
 };
 
 class Controller {
@@ -133,6 +135,7 @@ class Controller {
   bool GiveToKeptWorld(Request& request);
   absl::Status CannotServe(const Placement& placement, int64_t pods = 1) const;
   void ExplainWaiting(Job& job);
+  std::string WhatOthersDo(const Job& job) const;
   PodStatus Describe(const Pod& pod) const;
   World* WorldOf(uint64_t agent_session, const WorldId& id);
 
@@ -181,6 +184,7 @@ class Controller {
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
   absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
+  bool BeginsWith(Job& job, size_t pods);
   Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);
   void JobProgressed(Job& job, const World& world, const TaskProgress& progress);

@@ -2,6 +2,8 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
@@ -269,44 +271,95 @@ Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
   return task;
 }
 
-// On as many pods as it has, all free.
+// Whether it starts on so many free pods, now: on fewer than it has only a while after the first
+// were free.
+bool Controller::BeginsWith(Job& job, size_t pods) {
+  if (pods == 0) job.gathers_until = absl::InfiniteFuture();
+  if (pods == 0 || static_cast<int64_t>(pods) == job.pods()) return pods > 0;
+  job.gathers_until = std::min(job.gathers_until, Now() + times_.gather);
+  return job.gathers_until <= Now();
+}
+
+namespace {
+
+// Which of the job's pods each of these is: the one that it was before, since what that has written
+// may lie on its host; else the first that is not taken.
+std::vector<int64_t> NumbersOf(const std::vector<std::string>& names,
+                               const std::vector<JobPod>& before, int64_t pods) {
+  std::vector<int64_t> numbers(names.size(), -1);
+  std::set<int64_t> left;
+  for (int64_t number = 0; number < pods; ++number) left.insert(number);
+  for (size_t i = 0; i < names.size(); ++i) {
+    for (size_t number = 0; number < before.size(); ++number) {
+      if (before[number].pod != names[i] || left.erase(static_cast<int64_t>(number)) == 0) continue;
+      numbers[i] = static_cast<int64_t>(number);
+      break;
+    }
+  }
+  for (int64_t& number : numbers) {
+    if (number < 0) number = left.extract(left.begin()).value();
+  }
+  return numbers;
+}
+
+}  // namespace
+
+// On as many pods as it has, or fewer, all free.
 absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
-  std::vector<std::unique_ptr<World>> worlds;
   std::vector<std::string> names;
-  for (const Pod* pod : pods) {
-    auto world = NewWorld(*pod, job.spec.placement, job.status.id, absl::ZeroDuration());
+  for (const Pod* pod : pods) names.push_back(pod->registration.pod);
+  const std::vector<int64_t> numbers = NumbersOf(names, job.status.pods, job.pods());
+  std::map<int64_t, std::pair<Pod*, std::unique_ptr<World>>> parts;  // by pod of the job
+  for (size_t i = 0; i < pods.size(); ++i) {
+    auto world = NewWorld(*pods[i], job.spec.placement, job.status.id, absl::ZeroDuration());
     if (!world.ok()) {
       job.not_before = Now() + times_.backoff;
       return world.status();
     }
-    (*world)->pod = static_cast<int64_t>(worlds.size());
-    worlds.push_back(*std::move(world));
-    names.push_back(pod->registration.pod);
+    (*world)->pod = numbers[i];
+    parts[numbers[i]] = {pods[i], *std::move(world)};
   }
   job.status.progress.reset();
-  job.status.pods.clear();
   job.status.agreement = {};
   job.told_by_pods.clear();
-  for (size_t i = 0; job.pods() > 1 && i < pods.size(); ++i) {
-    const World& world = *worlds[i];
-    job.status.pods.push_back(
-        {names[i], world.placement.load.mesh, world.id.epoch, {}, {}, "STARTING"});
-  }
-  job.status.pod = absl::StrJoin(names, ",");
-  job.status.mesh = worlds[0]->placement.load.mesh;
-  job.status.epoch = worlds[0]->id.epoch;
   job.failed.reset();
   job.answered = 0;
   job.away.clear();
   job.table.reset();
-  for (size_t i = 0; i < pods.size(); ++i) {
-    worlds[i]->is_pool = job.is_pool();
-    Launch(*pods[i], std::move(worlds[i]));
+  job.gathers_until = absl::InfiniteFuture();
+  job.status.pods.assign(job.pods() > 1 ? static_cast<size_t>(job.pods()) : 0, JobPod());
+  for (size_t number = 0; number < job.status.pods.size(); ++number) {
+    const auto part = parts.find(static_cast<int64_t>(number));
+    JobPod& pod = job.status.pods[number];
+    if (part == parts.end()) {
+      // The mesh that the pods that begin take it to have (parallel/pod_swap.cc, Meet).
+      pod.mesh = parts.rbegin()->second.second->placement.load.mesh;
+      pod.state = "WAITING";
+      job.away[static_cast<int64_t>(number)].counts = false;
+      continue;
+    }
+    const World& world = *part->second.second;
+    pod = {part->second.first->registration.pod,
+           world.placement.load.mesh,
+           world.id.epoch,
+           {},
+           {},
+           "STARTING"};
+  }
+  const World& first = *parts.begin()->second.second;
+  job.status.mesh = first.placement.load.mesh;
+  job.status.epoch = first.id.epoch;
+  job.status.pod = job.status.pods.empty() ? names[0] : NamesOf(job.status.pods);
+  for (auto& [number, part] : parts) {
+    auto& [pod, world] = part;
+    world->is_pool = job.is_pool();
+    Launch(*pod, std::move(world));
     if (job.is_pool()) continue;  // its programs are others'
-    Assign(*pods[i]->world, NewRequest(job, static_cast<int64_t>(i)));
+    Assign(*pod->world, NewRequest(job, number));
   }
   if (job.status.started == absl::InfinitePast()) job.status.started = Now();
-  return SetState(job, JobState::kStarting, "", "");
+  return SetState(job, JobState::kStarting, job.away.empty() ? "" : "FewerPods",
+                  job.away.empty() ? "" : job.WhoIsAway());
 }
 
 // Soft: an event that is not kept, with the sequence of the last one that is.
@@ -437,13 +490,43 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldE
   (void)SetState(job, JobState::kRestarting, reason, message);
 }
 
-// A queued job says why, if no live pod can ever take it.
+// What keeps pods of a job on several from it, if enough of them are there.
+std::string Controller::WhatOthersDo(const Job& job) const {
+  std::vector<std::string> busy;
+  int64_t free = 0;
+  for (const auto& [name, pod] : pods_) {
+    const Placement& placement = job.spec.placement;
+    const bool fits =
+        ResolveMesh(MeshOn(name, placement.mesh, placement.pod_meshes), pod->registration.slots)
+            .ok();
+    if (pod->session == 0 || !fits) continue;
+    const World* world = pod->world.get();
+    if (pod->draining) {
+      busy.push_back(absl::StrCat(name, " drains"));
+    } else if (world != nullptr && !world->job.empty()) {
+      busy.push_back(absl::StrCat(name, " runs job ", world->job));
+    } else if (world != nullptr && world->request != 0) {
+      busy.push_back(absl::StrCat(name, " answers a request"));
+    } else {
+      ++free;
+    }
+  }
+  if (free >= job.least_pods() || busy.empty()) return "";
+  return absl::StrCat("the job needs ", job.least_pods(), " pods, ", free,
+                      free == 1 ? " is" : " are", " free: ", absl::StrJoin(busy, ", "));
+}
+
+// A queued job says why, if no live pod can ever take it; on several pods, also who keeps it.
 void Controller::ExplainWaiting(Job& job) {
   if (job.status.state != JobState::kQueued) return;
-  const absl::Status why = CannotServe(job.spec.placement, job.pods());
-  const std::string message(why.message());
+  const absl::Status why = CannotServe(job.spec.placement, job.least_pods());
+  std::string message(why.message()), reason = CamelCase(GetErrorInfo(why).reason);
+  if (why.ok() && job.pods() > 1) {
+    message = WhatOthersDo(job);
+    reason = message.empty() ? "" : "PodsBusy";
+  }
   if (message == job.status.message) return;
-  (void)SetState(job, JobState::kQueued, CamelCase(GetErrorInfo(why).reason), message);
+  (void)SetState(job, JobState::kQueued, reason, message);
 }
 
 // Ends a job that is cancelled or out of time. May destroy `job`.

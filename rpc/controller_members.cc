@@ -87,15 +87,35 @@ bool Controller::OthersGoOn(const Job& job, const World& without) const {
   return others + job.answered > 0;
 }
 
+std::string NamesOf(const std::vector<JobPod>& pods) {
+  std::vector<std::string> names;
+  for (const JobPod& pod : pods) {
+    if (!pod.pod.empty()) names.push_back(pod.pod);
+  }
+  return absl::StrJoin(names, ",");
+}
+
 std::string Controller::Job::WhoIsAway() const {
   std::vector<std::string> whys;
   bool stays = false;
+  size_t never = 0;  // had they a place
   for (const auto& [pod, lost] : away) {
-    whys.push_back(absl::StrCat("pod ", pod, " on ", lost.pod, ": ", lost.why));
     stays = stays || !MayReturn(lost);
+    if (lost.pod.empty()) {
+      ++never;
+    } else {
+      whys.push_back(absl::StrCat("pod ", pod, " on ", lost.pod, ": ", lost.why));
+    }
   }
+  std::string text =
+      never == 0 ? ""
+                 : absl::StrCat(never, " of ", pods(), " pods had no place when the others began: ",
+                                never == 1 ? "it joins" : "they join", " once an agent has room");
+  if (whys.empty()) return text;
+  if (never > 0) absl::StrAppend(&text, "; ");
   return absl::StrCat(
-      away.size(), " of ", pods(), " pods lost, the others go on: ", absl::StrJoin(whys, "; "),
+      text, whys.size(), " of ", pods(),
+      " pods lost, the others go on: ", absl::StrJoin(whys, "; "),
       stays ? absl::StrCat("; it does not return: max_restarts is ", spec.max_restarts) : "");
 }
 
@@ -177,6 +197,12 @@ std::vector<int64_t> Controller::Returning(const Job& job) const {
   if (!job.goes_on() || job.failed || job.ending || job.status.state != JobState::kRunning) {
     return out;
   }
+  // Those that begin are told a view of all that do, and of nobody else, until they have met.
+  for (const auto& [name, pod] : pods_) {
+    const World* world = pod->world.get();
+    if (world == nullptr || world->job != job.status.id) continue;
+    if (world->takes_part() && !world->stepped) return out;
+  }
   for (const auto& [pod, away] : job.away) {
     if (away.earliest <= Now() && job.MayReturn(away)) out.push_back(pod);
   }
@@ -186,7 +212,10 @@ std::vector<int64_t> Controller::Returning(const Job& job) const {
 absl::Status Controller::StartReturn(Job& job, int64_t number, Pod& pod) {
   Job::Away& away = job.away.at(number);
   if (!job.MayReturn(away)) return absl::OkStatus();  // another one took the last restart
-  auto world = NewWorld(pod, job.spec.placement, job.status.id, absl::ZeroDuration());
+  Placement placement = job.spec.placement;
+  placement.mesh = job.mesh_of(number);
+  placement.pod_meshes.clear();
+  auto world = NewWorld(pod, placement, job.status.id, absl::ZeroDuration());
   if (!world.ok()) {
     away.earliest = Now() + times_.backoff;
     return world.status();
@@ -207,14 +236,17 @@ absl::Status Controller::StartReturn(Job& job, int64_t number, Pod& pod) {
   part.epoch = job.status.epoch = (*world)->id.epoch;
   part.progress.reset();
   part.state = "JOINING";
-  std::vector<std::string> names;
-  for (const JobPod& each : job.status.pods) names.push_back(each.pod);
-  job.status.pod = absl::StrJoin(names, ",");
+  job.status.pod = NamesOf(job.status.pods);
   job.status.restarts += std::exchange(away.counts, true);
   ++away.launches;
   away.earliest = absl::InfiniteFuture();
   Launch(pod, *std::move(world));
   Assign(*pod.world, NewRequest(job, number));
+  if (away.pod.empty()) {
+    return SetState(
+        job, JobState::kRunning, "PodJoins",
+        absl::StrCat("pod ", number, " is launched on ", name, ", to join those that train"));
+  }
   return SetState(job, JobState::kRunning, "PodReturns",
                   absl::StrCat("pod ", number, " is launched again on ", name,
                                ", the others go on: it was lost: ", away.why));
@@ -228,6 +260,8 @@ void Controller::Stepped(World& world) {
   Job& job = *found->second;
   if (static_cast<size_t>(world.pod) >= job.status.pods.size()) return;
   job.status.pods[world.pod].state = "TRAINING";
+  const auto away = job.away.find(world.pod);
+  const bool again = away != job.away.end() && !away->second.pod.empty();
   if (!world.joins || job.away.erase(world.pod) == 0) {
     // A controller that is started anew knows who trains.
     if (std::all_of(job.status.pods.begin(), job.status.pods.end(),
@@ -237,8 +271,9 @@ void Controller::Stepped(World& world) {
     return;
   }
   if (job.away.empty()) {
-    (void)SetState(job, JobState::kRunning, "PodReturned",
-                   absl::StrCat("pod ", world.pod, " trains again: all ", job.pods(), " do"));
+    (void)SetState(job, JobState::kRunning, again ? "PodReturned" : "PodJoined",
+                   absl::StrCat("pod ", world.pod, again ? " trains again" : " has joined",
+                                ": all ", job.pods(), " train"));
   } else {
     (void)SetState(job, JobState::kRunning, "PodLost", job.WhoIsAway());
   }

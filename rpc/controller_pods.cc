@@ -210,6 +210,9 @@ absl::StatusOr<PodStatus> Controller::DrainPod(const std::string& name, bool dra
                      absl::StrCat("no such pod: ", name, ": see toroid pod list"),
                      {"NO_POD", {{"pod", name}}, {}});
   }
+  // A controller that is started anew must know.
+  const absl::Status stored = store_->SetDraining(name, drain);
+  if (!stored.ok()) return stored;
   it->second->draining = drain;
   if (it->second->world != nullptr) CheckWorld(*it->second);
   ScheduleWork();

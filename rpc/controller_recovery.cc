@@ -63,6 +63,10 @@ void Controller::AwaitPods(Job& job) {
       ++job.answered;
       continue;
     }
+    if (part.state == "WAITING") {
+      job.away[number].counts = false;
+      continue;
+    }
     const bool lost = part.state == "LOST", joins = part.state == "JOINING";
     if (lost || joins) {
       Job::Away& away = job.away[number];

@@ -2,6 +2,7 @@
 // only.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <memory>
@@ -15,6 +16,9 @@
 namespace toroid {
 
 inline constexpr size_t kMaxJobs = 10000;  // that have not ended
+
+// Of a job's pods those that have, or had, a place: "a,b".
+std::string NamesOf(const std::vector<JobPod>& pods);
 
 struct Controller::World {
   enum class State {
@@ -118,11 +122,13 @@ struct Controller::Job {
   };
   std::optional<Failure> failed;
   int64_t answered = 0;  // of its pods
-  // Policy `continue`: a pod of the job that is lost while the others go on, until a new launch of
-  // it has done a step.
+  // Policy `continue`: when it begins with fewer pods than it has, some being free since a while.
+  absl::Time gathers_until = absl::InfiniteFuture();
+  // Policy `continue`: a pod of the job that is lost while the others go on, or that had no place
+  // when they began, until a new launch of it has done a step.
   struct Away {
     std::string why;           // a sentence
-    std::string pod;           // where its last launch was
+    std::string pod;           // where its last launch was; empty: there was none
     bool unconfirmed = false;  // nobody has seen that end
     bool counts = true;        // its next launch is one of max_restarts
     int64_t launches = 0;      // since it was lost
@@ -133,6 +139,17 @@ struct Controller::Job {
     return !lost.counts || status.restarts < spec.max_restarts;
   }
   std::string WhoIsAway() const;  // a sentence
+  // The fewest pods that it begins with. Of those that have meshes of their own all, and if there
+  // are others one of them: the rest will have the mesh of that.
+  int64_t least_pods() const {
+    const auto named = static_cast<int64_t>(spec.placement.pod_meshes.size());
+    return goes_on() ? std::min(pods(), named + 1) : pods();
+  }
+  // Of its pod, in whatever launch: other pods count on it.
+  MeshWish mesh_of(int64_t pod) const {
+    const MeshShape& mesh = status.pods[static_cast<size_t>(pod)].mesh;
+    return {mesh.data, mesh.ring, mesh.tensor};
+  }
   std::optional<PodTable> table;  // what its pods were told last
   // What each of its pods has told in this launch, the newest.
   struct Told {

@@ -129,7 +129,7 @@ absl::StatusOr<uint64_t> Controller::WorkerAttached(const WorkerAttachment& atta
     }
     Job& trains = *job_of->second;
     if (trains.status.state != JobState::kRunning) {
-      (void)SetState(trains, JobState::kRunning, "", "");
+      (void)SetState(trains, JobState::kRunning, trains.status.reason, trains.status.message);
     }
     if (attachment.program == 0) {
       SendTask(*world);

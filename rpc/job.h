@@ -164,7 +164,7 @@ struct JobPod {
   uint64_t epoch = 0;
   std::optional<TaskProgress> progress;
   std::optional<JobCheckpoint> checkpoint;  // the last one of this pod
-  // STARTING, TRAINING, DONE; LOST: the others go on; JOINING: launched again, beside them.
+  // STARTING, TRAINING, DONE; WAITING, LOST: the others go on; JOINING: launched beside them.
   std::string state;
 };
 

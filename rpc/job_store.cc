@@ -155,7 +155,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> JobStore::Open(const std::string& path
         "CREATE TABLE IF NOT EXISTS epochs (job BLOB NOT NULL, pod BLOB NOT NULL, epoch INTEGER "
         "NOT NULL, PRIMARY KEY (job, pod))",
         "CREATE TABLE IF NOT EXISTS checkpoints (job BLOB PRIMARY KEY REFERENCES jobs (id) ON "
-        "DELETE CASCADE, epoch INTEGER NOT NULL, step INTEGER NOT NULL, hash INTEGER NOT NULL)"}) {
+        "DELETE CASCADE, epoch INTEGER NOT NULL, step INTEGER NOT NULL, hash INTEGER NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS draining (pod BLOB PRIMARY KEY)"}) {
     TOROID_RETURN_IF_ERROR(Run(db, sql));
   }
   int version = 0;
@@ -282,5 +283,22 @@ absl::StatusOr<uint64_t> JobStore::BumpEpoch(const std::string& job, const std::
 }
 
 absl::StatusOr<uint64_t> JobStore::BumpView() { return Bump(db_, "", ""); }
+
+absl::Status JobStore::SetDraining(const std::string& pod, bool draining) {
+  return Run(db_,
+             draining ? "INSERT OR IGNORE INTO draining (pod) VALUES (?)"
+                      : "DELETE FROM draining WHERE pod = ?",
+             {pod});
+}
+
+absl::StatusOr<std::vector<std::string>> JobStore::Draining() {
+  Statement row(db_, "SELECT pod FROM draining ORDER BY pod", {});
+  std::vector<std::string> pods;
+  while (true) {
+    TOROID_ASSIGN_OR_RETURN(const bool more, row.Step("draining"));
+    if (!more) return pods;
+    pods.push_back(row.Bytes(0));
+  }
+}
 
 }  // namespace toroid

@@ -1,4 +1,5 @@
-// What must survive the controller: jobs, idempotency keys, events, epochs, the view.
+// What must survive the controller: jobs, idempotency keys, events, epochs, the view, which pods
+// drain.
 //
 // SQLite in WAL mode with synchronous=FULL: a call that returned OK is on disk. One controller at a
 // time: Open takes a lock on the file for as long as the store lives. Specs and states are opaque
@@ -71,6 +72,10 @@ class JobStore {
   absl::StatusOr<uint64_t> BumpEpoch(const std::string& job, const std::string& pod);
   // The same for the membership of pods.
   absl::StatusOr<uint64_t> BumpView();
+
+  // Whether a pod of this name drains.
+  absl::Status SetDraining(const std::string& pod, bool draining);
+  absl::StatusOr<std::vector<std::string>> Draining();  // by name
 
  private:
   explicit JobStore(sqlite3* db) : db_(db) {}

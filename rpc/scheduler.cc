@@ -27,6 +27,7 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
   std::vector<Assignment> out;
   for (const Waiting& item : waiting) {
     const size_t wanted = static_cast<size_t>(item.pods);
+    const size_t least = item.least == 0 ? wanted : static_cast<size_t>(item.least);
     const size_t must = item.any_pod ? 0 : item.pod_meshes.size();
     const auto must_name = [&](const std::string& name) {
       return must > 0 && item.pod_meshes.count(name) > 0;
@@ -43,7 +44,7 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
       named += must_name(pod.name);
       if (!taken[i] && pod.state != PodView::State::kBusy) fit.push_back(i);
     }
-    if (able < wanted || named < must) continue;
+    if (able < least || named < must) continue;
     std::sort(fit.begin(), fit.end(),
               [&](size_t a, size_t b) { return Cost(pods[a], item) < Cost(pods[b], item); });
     // Those that are not named leave room for the named ones that are not free yet.
@@ -52,16 +53,20 @@ std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<W
     const size_t room = size_t(others - fit.begin()) + wanted - must;
     fit.resize(std::min(fit.size(), room));
     using State = PodView::State;
-    const bool starts = fit.size() == wanted && std::all_of(fit.begin(), fit.end(), [&](size_t i) {
-                          return pods[i].state == State::kFree;
-                        });
+    size_t free = 0, free_named = 0;
+    for (const size_t i : fit) {
+      if (pods[i].state != State::kFree) continue;
+      ++free;
+      free_named += must_name(pods[i].name);
+    }
+    const bool starts = free >= least && free_named == must;
     for (const size_t i : fit) {
       taken[i] = true;
       using Action = Assignment::Action;
       out.push_back({item.key, pods[i].name,
-                     starts                              ? Action::kStart
-                     : pods[i].state == State::kIdleKept ? Action::kEvict
-                                                         : Action::kWait});
+                     pods[i].state == State::kIdleKept         ? Action::kEvict
+                     : starts && pods[i].state == State::kFree ? Action::kStart
+                                                               : Action::kWait});
     }
   }
   return out;

@@ -34,6 +34,7 @@ struct Waiting {
   PodMeshes pod_meshes = {};  // these pods take part in any case, each with a mesh of its own
   bool any_pod = false;       // even so: none of them has to
   std::string prefers = {};   // this one, among those that are free
+  int64_t least = 0;          // begins with so many of its pods, if no more are free; 0: with all
 };
 
 struct Assignment {
@@ -50,7 +51,7 @@ struct Assignment {
 // then of arrival. A free pod is preferred to an ending one, that to the kept world idle for
 // longest; among free pods the one with the fewest slots that are enough. What waits for several
 // pods starts once all are free, and keeps those that are (kWait) if there are others that may
-// become so.
+// become so; what begins with fewer starts on those that are free, and the others are made free.
 std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<Waiting> waiting);
 
 }  // namespace toroid

@@ -201,9 +201,14 @@ class Services:
 
     def __init__(self, state, *words, pods="a", slots=2):
         self.state, self.address = state, "127.0.0.1:0"
+        self.words, self.slots, self.agents = words, slots, []
         self.start_controller()
-        self.agents = [start("agent", "--pod", pod, "--slots", slots, "--controller", self.address, *words) for pod in pods]
+        for pod in pods:
+            self.start_agent(pod)
         wait_for("the pods are there", lambda: self.run("pods").out.count("READY") == len(pods))
+
+    def start_agent(self, pod):
+        self.agents.append(start("agent", "--pod", pod, "--slots", self.slots, "--controller", self.address, *self.words))
 
     def start_controller(self):
         self.controller = start("controller", "--listen", self.address, "--state", self.state)

@@ -37,14 +37,15 @@ def workers():
 class Run:
     """A job on several pods of one rank each, policy CONTINUE."""
 
-    def __init__(self, up, runs, mode, pods=3, *settings):
+    def __init__(self, up, runs, mode, pods=3, *settings, begin=None):
+        """begin: of the pods, so many begin it."""
         settings = [f"mesh.pods={pods}", f"train.steps={STEPS}", "train.schedule.kind=CONSTANT",
                     "train.optimizer.adamw.lr=3e-4", "train.param_hash_every=1", "train.checkpoint.every=100",
                     "train.exchange.policy=CONTINUE", "train.exchange.keep_contributions=true", *MODES[mode], *settings]
         self.up, self.job, self.pods = up, os.path.join(runs, "licence"), pods
         self.hash = "param_hash" if mode == "exact" else "outer_hash"
         self.id = good(up.run("job", "submit", JOB, *(word for each in settings for word in ("--set", each)))).out.strip()
-        wait_for("steps are made", lambda: min(map(len, self.lines())) >= 25, 60)
+        wait_for("steps are made", lambda: min(map(len, self.lines()[:begin])) >= 25, 60)
 
     def lines(self):
         return [lines(of_pod(self.job, pod)) for pod in range(self.pods)]
@@ -56,7 +57,7 @@ class Run:
         return self.status()["pods"][pod]["state"]
 
     def step(self):
-        return max(each[-1]["step"] for each in self.lines())
+        return max(each[-1]["step"] for each in self.lines() if each)
 
     def comes_back(self, pod, restarts=1):
         """Waits until the pod of the job that was lost trains again, and 20 steps more."""
@@ -183,6 +184,32 @@ def test_a_drained_pod_leaves_and_comes_back():
         check(longest - usual < 2, "idle for", longest - usual)
         job.check_replay()
     no_orphans()
+
+
+def test_a_pod_joins_a_job_that_began_without_it():
+    """A job on two pods starts on the one there is; another agent comes while it trains."""
+    for mode in MODES:
+        with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as state, \
+                Services(state, "--root", f"text={TEXT}", "--root", f"runs={runs}", pods="a", slots=1) as services:
+            job = Run(services, runs, mode, 2, begin=1)
+            status = job.status()
+            check([pod["state"] for pod in status["pods"]] == ["TRAINING", "WAITING"], status)
+            check("1 of 2 pods had no place" in status["message"] and not workers().get("b"), status)
+            services.start_agent("b")
+            job.comes_back(1, restarts=0)
+            status = job.status()
+            check(status["message"] == "pod 1 has joined: all 2 train", status)
+            told = job.end()
+            events = services.run("job", "watch", job.id, "--from-sequence", 1, "-o", "jsonl").out
+            check("pod 1 is launched on b, to join those that train" in events, events)
+            job.check_alike(told)
+            first, joined = job.hashes(told)
+            begin = min(joined)
+            check(begin > 20 and first[begin] == joined[begin] != first[min(first)], begin, "it has the other's weights")
+            check([line["pods"]["taking_part"] for line in told[0]][::len(told[0]) - 1] == [1, 2], told[0][-1])
+            check([line["step"] for line in told[0]] == list(range(1, len(told[0]) + 1)), "a step twice, or none")
+            job.check_replay()
+        no_orphans()
 
 
 def test_a_controller_that_dies_knows_afterwards_who_is_away():

@@ -301,6 +301,34 @@ TEST(Scheduler, AJobOnSeveralPodsTakesAllOrWaits) {
   EXPECT_NE(out[0].pod, out[1].pod);
 }
 
+TEST(Scheduler, AJobThatMayBeginWithFewerPods) {
+  using State = PodView::State;
+  using Action = Assignment::Action;
+  const absl::Time t = absl::FromUnixSeconds(1000);
+  std::vector<PodView> pods = {
+      {"a", 2, State::kFree, t}, {"b", 2, State::kIdleKept, t}, {"c", 2, State::kClosed, t}};
+  Waiting three{1, {0, 2, 0}, "", 0, 1, 3};
+  EXPECT_TRUE(Schedule(pods, {three}).empty());  // control
+  three.least = 1;
+  auto out = Schedule(pods, {three});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].pod, "a");
+  EXPECT_EQ(out[0].action, Action::kStart);
+  EXPECT_EQ(out[1].pod, "b");  // it will be free for the next of them
+  EXPECT_EQ(out[1].action, Action::kEvict);
+  three.least = 2;
+  out = Schedule(pods, {three});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].action, Action::kWait);
+  EXPECT_EQ(out[1].action, Action::kEvict);
+  three.least = 1;
+  three.pod_meshes = {{"b", {1, 1, 1}}};
+  out = Schedule(pods, {three});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[1].pod, "a");
+  EXPECT_EQ(out[1].action, Action::kWait);  // for the one that is named
+}
+
 TEST(Scheduler, APodThatHasAMeshOfItsOwnTakesPart) {
   using State = PodView::State;
   using Action = Assignment::Action;

@@ -421,7 +421,9 @@ TEST_F(ReturnsTest, AControllerThatWasRestartedKnowsWhoIsAway) {
   Step(1, 6);
   EXPECT_EQ(StateOf(1), "TRAINING");
   EXPECT_EQ(StateOf(2), "LOST");
-  agents_[2] = Connect("c");  // which is drained no more: nobody has said so to this controller
+  agents_[2] = Connect("c");
+  EXPECT_TRUE(agents_[2]->launches.empty());  // it still drains
+  ASSERT_TRUE(controller_->DrainPod("c", false).ok());
   ASSERT_EQ(agents_[2]->launches.size(), 1u);
   Return(2, 2);
   EXPECT_EQ(MembersOf(0), absl::StrCat(At(0), " ", At(1), " ", At(2)));

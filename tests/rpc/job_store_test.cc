@@ -123,6 +123,19 @@ TEST_F(JobStoreTest, AcknowledgedJobsSurviveKill) {
   }
 }
 
+TEST_F(JobStoreTest, WhichPodsDrainIsKept) {
+  {
+    auto store = Open();
+    EXPECT_TRUE(store->SetDraining("b", true).ok());
+    EXPECT_TRUE(store->SetDraining("b", true).ok());
+    EXPECT_TRUE(store->SetDraining("a", true).ok());
+    EXPECT_TRUE(store->SetDraining("c", true).ok());
+    EXPECT_TRUE(store->SetDraining("b", false).ok());
+    EXPECT_TRUE(store->SetDraining("nobody", false).ok());
+  }
+  EXPECT_EQ(*Open()->Draining(), (std::vector<std::string>{"a", "c"}));
+}
+
 TEST_F(JobStoreTest, LogsResumeAtAnyLine) {
   LogStore logs(dir_, 1000);
   logs.Append("j", {{0, 0, false, "one"}, {0, 3, true, "two\nlines"}, {0, -1, true, ""}});
