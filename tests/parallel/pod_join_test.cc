@@ -1,5 +1,4 @@
-// Policy `continue`: a pod that had no place when the others began comes later, and what it costs
-// those that train.
+// Policy `continue`: a pod that had no place when the others began comes later.
 #include "tests/parallel/pod_return_fixture.h"
 
 namespace toroid {
@@ -25,20 +24,6 @@ TEST_F(PodJoinTest, APodThatWasNeverThereJoins) {
   plan_.directory = Directory("alone");
   ExpectAlike(RunPods({{2, 1, 1}, {2, 1, 1}}, {{.pod = 0, .step = 3, .how = How::kAbsent}}),
               {2, 1});
-}
-
-// What the others have made of an unlike mesh cannot be undone.
-TEST_F(PodJoinTest, APodThatJoinsHasTheMeshThatTheOthersTakeItToHave) {
-  Use(Mode::kExact);
-  plan_.steps = 12;
-  const auto pods =
-      RunPods({{1, 1, 1}, {2, 1, 1}},
-              {{.pod = 1, .step = 3, .how = How::kAbsent},
-               {.pod = 1, .launch = 2, .step = -1, .returns = false, .how = How::kByItself}});
-  EXPECT_THAT(std::string(pods[1][1].status.message()),
-              HasSubstr("pod 1 comes with the mesh data=2,ring=1,tensor=1, the others take it to "
-                        "have data=1,ring=1,tensor=1"));
-  EXPECT_TRUE(pods[0][0].status.ok()) << pods[0][0].status;
 }
 
 }  // namespace
