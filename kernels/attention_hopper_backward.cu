@@ -11,7 +11,7 @@ namespace toroid {
 namespace hopper {
 namespace {
 
-using Backward64 = BackwardCut<64, Divided::kKeys, 3, 200, 2>;
+using Backward64 = BackwardCut<64, Divided::kKeys, 4, 200, 2>;
 using Backward128 = BackwardCut<128, Divided::kKeysAndQueries, 2, 240, 2>;
 using Backward256 = BackwardCut<256, Divided::kGradients, 2, 208, 1>;
 

@@ -1,15 +1,17 @@
 // The consumers of attention_backward.cuh where they divide the keys: 64 each, whose dK and dV are
 // beside scores and their gradients in registers.
 //
-//   issue S^T = K Q^T, dP^T = V dO^T
+//   S^T = K Q^T
 //   for each block of queries:
-//     P^T = 2^(S^T - lse)          under dK and dP^T
-//     issue dV += P^T dO
-//     dS^T = P^T (dP^T - delta)    under dV; to shared memory: dQ sums over all keys
-//     issue the next S^T, dK += dS^T Q, the next dP^T
+//     issue dK += dS^T Q of the block before, dP^T = V dO^T
+//     P^T = 2^(S^T - lse)                         under these
+//     issue S^T of the next block, dV += P^T dO
+//     dS^T = P^T (dP^T - delta)                   under these; to shared memory: dQ sums over all
+//                                                 keys
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/hopper/backward_products.cuh"
 
@@ -36,6 +38,8 @@ __device__ void ConsumeByKeys(const BackwardParams& params, BackwardShared<C>& s
     const FirstQueries firsts(tile, params.first_queries, at);
     dk.Clear();
     dv.Clear();
+#pragma unroll
+    for (int i = 0; i < kQueries / 4; ++i) d_s[i] = 0;  // of the block before the first
     const auto issue_s = [&] {
       shared.q_full[next_q.stage].Wait(next_q.phase);
       IssueTransposed<kKeys, kQueries, kHeadDim>(s, my_k, shared.q[next_q.stage]);
@@ -73,8 +77,7 @@ __device__ void ConsumeByKeys(const BackwardParams& params, BackwardShared<C>& s
       Release(shared.d_o_empty[d_o.stage]);
       d_o.Advance();
     };
-    const auto end_dk = [&] {
-      dk.Hold();
+    const auto release_q = [&] {
       Release(shared.q_empty[q.stage]);
       q.Advance();
     };
@@ -82,32 +85,28 @@ __device__ void ConsumeByKeys(const BackwardParams& params, BackwardShared<C>& s
     shared.kv_full.Wait(kv.phase);
     kv.Advance();
     issue_s();
-    issue_d_p();
-    WaitFor<1>();  // for S^T
-    probabilities(0);
-    issue_dv();
-    WaitFor<1>();  // for dP^T
-    gradients();
-    pass_on();
     WaitFor<0>();
-    end_dv();
-    for (int block = 1; block < blocks; ++block) {
-      issue_s();
-      issue_dk();
+    const auto fold = [&](int block, auto last) {
+      constexpr bool kLast = decltype(last)::value;
+      issue_dk();  // of the block before
       issue_d_p();
-      WaitFor<2>();  // for S^T
       probabilities(block);
+      if constexpr (!kLast) issue_s();
       issue_dv();
-      WaitFor<1>();  // for dK and dP^T
-      end_dk();
+      WaitFor<kLast ? 1 : 2>();  // for dK and dP^T
+      dk.Hold();
+      if (block > 0) release_q();
       gradients();
       pass_on();
-      WaitFor<0>();
+      WaitFor<0>();  // for S^T and dV
       end_dv();
-    }
+    };
+    for (int block = 0; block < blocks - 1; ++block) fold(block, std::false_type());
+    fold(blocks - 1, std::true_type());
     issue_dk();
     WaitFor<0>();
-    end_dk();
+    dk.Hold();
+    release_q();
     Release(shared.kv_empty);
     const int kv_head = params.kv_index[task.head];
     AtRowTurn<C, kOrdered>(params, task, kv_head, warpgroup, [&] {

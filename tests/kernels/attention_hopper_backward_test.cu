@@ -80,8 +80,9 @@ __global__ void ReferenceKernel(AttentionHopperBackwardArgs a, int part_begin, i
       for (int j = 0; j < tile.k_count && j <= i + tile.diagonal; ++j, ++index) {
         if (t < part_begin || t >= part_end) continue;
         double probability = exp(p[index] - top) / sum;
+        if (rounded) probability = AsBf16(probability);
         double ds = probability * (dp[index] - delta);
-        if (rounded) probability = AsBf16(probability), ds = AsBf16(ds);
+        if (rounded) ds = AsBf16(ds);
         ds *= a.scale;
         const int64_t key = tile.k_begin + j, column = kv_head * a.head_dim + d;
         dq += ds * __bfloat162float(k[key * a.k_stride + column]);
