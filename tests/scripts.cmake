@@ -44,6 +44,9 @@ if(TOROID_SERVICES)
                                            $<TARGET_FILE:toroid>)
     set_tests_properties(EndToEnd.${name} PROPERTIES TIMEOUT 900 PROCESSORS 2)
   endforeach()
+  add_test(NAME EndToEnd.pod_slow COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/pod_slow.py
+                                          $<TARGET_FILE:toroid>)
+  set_tests_properties(EndToEnd.pod_slow PROPERTIES TIMEOUT 300 PROCESSORS 2 LABELS slow)
   # Ten minutes of it: --seconds 600.
   add_test(NAME EndToEnd.pods_churn
            COMMAND ${TOROID_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/pods_churn.py $<TARGET_FILE:toroid>

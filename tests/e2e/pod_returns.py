@@ -92,6 +92,8 @@ class Run:
         for pod in range(self.pods):
             answer = good(run("verify", "--replay", of_pod(self.job, pod), "-o", "json", timeout=timeout)).json()
             check(answer["pass"], answer)
+            weights = answer["pods"][0].get("weights")  # of gradients
+            check(not weights or weights["steps_compared"] >= 25, answer)
 
 
 def idle(told, first, last):
@@ -100,8 +102,8 @@ def idle(told, first, last):
     return max(taken), statistics.median(taken)
 
 
-def returns(mode, harm, bound, ranks=1):
-    """harm(pids of the ranks): by then the pod is lost; it comes back and all are alike."""
+def returns(mode, harm, bound, ranks=1, said=""):
+    """harm(pids of the ranks): by then the pod is lost; it comes back and all are alike. said: in the job's log."""
     with tempfile.TemporaryDirectory() as runs, \
             Up(3, ranks, "--root", f"text={TEXT}", "--root", f"runs={runs}") as up:
         job = Run(up, runs, mode)
@@ -112,6 +114,8 @@ def returns(mode, harm, bound, ranks=1):
         status = job.status()
         check(status["agreement"]["hash_step"] > begin and not status["agreement"]["hashes_differ"], status)
         told = job.end()
+        log = good(up.run("job", "logs", job.id)).out
+        check(said in log, repr(said), "is missing in:", log)
         job.check_alike(told)
         taking_part = [line["pods"]["taking_part"] for line in told[0]]
         check(2 in taking_part and taking_part[0] == taking_part[-1] == 3, set(taking_part))
