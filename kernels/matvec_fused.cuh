@@ -26,19 +26,20 @@ __device__ inline uint4 LoadOnce(const uint4* from) {
 }
 
 // Eight stored weights (stored_weight.cuh says which) as they lie. Load fetches those of unit u of
-// a row; AddDot adds their products with x to `sum`. x_sum: the sum of x, where kTakesSum says so.
+// a row in device memory, or of a part of one in shared memory; AddDot adds their products with x
+// to `sum`. x_sum: the sum of x, where kTakesSum says so.
 template <DType kType>
 struct FusedUnit {
   using E = typename Stored<kType>::Type;
   static constexpr int kLoads = kUnit * sizeof(E) / sizeof(uint4);
-  static constexpr int kWords = 4 * kLoads;  // registers
   static constexpr bool kTakesSum = false;
   alignas(16) E values[kUnit];
+  template <bool kShared>
   __device__ void Load(const uint8_t* row, int u) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      reinterpret_cast<uint4*>(values)[i] =
-          LoadOnce(reinterpret_cast<const uint4*>(row) + int64_t{u} * kLoads + i);
+      const uint4* from = reinterpret_cast<const uint4*>(row) + int64_t{u} * kLoads + i;
+      reinterpret_cast<uint4*>(values)[i] = kShared ? *from : LoadOnce(from);
     }
   }
   __device__ void AddDot(const float (&x)[kUnit], float, float& sum) const {
@@ -48,10 +49,10 @@ struct FusedUnit {
 };
 
 __device__ inline uint32_t Word(const uint8_t* from) {
-  return __ldg(reinterpret_cast<const uint32_t*>(from));
+  return *reinterpret_cast<const uint32_t*>(from);
 }
 __device__ inline uint32_t Half(const uint8_t* from) {
-  return __ldg(reinterpret_cast<const uint16_t*>(from));
+  return *reinterpret_cast<const uint16_t*>(from);
 }
 
 // Sum of (byte i of `bytes` - kZero) x[i]. A byte b under the exponent of 2^23 is the float 2^23 +
@@ -73,9 +74,9 @@ constexpr uint32_t kLowNibbles = 0x0f0f0f0fu;
 // the last word of three is still the row's.
 template <>
 struct FusedUnit<DType::kQ8_0> {
-  static constexpr int kWords = 4;
   static constexpr bool kTakesSum = false;
   uint32_t scale, first, second, third;
+  template <bool kShared>
   __device__ void Load(const uint8_t* row, int u) {
     const int block = u / 4, odd = block % 2;
     const uint8_t* numbers = row + int64_t{block} * 34 + 2 + u % 4 * 8;
@@ -96,9 +97,9 @@ struct FusedUnit<DType::kQ8_0> {
 // As q8_0, of blocks of 18 bytes and four bytes to a unit.
 template <>
 struct FusedUnit<DType::kQ4_0> {
-  static constexpr int kWords = 3;
   static constexpr bool kTakesSum = false;
   uint32_t scale, first, second;
+  template <bool kShared>
   __device__ void Load(const uint8_t* row, int u) {
     const int block = u / 4, odd = block % 2;
     const uint8_t* nibbles = row + int64_t{block} * 18 + 2 + u % 4 * 4;
@@ -118,9 +119,9 @@ struct FusedUnit<DType::kQ4_0> {
 // d q + m = d (q - 8) + (m + 8 d): so that little cancels.
 template <>
 struct FusedUnit<DType::kQ4_1> {
-  static constexpr int kWords = 2;
   static constexpr bool kTakesSum = true;
   uint32_t scales, nibbles;
+  template <bool kShared>
   __device__ void Load(const uint8_t* row, int u) {
     const uint8_t* block = row + int64_t{u / 4} * 20;
     scales = Word(block);
@@ -152,17 +153,44 @@ __device__ inline float BiasAt(const MatMulArgs<float>& a, int64_t i) {
                                     : static_cast<const float*>(a.bias)[i];
 }
 
+// Pieces of rows of quantised weights on their way through a warp's own shared memory, as they lie:
+// fetched from memory by whole lines, 16 bytes a lane, and read from there at any address. A piece
+// is kTiles times what 32 lanes take at once; kPieces are there or on their way.
+template <DType kType, int kLines>
+struct StagedRows {
+  static constexpr int kTile = int(RowBytes(kType, kWarp* kUnit));
+  static constexpr int kTiles = kLines == 1 ? 4 : 2, kPieces = 4;
+  static constexpr int kBytes = kTiles * kTile;
+  static_assert(kTile % 16 == 0);
+  alignas(16) uint8_t bytes[kPieces][kLines][kBytes];
+
+  // Piece `index` of each row, as far as the row reaches; a group of copies of its own.
+  __device__ void Fetch(const uint8_t* (&w)[kLines], int64_t row_bytes, int index, int lane) {
+    const int64_t begin = int64_t{index} * kBytes;
+    for (int at = lane * 16; at < kBytes && begin + at < row_bytes; at += kWarp * 16) {
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) {
+        const unsigned to = unsigned(__cvta_generic_to_shared(&bytes[index % kPieces][i][at]));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(w[i] + begin + at)
+                     : "memory");
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  // Waits until all but the newest kPieces - 2 groups have arrived, for all lanes.
+  __device__ void Await() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPieces - 2) : "memory");
+    __syncwarp();
+  }
+};
+
 // A warp per kRows rows of w, one behind the other, which share what is done to x; with kPair of
 // two products' rows. A lane takes every 32nd unit. Rows of x from m on, and rows of w from n on,
-// repeat the last one.
-template <DType kType, int M, bool kNorm, int kPair, int kRows>
+// repeat the last one. kStaged: through StagedRows; rows of w on 16 bytes.
+template <DType kType, int M, bool kNorm, int kPair, int kRows, bool kStaged>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) FusedKernel(FusedMatVecArgs a) {
   using Unit = FusedUnit<kType>;
   constexpr int kLines = kRows * kPair;  // rows of w
-  // Units that are fetched before one of them is used.
-  constexpr int kAhead = !IsQuantised(kType) || Unit::kWords * kLines <= 8 ? 4 : 2;
-  // Quantised weights: the next ones are on their way meanwhile, as there are fewer bytes to each.
-  constexpr bool kTwice = IsQuantised(kType);
   const int64_t first_group = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
   int64_t group = first_group;
   int product = 0;
@@ -189,56 +217,87 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) FusedKernel(FusedMatVec
   const int units = int(p.k / kUnit), lane = threadIdx.x;
 
   float sum[kLines][M] = {}, squares[M] = {};
-  Unit weight[kAhead][kLines];
-  [[maybe_unused]] Unit next[kAhead][kLines];
-  const auto fetch = [&](int first, Unit(&to)[kAhead][kLines]) {
+  const auto multiply = [&](const Unit(&weight)[kLines], int u) {
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
+    for (int r = 0; r < M; ++r) {
+      float value[kUnit], value_sum = 0;
+      LoadBeside<kType>(x[r], u, value);
+      if constexpr (kNorm) {
+        float gain[kUnit];
+        LoadBeside<kType>(a.gain, u, gain);
 #pragma unroll
-      for (int i = 0; i < kLines; ++i) {
-        if (first + j * kWarp < units) to[j][i].Load(w[i], first + j * kWarp);
+        for (int e = 0; e < kUnit; ++e) {
+          squares[r] += value[e] * value[e];
+          value[e] *= gain[e];
+        }
       }
+      if constexpr (Unit::kTakesSum) {
+#pragma unroll
+        for (int e = 0; e < kUnit; ++e) value_sum += value[e];
+      }
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) weight[i].AddDot(value, value_sum, sum[i][r]);
     }
   };
-  if constexpr (kTwice) fetch(lane, next);
-  for (int first = lane; first - lane < units; first += kWarp * kAhead) {
-    if constexpr (kTwice) {
+  if constexpr (kStaged) {
+    using Staged = StagedRows<kType, kLines>;
+    __shared__ Staged shared[kWarpsPerBlock];
+    Staged& staged = shared[threadIdx.y];
+    const int64_t row_bytes = RowBytes(kType, p.k);
+    const int pieces = int(CeilDiv(row_bytes, Staged::kBytes));
+    for (int i = 0; i < Staged::kPieces - 1; ++i) staged.Fetch(w, row_bytes, i, lane);
+    AwaitEarlierKernels();  // weights are on their way already, x may be still to come
+    LetNextKernelBegin();
+    for (int piece = 0; piece < pieces; ++piece) {
+      staged.Await();
+      // In the place of the piece before, which all lanes have read by now.
+      staged.Fetch(w, row_bytes, piece + Staged::kPieces - 1, lane);
+#pragma unroll
+      for (int t = 0; t < Staged::kTiles; ++t) {
+        const int u = (piece * Staged::kTiles + t) * kWarp + lane;
+        if (u >= units) break;
+        Unit weight[kLines];
+#pragma unroll
+        for (int i = 0; i < kLines; ++i) {
+          weight[i].template Load<true>(staged.bytes[piece % Staged::kPieces][i], t * kWarp + lane);
+        }
+        multiply(weight, u);
+      }
+    }
+  } else {
+    constexpr int kAhead = 4;        // units that are fetched together
+    constexpr bool kTwice = M == 1;  // the next ones before these are used
+    Unit weight[kAhead][kLines];
+    [[maybe_unused]] Unit next[kAhead][kLines];
+    const auto fetch = [&](int first, Unit(&to)[kAhead][kLines]) {
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
 #pragma unroll
-        for (int i = 0; i < kLines; ++i) weight[j][i] = next[j][i];
+        for (int i = 0; i < kLines; ++i) {
+          if (first + j * kWarp < units) to[j][i].template Load<false>(w[i], first + j * kWarp);
+        }
       }
-      fetch(first + kWarp * kAhead, next);
-    } else {
-      fetch(first, weight);
-    }
-    if (first == lane) {  // weights are there already, x may be still to come
-      AwaitEarlierKernels();
-      LetNextKernelBegin();
-    }
+    };
+    if constexpr (kTwice) fetch(lane, next);
+    for (int first = lane; first - lane < units; first += kWarp * kAhead) {
+      if constexpr (kTwice) {
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int u = first + j * kWarp;
-      if (u >= units) break;
+        for (int j = 0; j < kAhead; ++j) {
 #pragma unroll
-      for (int r = 0; r < M; ++r) {
-        float value[kUnit], value_sum = 0;
-        LoadBeside<kType>(x[r], u, value);
-        if constexpr (kNorm) {
-          float gain[kUnit];
-          LoadBeside<kType>(a.gain, u, gain);
-#pragma unroll
-          for (int e = 0; e < kUnit; ++e) {
-            squares[r] += value[e] * value[e];
-            value[e] *= gain[e];
-          }
+          for (int i = 0; i < kLines; ++i) weight[j][i] = next[j][i];
         }
-        if constexpr (Unit::kTakesSum) {
+        fetch(first + kWarp * kAhead, next);
+      } else {
+        fetch(first, weight);
+      }
+      if (first == lane) {  // weights are there already, x may be still to come
+        AwaitEarlierKernels();
+        LetNextKernelBegin();
+      }
 #pragma unroll
-          for (int e = 0; e < kUnit; ++e) value_sum += value[e];
-        }
-#pragma unroll
-        for (int i = 0; i < kLines; ++i) weight[j][i].AddDot(value, value_sum, sum[i][r]);
+      for (int j = 0; j < kAhead; ++j) {
+        if (first + j * kWarp >= units) break;
+        multiply(weight[j], first + j * kWarp);
       }
     }
   }
@@ -276,12 +335,12 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) FusedKernel(FusedMatVec
   }
 }
 
-template <DType kType, int M, bool kNorm, int kPair, int kRows>
+template <DType kType, int M, bool kNorm, int kPair, int kRows, bool kStaged>
 void LaunchRows(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
   int64_t groups = CeilDiv(a.products[0].n, kRows);
   for (int i = 1; i < a.count && kPair == 1; ++i) groups += CeilDiv(a.products[i].n, kRows);
   const dim3 grid(unsigned(CeilDiv(groups, kWarpsPerBlock))), block(kWarp, kWarpsPerBlock);
-  LaunchOverlapped(overlap, s, grid, block, FusedKernel<kType, M, kNorm, kPair, kRows>, a);
+  LaunchOverlapped(overlap, s, grid, block, FusedKernel<kType, M, kNorm, kPair, kRows, kStaged>, a);
 }
 
 // One row of x, whose reading and norm cost as much as a row of quantised weights: several rows of
@@ -289,15 +348,25 @@ void LaunchRows(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
 template <DType kType, bool kNorm, int kPair>
 void LaunchOne(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
   if constexpr (IsQuantised(kType)) {
-    constexpr int64_t kWarps = 1536;  // a dozen to a multiprocessor
-    int64_t lines = kPair * a.products[0].n;
-    for (int i = 1; i < a.count && kPair == 1; ++i) lines += a.products[i].n;
-    if (lines >= 4 * kWarps) return LaunchRows<kType, 1, kNorm, kPair, 4 / kPair>(s, a, overlap);
-    if (kPair == 1 && lines >= 2 * kWarps) {
-      return LaunchRows<kType, 1, kNorm, kPair, 2>(s, a, overlap);
+    bool staged = true;
+    int64_t lines = 0;
+    for (int i = 0; i < a.count; ++i) {
+      const MatMulArgs<float>& p = a.products[i];
+      staged &= (reinterpret_cast<uintptr_t>(p.w) | uintptr_t(RowBytes(kType, p.k))) % 16 == 0;
+      lines += p.n;
     }
+    constexpr int64_t kWarps = 1536;  // a dozen to a multiprocessor
+    if (!staged) return LaunchRows<kType, 1, kNorm, kPair, 1, false>(s, a, overlap);
+    if (lines >= 4 * kWarps) {
+      return LaunchRows<kType, 1, kNorm, kPair, 4 / kPair, true>(s, a, overlap);
+    }
+    if (kPair == 1 && lines >= 2 * kWarps) {
+      return LaunchRows<kType, 1, kNorm, kPair, 2, true>(s, a, overlap);
+    }
+    LaunchRows<kType, 1, kNorm, kPair, 1, true>(s, a, overlap);
+  } else {
+    LaunchRows<kType, 1, kNorm, kPair, 1, false>(s, a, overlap);
   }
-  LaunchRows<kType, 1, kNorm, kPair, 1>(s, a, overlap);
 }
 
 template <DType kType, bool kNorm, int kPair>
@@ -306,11 +375,11 @@ void Launch(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
   if (m == 1) {
     LaunchOne<kType, kNorm, kPair>(s, a, overlap);
   } else if (m == 2) {
-    LaunchRows<kType, 2, kNorm, kPair, 1>(s, a, overlap);
+    LaunchRows<kType, 2, kNorm, kPair, 1, false>(s, a, overlap);
   } else if (m <= 4) {
-    LaunchRows<kType, 4, kNorm, kPair, 1>(s, a, overlap);
+    LaunchRows<kType, 4, kNorm, kPair, 1, false>(s, a, overlap);
   } else {
-    LaunchRows<kType, 8, kNorm, kPair, 1>(s, a, overlap);
+    LaunchRows<kType, 8, kNorm, kPair, 1, false>(s, a, overlap);
   }
 }
 
