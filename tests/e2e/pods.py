@@ -287,6 +287,43 @@ def test_ctrl_c_while_a_pod_is_waited_for():
     no_orphans()
 
 
+def test_a_pod_started_by_hand_that_is_killed():
+    """Policy HALT: the others wait for it; once it is started again they end with a word of what to do, and all, started
+    again as it says, go on from the newest step that they have in common, alike."""
+    settings = [*EXACT, "mesh.pods=3", "train.checkpoint.every=10"]
+    steps, peers = 120, addresses(count=3)
+
+    def world(top, pod):
+        return start("launch", "-n", 1, "-q", *words(top, steps, *settings), "--pod", pod, "--pod-peers", peers)
+
+    with tempfile.TemporaryDirectory() as top:
+        worlds = [world(top, pod) for pod in range(3)]
+        wait_for("steps are made", lambda: min(len(lines(of_pod(top, pod))) for pod in range(3)) >= 25, 60)
+        (victim,) = processes(r"^\S*toroid train .*--pod 1 ")
+        os.kill(victim, signal.SIGKILL)
+        check(finish(worlds[1]).code != 0, "a world that was killed")
+        done = lines(of_pod(top, 0))[-1]["step"]
+        check(done < steps - 20, "it was killed too late:", done)
+        worlds[1] = world(top, 1)
+        for pod in (0, 2):
+            refused(finish(worlds[pod], 60), 1, "pod 1 was started anew", "start all pods again")
+            check(lines(of_pod(top, pod))[-1]["step"] <= done + 1, "steps without pod 1")
+        worlds[1].send_signal(signal.SIGINT)
+        finish(worlds[1])
+        worlds = [world(top, pod) for pod in range(3)]
+        resumed = set()
+        for each in worlds:
+            result = finish(each, 40)
+            good(result)
+            resumed.add(re.search(r"resumed from \S*step-(\d+)", result.err).group(1))
+        check(len(resumed) == 1 and 20 <= int(resumed.pop()) <= done, resumed, done)
+        of_pods = [lines(of_pod(top, pod)) for pod in range(3)]
+        for each in of_pods:
+            check([line["step"] for line in each] == list(range(1, steps + 1)), "a step twice, or none")
+            check([line["param_hash"] for line in each] == [line["param_hash"] for line in of_pods[0]], "other weights")
+    no_orphans()
+
+
 def test_a_controller_starts_a_job_on_two_pods():
     """Killed on one of them, both start again, and end with the weights of a run that nobody disturbed."""
     with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryDirectory() as alone:
