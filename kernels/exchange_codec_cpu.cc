@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/dtype.h"
 #include "kernels/exchange_codec.h"
+#include "kernels/exchange_loops.h"
 #include "kernels/philox.h"
 
 namespace toroid {
@@ -138,6 +140,11 @@ void EncodeScaled(Codec codec, const CodecRounding& rounding, const CodecPlace& 
 template <typename T>
 void EncodeBf16(const CodecRounding& rounding, const CodecPlace& place, int64_t begin, int64_t end,
                 const T* values, uint8_t* codes) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (!rounding.stochastic) {
+      return CurrentExchangeLoops().to_bf16(values + begin, end - begin, codes + begin * 2);
+    }
+  }
   Draws draws(rounding, place, begin);
   uint32_t words[kCodecBlock] = {};
   uint16_t rounded[kCodecBlock];
@@ -202,6 +209,9 @@ void DecodeBlocks(Codec codec, int64_t block, int64_t phase, int64_t n, const ui
       for (int64_t i = 0; i < n; ++i) values[i] = T(CodeAt<float>(codes, first + i));
       return;
     case Codec::kBf16:
+      if constexpr (std::is_same_v<T, float>) {
+        return CurrentExchangeLoops().from_bf16(codes + first * 2, n, values);
+      }
       for (int64_t i = 0; i < n; ++i) {
         values[i] = T(FromBf16(CodeAt<uint16_t>(codes, first + i)));
       }

@@ -1,9 +1,10 @@
 #include "parallel/param_hash.h"
 
 #include <algorithm>
-#include <bit>
+#include <type_traits>
 #include <vector>
 
+#include "kernels/exchange_loops.h"
 #include "parallel/host_exchange.h"
 
 namespace toroid {
@@ -18,19 +19,13 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Of the elements of a row that follow each other from `place` of the parameter on. Each is a
-// bijection of its value's bits, so one that changes changes the sum: as little work as that takes,
-// for merges of pods hash every element that they merge.
-template <typename Values>
-uint64_t RunHash(uint64_t parameter, uint64_t place, const Values& values, int64_t count) {
-  constexpr uint64_t kStep = 0x9e3779b97f4a7c15u, kFactor = 0xd6e8feb86659fd93u;  // odd
-  const uint64_t first = parameter + place * kStep;
+// Of elements that follow each other from `place` of the parameter on.
+template <typename T>
+uint64_t RunHash(uint64_t parameter, uint64_t place, const T* values, int64_t count) {
+  uint64_t at = parameter + place * kHashStep;
+  if constexpr (std::is_same_v<T, float>) return CurrentExchangeLoops().hash(values, at, count);
   uint64_t hash = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t x = std::bit_cast<uint64_t>(double(values[i])) ^ (first + uint64_t(i) * kStep);
-    x = (x ^ (x >> 32)) * kFactor;
-    hash += x ^ (x >> 32);
-  }
+  for (int64_t i = 0; i < count; ++i, at += kHashStep) hash += HashElement(double(values[i]), at);
   return hash;
 }
 
@@ -41,6 +36,7 @@ uint64_t PieceHash(const ParamGroups& groups, int64_t group, const ParamPiece& p
   const GroupMember& of = groups.group(group).members[piece.member];
   const uint64_t parameter = Mix((uint64_t(group) << 32) + uint64_t(piece.member) + 1);
   const int64_t cols = of.slice.col_count;
+  const bool whole_rows = cols == of.spec.cols;  // then they follow each other
   uint64_t hash = 0;
   for (int64_t done = std::max<int64_t>(0, of.counted_from - piece.begin); done < piece.count;
        done += kAtOnce) {
@@ -49,7 +45,7 @@ uint64_t PieceHash(const ParamGroups& groups, int64_t group, const ParamPiece& p
     for (int64_t i = 0; i < count;) {
       const int64_t e = piece.begin + done + i;  // of the slice, row after row
       const int64_t row = of.slice.row_begin + e / cols, col = of.slice.col_begin + e % cols;
-      const int64_t run = std::min(cols - e % cols, count - i);
+      const int64_t run = whole_rows ? count - i : std::min(cols - e % cols, count - i);
       hash += RunHash(parameter, uint64_t(row * of.spec.cols + col), &values[size_t(i)], run);
       i += run;
     }
@@ -57,30 +53,35 @@ uint64_t PieceHash(const ParamGroups& groups, int64_t group, const ParamPiece& p
   return hash;
 }
 
+}  // namespace
+
+RangeHasher::RangeHasher(const ParamGroups& groups, int64_t group, int64_t shard_rank)
+    : groups_(groups),
+      group_(group),
+      pieces_(PiecesOf(groups.group(group), groups.Stored(group, shard_rank))) {}
+
 template <typename T>
-uint64_t HashOfRange(const ParamGroups& groups, int64_t group, int64_t shard_rank, int64_t begin,
-                     int64_t count, const T* values) {
+uint64_t RangeHasher::Hash(int64_t begin, int64_t count, const T* values) const {
   uint64_t hash = 0;
-  for (ParamPiece piece : PiecesOf(groups.group(group), groups.Stored(group, shard_rank))) {
+  for (ParamPiece piece : pieces_) {
     const int64_t from = std::max(begin, piece.offset);
     const int64_t to = std::min(begin + count, piece.offset + piece.count);
     if (from >= to) continue;
     piece.begin += from - piece.offset;
     piece.count = to - from;
-    hash += PieceHash(groups, group, piece,
+    hash += PieceHash(groups_, group_, piece,
                       [&](int64_t first, int64_t) { return values + from - begin + first; });
   }
   return hash;
 }
-
-}  // namespace
+template uint64_t RangeHasher::Hash(int64_t, int64_t, const float*) const;
+template uint64_t RangeHasher::Hash(int64_t, int64_t, const double*) const;
 
 uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank, DType dtype,
                    int64_t begin, int64_t count, const void* values) {
-  return dtype == DType::kF64 ? HashOfRange(groups, group, shard_rank, begin, count,
-                                            static_cast<const double*>(values))
-                              : HashOfRange(groups, group, shard_rank, begin, count,
-                                            static_cast<const float*>(values));
+  const RangeHasher hasher(groups, group, shard_rank);
+  return dtype == DType::kF64 ? hasher.Hash(begin, count, static_cast<const double*>(values))
+                              : hasher.Hash(begin, count, static_cast<const float*>(values));
 }
 
 uint64_t ParamHash(const ParamStore& store, const void* host, ParamStore::Kind kind) {

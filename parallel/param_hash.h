@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "parallel/param_store.h"
 
@@ -16,8 +17,22 @@ namespace toroid {
 uint64_t ParamHash(const ParamStore& store, const void* host = nullptr,
                    ParamStore::Kind kind = ParamStore::Kind::kWeights);
 
-// What one rank adds to such a hash for elements [begin, begin + count) of its stored range of a
-// group, which are `values`, as the shard rank of these groups. Not collective.
+// What one rank adds to such a hash for parts of its stored range of a group, as a shard rank of
+// these groups, which outlive this. Not collective. Immutable, thread-safe.
+class RangeHasher {
+ public:
+  RangeHasher(const ParamGroups& groups, int64_t group, int64_t shard_rank);
+  // Of elements [begin, begin + count), which are `values`.
+  template <typename T>
+  uint64_t Hash(int64_t begin, int64_t count, const T* values) const;
+
+ private:
+  const ParamGroups& groups_;
+  const int64_t group_;
+  const std::vector<ParamPiece> pieces_;
+};
+
+// The same once.
 uint64_t RangeHash(const ParamGroups& groups, int64_t group, int64_t shard_rank, DType dtype,
                    int64_t begin, int64_t count, const void* values);
 

@@ -1,14 +1,16 @@
 #include "parallel/pod_merge.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
+#include "kernels/exchange_loops.h"
 
 namespace toroid {
 namespace {
 
-constexpr int64_t kAtOnce = 4096;  // elements
+constexpr int64_t kAtOnce = 2048;  // elements: codes, values and sums lie in the first cache
 
 // What a share with a weight stands for.
 class ShareReader {
@@ -52,6 +54,24 @@ class ShareReader {
   std::vector<PartReader> parts_;
 };
 
+template <typename T>
+void AddWeighted(const T* x, double weight, int64_t n, double* sum) {
+  if constexpr (std::is_same_v<T, float>) {
+    CurrentExchangeLoops().add_weighted(x, weight, n, sum);
+  } else {
+    for (int64_t i = 0; i < n; ++i) sum[i] += weight * double(x[i]);
+  }
+}
+
+template <typename T>
+void Divide(const double* sum, double weights, int64_t n, T* out) {
+  if constexpr (std::is_same_v<T, float>) {
+    CurrentExchangeLoops().divide(sum, weights, n, out);
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = T(sum[i] / weights);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -76,10 +96,13 @@ absl::StatusOr<double> MeanOfShares(ThreadPool& pool, const MergeRule& rule, int
     for (const ShareReader& reader : readers) {
       reader.Read(begin, count, values);
       if (observe) observe(&reader.share(), begin, count, values);
-      const double weight = reader.share().weight;
-      for (int64_t i = 0; i < count; ++i) sum[i] += weight * double(values[i]);
+      AddWeighted(values, reader.share().weight, count, sum);
     }
-    for (int64_t i = 0; i < count; ++i) values[i] = weights > 0 ? T(sum[i] / weights) : T(0);
+    if (weights > 0) {
+      Divide(sum, weights, count, values);
+    } else {
+      std::fill_n(values, count, T(0));
+    }
     if (observe) observe(nullptr, begin, count, values);
   });
   return weights;

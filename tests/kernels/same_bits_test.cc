@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/adafactor.h"
 #include "kernels/adamw.h"
 #include "kernels/exchange_codec.h"
+#include "kernels/exchange_loops.h"
 #include "kernels/outer_step.h"
 #include "kernels/reduce.h"
 #include "tests/support/kernel_inputs.h"
@@ -140,6 +142,76 @@ TEST(SameBits, OfCodecs) {
       EXPECT_EQ(CodecBits<float>(bits.codec, bits.stochastic), bits.of_float);
       EXPECT_EQ(CodecBits<double>(bits.codec, bits.stochastic), bits.of_double);
     }
+  });
+}
+
+// What is merged: numbers of all kinds, of any count, from any place.
+std::vector<float> Specials() {
+  std::vector<float> x = Numbers<float>(4);
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float specials[] = {0.0f,
+                            -0.0f,
+                            infinity,
+                            -infinity,
+                            0x1p-149f,
+                            -0x1p-133f,
+                            0x1.fffffep127f,
+                            0x1.018p0f,
+                            0x1.008p0f,
+                            std::numeric_limits<float>::quiet_NaN(),
+                            std::bit_cast<float>(0xff800001u),
+                            std::bit_cast<float>(0x7fffffffu)};
+  for (size_t i = 0; i < x.size(); i += 3) x[i] = specials[i / 3 % std::size(specials)];
+  return x;
+}
+
+TEST(SameBits, OfLoopsOverWhatIsMerged) {
+  const std::vector<float> x = Specials();
+  const double weight = 0.1, weights = 4093.0;
+  bool fused_differs = false;
+  ForEachIsa([&](Isa isa) {
+    const ExchangeLoops& loops = CurrentExchangeLoops();
+    for (const int64_t first : {0, 1, 5}) {
+      for (const int64_t n : {0, 1, 7, 8, 31, 64, 257, 20000}) {
+        SCOPED_TRACE(testing::Message() << IsaName(isa) << ": " << n << " from " << first);
+        const float* const from = x.data() + first;
+        std::vector<uint8_t> codes(size_t(2 * n + 1), 0xee);
+        std::vector<float> back(size_t(n + 1), -7), mean(size_t(n + 1), -7);
+        std::vector<double> sum(size_t(n + 1), 0.25);
+        loops.to_bf16(from, n, codes.data());
+        loops.from_bf16(codes.data(), n, back.data());
+        loops.add_weighted(from, weight, n, sum.data());
+        loops.divide(sum.data(), weights, n, mean.data());
+        uint64_t hash = 0, place = 12345;
+        for (int64_t i = 0; i < n; ++i, place += kHashStep) {
+          uint16_t code;
+          std::memcpy(&code, &codes[size_t(2 * i)], 2);
+          ASSERT_EQ(code, ToBf16(from[i])) << i;
+          ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), uint32_t{code} << 16) << i;
+          const double product = weight * double(from[i]), added = 0.25 + product;
+          ASSERT_EQ(std::bit_cast<uint64_t>(sum[i]), std::bit_cast<uint64_t>(added)) << i;
+          ASSERT_EQ(std::bit_cast<uint32_t>(mean[i]),
+                    std::bit_cast<uint32_t>(float(added / weights)));
+          hash += HashElement(from[i], place);
+          fused_differs |= added == added && std::fma(weight, double(from[i]), 0.25) != added;
+        }
+        EXPECT_EQ(loops.hash(from, 12345, n), hash);
+        if (n > 0) {  // control: one bit, one place
+          EXPECT_NE(loops.hash(from, 12346, n), hash);
+          std::vector<float> other(from, from + n);
+          other.back() = std::bit_cast<float>(std::bit_cast<uint32_t>(other.back()) ^ 1);
+          EXPECT_NE(loops.hash(other.data(), 12345, n), hash);
+        }
+        EXPECT_EQ(codes.back(), 0xee);  // nothing behind the end
+        EXPECT_EQ(back.back(), -7);
+        EXPECT_EQ(mean.back(), -7);
+        EXPECT_EQ(sum.back(), 0.25);
+      }
+    }
+    std::vector<float> plain(1000);  // logs that were written before say the same of the same
+    for (int i = 0; i < 1000; ++i) plain[size_t(i)] = float(i * 37 % 1001 - 500) / 8;
+    EXPECT_TRUE(fused_differs);  // control: one rounding would show
+    EXPECT_EQ(loops.hash(plain.data(), 1, 1000), 0x206e91c9fdeb4b12u);
   });
 }
 
