@@ -73,7 +73,7 @@ std::string SquaresName(int64_t step, bool of_weights) {
 }
 
 std::vector<std::string> BlobsOf(const CodedRange& coded) {
-  std::vector<std::string> blobs = {coded.codes, "", ""};
+  std::vector<std::string> blobs = {std::string(absl::string_view(coded.codes)), "", ""};
   blobs[1].assign(reinterpret_cast<const char*>(coded.scales.data()),
                   coded.scales.size() * sizeof(uint16_t));
   Put(blobs[2], coded.unit);

@@ -203,14 +203,21 @@ CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* value
                                  const CodecRounding& rounding) const {
   const Group& own = groups_[group];
   CodedRange coded{codec, own.size, own.unit};
-  coded.codes.resize(CodeBytes(codec, own.size));
+  coded.codes = memory_.Take(size_t(CodeBytes(codec, own.size)));
+  char* const codes = coded.codes.mutable_data();
+  int64_t done = 0;  // bytes
+  const auto pad_to = [&](int64_t byte) {
+    if (byte > done) std::memset(codes + done, 0, size_t(byte - done));
+  };
   if (HasScales(codec)) coded.scales.resize(own.size / own.unit);
   std::vector<uint16_t> scales;
   for (const Piece& piece : own.pieces) {
     scales.resize((piece.count + piece.block - 1) / piece.block);
+    const int64_t begin = CodeBytes(codec, piece.offset);  // pieces begin at whole bytes
+    pad_to(begin);
     EncodeBlocks(pool, codec, rounding, piece.place, piece.block, piece.count,
-                 values + piece.offset, Bytes(coded.codes.data()) + CodeBytes(codec, piece.offset),
-                 scales.data());
+                 values + piece.offset, Bytes(codes) + begin, scales.data());
+    done = begin + CodeBytes(codec, piece.count);
     if (!HasScales(codec)) continue;
     const int64_t units = piece.block / own.unit;  // of each block: all get its scale
     for (size_t i = 0; i < scales.size(); ++i) {
@@ -218,6 +225,7 @@ CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* value
                   scales[i]);
     }
   }
+  pad_to(int64_t(coded.codes.size()));
   return coded;
 }
 
@@ -264,22 +272,29 @@ int64_t PayloadBytes(const ExchangePart& part, bool sent, Codec codec) {
 }
 
 // First the scales, then the codes.
-std::string PackPart(const ExchangePart& part, const CodedRange& own) {
-  const auto nothing = [](const ExchangeRun&, int64_t, int64_t) {};
-  const Extent extent = ForEachRun(part, true, nothing);
-  std::string payload(PayloadBytes(extent, own.codec), '\0');
-  const int64_t scale_bytes = PayloadBytes(extent, own.codec) - CodeBytes(own.codec, extent.codes);
+SharedBytes PackPart(const ExchangePart& part, const CodedRange& own, const BytePool* memory) {
+  bool all = !HasScales(own.codec);
+  const Extent extent = ForEachRun(part, true, [&](const ExchangeRun& run, int64_t code, int64_t) {
+    all = all && run.own == code;
+  });
+  if (all && extent.codes == own.size) return own.codes;
+  const int64_t bytes = PayloadBytes(extent, own.codec);
+  const int64_t scale_bytes = bytes - CodeBytes(own.codec, extent.codes);
+  SharedBytes payload =
+      memory == nullptr ? BytePool().Take(size_t(bytes)) : memory->Take(size_t(bytes));
+  char* const out = payload.mutable_data();
+  if (bytes > scale_bytes) out[bytes - 1] = 0;  // where codes may end within a byte
   std::vector<uint16_t> scales(scale_bytes / 2);
   ForEachRun(part, true, [&](const ExchangeRun& run, int64_t code, int64_t scale) {
-    CopyCodes(own.codec, run.count, Bytes(own.codes.data()), run.own,
-              Bytes(payload.data()) + scale_bytes, code);
+    CopyCodes(own.codec, run.count, Bytes(own.codes.data()), run.own, Bytes(out) + scale_bytes,
+              code);
     if (!HasScales(own.codec)) return;
     const int64_t end = (run.own + run.count - 1) / run.block;
     for (int64_t block = run.own / run.block; block <= end; ++block) {
       scales[scale++] = own.scales[block * run.block / own.unit];
     }
   });
-  if (!scales.empty()) std::memcpy(payload.data(), scales.data(), size_t(scale_bytes));
+  if (!scales.empty()) std::memcpy(out, scales.data(), size_t(scale_bytes));
   return payload;
 }
 

@@ -20,6 +20,7 @@
 #include "core/model/param_groups.h"
 #include "kernels/exchange_codec.h"
 #include "parallel/mesh.h"
+#include "parallel/shared_bytes.h"
 
 namespace toroid {
 
@@ -43,7 +44,7 @@ struct CodedRange {
   Codec codec = Codec::kFp32;
   int64_t size = 0;              // elements
   int64_t unit = kCodecBlock;    // elements that share a scale at least: divides every block
-  std::string codes;             // CodeBytes(codec, size)
+  SharedBytes codes;             // CodeBytes(codec, size)
   std::vector<uint16_t> scales;  // bf16, of each unit; empty if the codec has none
 };
 
@@ -64,7 +65,8 @@ class ExchangeCoder {
   int64_t groups() const { return int64_t(groups_.size()); }
   int64_t size(int64_t group) const { return groups_[group].size; }  // of the stored range
 
-  // values: the stored range [size(group)].
+  // values: the stored range [size(group)]. The codes lie in memory that is used again once nobody
+  // shares them any more.
   template <typename T>
   CodedRange Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
                     const CodecRounding& rounding) const;
@@ -79,6 +81,7 @@ class ExchangeCoder {
     std::vector<Piece> pieces;
   };
   std::vector<Group> groups_;
+  BytePool memory_;
 };
 
 class ExchangeLayout {
@@ -101,8 +104,10 @@ class ExchangeLayout {
 // block of the sender that they touch. `sent`: the part is one of sends(), else of receives().
 int64_t PayloadBytes(const ExchangePart& part, bool sent, Codec codec);
 
-// The payload of a part of sends().
-std::string PackPart(const ExchangePart& part, const CodedRange& own);
+// The payload of a part of sends(): the codes themselves where they are all of it, as between twins
+// whose group has no pads; else a copy, in `memory` unless that is null.
+SharedBytes PackPart(const ExchangePart& part, const CodedRange& own,
+                     const BytePool* memory = nullptr);
 
 // The payload of a part of receives(), to be decoded here and there. Immutable, thread-safe.
 class PartReader {

@@ -23,8 +23,8 @@ GradientExchange::GradientExchange(PodSwap& swap)
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     most = std::max(most, store_.Stored(Kind::kGradients, g).bytes());
   }
-  reading_.resize(size_t(most));
-  merged_.resize(size_t(most));
+  if (!on_host() || swap.spec().error_feedback) reading_.resize(size_t(most));
+  if (!on_host()) merged_.resize(size_t(most));
   const size_t all = size_t(store_.groups().stored_size() * width_);
   if (swap.spec().error_feedback) residual_.resize(all);
   if (delay() > 0) pending_.resize(all);
@@ -55,6 +55,11 @@ void GradientExchange::Contribute(int64_t group) {
   store_.ops().Fork(store_.stream(), read_s_);
   swap_.mail().Do([this, group, step = step_, labels = labels_] {
     const Tensor gradient = store_.Stored(Kind::kGradients, group);
+    if (reading_.empty()) {
+      store_.ops().Synchronize(read_s_);
+      swap_.Offer(step, group, double(labels), gradient.data, nullptr);
+      return absl::OkStatus();
+    }
     store_.ops().Download(read_s_, gradient, reading_.data());
     char* residual = residual_.empty()
                          ? nullptr
@@ -70,17 +75,12 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
   swap_.SendCard(PodSwap::kCard, step_, card);
   staleness_ = 0;
   if (delay() == 0) {
-    TOROID_RETURN_IF_ERROR(Await(step_));
-    TOROID_ASSIGN_OR_RETURN(const PodTotals totals, Totals(step_, card));
-    TOROID_RETURN_IF_ERROR(Merge(step_, /*keep=*/false));
-    return totals;
+    return Merge(step_, card, /*keep=*/false);
   }
   PodTotals totals;
   const int64_t sent = std::exchange(sent_, step_);
   if (before_ == Before::kTravels) {
-    TOROID_RETURN_IF_ERROR(Await(sent));
-    TOROID_ASSIGN_OR_RETURN(totals, Totals(sent, card_));
-    TOROID_RETURN_IF_ERROR(Merge(sent, /*keep=*/false));
+    TOROID_ASSIGN_OR_RETURN(totals, Merge(sent, card_, /*keep=*/false));
   } else if (before_ == Before::kSettled) {
     totals = totals_;
     for (int64_t g = 0; g < store_.groups().count(); ++g) {
@@ -91,12 +91,6 @@ absl::StatusOr<PodTotals> GradientExchange::Finish(double loss, int64_t word) {
   before_ = Before::kTravels;
   card_ = card;
   return totals;
-}
-
-// Until all shares of a step have come.
-absl::Status GradientExchange::Await(int64_t step) {
-  return swap_.Gather(step, absl::StrCat("the gradient of step ", step),
-                      [](int64_t) { return true; });
 }
 
 absl::StatusOr<PodTotals> GradientExchange::Totals(int64_t step, const std::vector<double>& own) {
@@ -113,19 +107,27 @@ absl::StatusOr<PodTotals> GradientExchange::Totals(int64_t step, const std::vect
   return totals;
 }
 
-// The mean gradient of a step, into the store or to where it is kept for the next step.
-absl::Status GradientExchange::Merge(int64_t step, bool keep) {
+// The mean gradient of a step, once all shares of it have come, into the store or to where it is
+// kept for the next step.
+absl::StatusOr<PodTotals> GradientExchange::Merge(int64_t step, const std::vector<double>& card,
+                                                  bool keep) {
   absl::Status status;
   uint64_t hash = 0;
-  swap_.BeginMerge(step + 1, 0);
-  for (int64_t g = 0; g < store_.groups().count(); ++g) {
-    char* const mean = keep ? Pending(g) : merged_.data();
-    status.Update(swap_.Merge(step, g, mean, &hash).status());
-    if (!keep) store_.ops().Upload(store_.stream(), mean, store_.Stored(Kind::kGradients, g));
-  }
+  bool begun = false;
+  store_.ops().Synchronize(store_.stream());  // waits for: the gradient that is replaced
+  const auto merge = [&](int64_t group) {
+    if (!std::exchange(begun, true)) swap_.BeginMerge(step + 1, 0);
+    const Tensor gradient = store_.Stored(Kind::kGradients, group);
+    void* const mean = keep ? Pending(group) : on_host() ? gradient.data : merged_.data();
+    status.Update(swap_.Merge(step, group, mean, &hash).status());
+    if (mean == merged_.data()) store_.ops().Upload(store_.stream(), mean, gradient);
+  };
+  TOROID_RETURN_IF_ERROR(
+      swap_.GatherEach(step, absl::StrCat("the gradient of step ", step), merge));
+  TOROID_ASSIGN_OR_RETURN(const PodTotals totals, Totals(step, card));
   TOROID_RETURN_IF_ERROR(ShareStatus(store_.mesh().world(), status));
   swap_.EndMerge(hash);
-  return absl::OkStatus();
+  return totals;
 }
 
 // --- the gradient that the next step applies -----------------------------------------------------
@@ -138,9 +140,7 @@ absl::StatusOr<void*> GradientExchange::Settle() {
   swap_.mail().FinishWork();  // what is kept of errors of the codec is whole
   if (delay() == 0) return nullptr;
   if (before_ == Before::kTravels) {
-    TOROID_RETURN_IF_ERROR(Await(step_));
-    TOROID_ASSIGN_OR_RETURN(totals_, Totals(step_, card_));
-    TOROID_RETURN_IF_ERROR(Merge(step_, /*keep=*/true));
+    TOROID_ASSIGN_OR_RETURN(totals_, Merge(step_, card_, /*keep=*/true));
     before_ = Before::kSettled;
   }
   return static_cast<void*>(pending_.data());

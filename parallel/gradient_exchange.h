@@ -59,17 +59,19 @@ class GradientExchange {
  private:
   int64_t delay() const { return swap_.spec().mode == ExchangeSpec::Mode::kDelayed; }
   char* Pending(int64_t group);
-  absl::Status Await(int64_t step);
+  bool on_host() const { return store_.stream().cpu != nullptr; }
   absl::StatusOr<PodTotals> Totals(int64_t step, const std::vector<double>& own);
-  absl::Status Merge(int64_t step, bool keep);
+  absl::StatusOr<PodTotals> Merge(int64_t step, const std::vector<double>& card, bool keep);
 
   PodSwap& swap_;
   ParamStore& store_;
   const Stream read_s_;  // on which gradients leave the device
   const int64_t width_;  // bytes of an element
   int64_t step_ = 0, labels_ = 0, staleness_ = 0;
-  std::vector<char> reading_, merged_;  // of the largest group: on the mail's thread, on ours
-  std::vector<char> residual_;          // of all groups; error feedback
+  // Of the largest group, on the mail's thread and on ours: what leaves the device and comes back.
+  // Where its memory is the host's, shares are encoded and means are made where they lie.
+  std::vector<char> reading_, merged_;
+  std::vector<char> residual_;  // of all groups; error feedback
 
   // delayed: of the step before.
   enum class Before { kNothing, kTravels, kSettled };

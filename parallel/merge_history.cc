@@ -104,7 +104,8 @@ void MergeHistory::Take(int64_t group, const std::vector<PodShare>& shares) {
     MergeInput& input = inputs_[share.pod];
     input.weight = std::max(input.weight, share.weight);
     if (!writer_.open() || !status_.ok()) continue;
-    Contribution kept{group, share.pod, share.weight, share.parts};
+    Contribution kept{group, share.pod, share.weight, {}};
+    for (const SharedBytes& part : share.parts) kept.blobs.emplace_back(absl::string_view(part));
     if (share.pod == options_.pod && share.weight > 0) kept.blobs = BlobsOf(share.own);
     Note(writer_.Add(kept));
   }

@@ -90,12 +90,11 @@ class Replayer {
     }
     for (const auto& [group, of_pods] : shares) {
       std::vector<T> mean(size_t(size(group)));
-      const MergeObserver<T> observe = [&parts, this, g = group](const PodShare* share,
-                                                                 int64_t begin, int64_t count,
-                                                                 const T* values) {
+      const RangeHasher hasher(groups_, group, shard_rank_);
+      const MergeObserver<T> observe = [&](const PodShare* share, int64_t begin, int64_t count,
+                                           const T* values) {
         if (share == nullptr) return;
-        parts.inputs.at(share->pod).hash +=
-            RangeHash(groups_, g, shard_rank_, about_.dtype, begin, count, values);
+        parts.inputs.at(share->pod).hash += hasher.Hash(begin, count, values);
       };
       const auto merged =
           MeanOfShares<T>(pool_, rule_, group, size(group), of_pods, observe, mean.data());
@@ -144,7 +143,7 @@ class Replayer {
       if (own) share.own = *std::move(own);
       return share.own.size == size(one.group);
     }
-    share.parts = std::move(one.blobs);
+    for (std::string& blob : one.blobs) share.parts.emplace_back(std::move(blob));
     return share.parts.size() == layout->receives(one.group).size();
   }
 

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "parallel/shared_bytes.h"
 
 namespace toroid {
 
@@ -51,7 +52,7 @@ struct PodMessage {
   int32_t fragment = 0;
   int32_t codec = 0;
   double weight = 0;  // tokens that it stands for
-  std::string payload;
+  SharedBytes payload;
 };
 
 // FailedPrecondition, with both values, if the two are of other jobs or differ in a term: what

@@ -280,7 +280,7 @@ bool PodMail::Has(const Key& key) const {
   return kept_.count(key) > 0;
 }
 
-std::optional<std::string> PodMail::Look(const Key& key) const {
+std::optional<SharedBytes> PodMail::Look(const Key& key) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = kept_.find(key);
   if (found == kept_.end()) return std::nullopt;
@@ -336,7 +336,9 @@ int64_t PodMail::AwaitSlice(const std::function<int64_t()>& missing) {
       if (!status_.ok()) return -1;
       seen = changes_;
     }
+    const Clock::time_point asked = Clock::now();
     const int64_t pod = missing();
+    worked_seconds_ += SecondsSince(asked);
     if (pod < 0) return pod;
     std::unique_lock<std::mutex> lock(mutex_);
     if (!changed_.wait_until(lock, end, [&] { return changes_ != seen; })) return pod;
@@ -435,6 +437,7 @@ bool PodMail::IsNewerView(const absl::Status& status) {
 absl::Status PodMail::Await(Communicator& world, absl::string_view what,
                             const std::function<int64_t()>& missing) {
   const Clock::time_point begin = Clock::now();
+  worked_seconds_ = 0;
   double patience = kPatienceSeconds;
   for (;;) {
     const int64_t pod = AwaitSlice(missing);
@@ -465,7 +468,7 @@ absl::Status PodMail::Await(Communicator& world, absl::string_view what,
     const bool stop =
         of_any[2] == double(Interrupt::kNow) || (of_any[2] == double(Interrupt::kIfAway) && away);
     if (of_any[0] < 0 || of_any[1] > 0 || stop || of_any[3] > 0) {
-      waited_seconds_ += SecondsSince(begin);
+      waited_seconds_ += SecondsSince(begin) - worked_seconds_;
       if (of_any[1] > 0) return ShareStatus(world, own);
       if (of_any[3] > 0) {
         TOROID_ASSIGN_OR_RETURN(heard_, ShareView(world, heard.value_or(MembershipView())));

@@ -95,11 +95,12 @@ class PodMail {
   // What comes of this kind from now on is of no interest, and no mistake.
   void Ignore(int32_t kind);
   bool Has(const Key& key) const;
-  std::optional<std::string> Look(const Key& key) const;  // its payload, if it is here
+  std::optional<SharedBytes> Look(const Key& key) const;  // its payload, if it is here
   // REQUIRES Has.
   PodMessage Take(const Key& key);
 
-  // Waits until missing(), which is asked after each change, says -1, else a pod that is waited
+  // Waits until missing(), which is asked after each change and may do work, says -1, else a pod
+  // that is waited
   // for; `what` is waited for, "the gradient of step 7". Returns the same on all ranks of `world`:
   // OK; the link's error; Cancelled once rank 0 is interrupted; Aborted when rank 0 hears of a
   // newer view, which view() is then. Waits for a pod that is away for as long as it takes: the
@@ -126,9 +127,10 @@ class PodMail {
 
   absl::Status status() const;
   void Fail(const absl::Status& status);
-  double waited_seconds() const { return waited_seconds_; }  // in Await, of this rank
-  int64_t late() const { return late_.load(); }              // messages dropped
-  int64_t kept_bytes_peak() const;                           // of payloads, the most ever
+  // In Await, of this rank, without what missing() took.
+  double waited_seconds() const { return waited_seconds_; }
+  int64_t late() const { return late_.load(); }  // messages dropped
+  int64_t kept_bytes_peak() const;               // of payloads, the most ever
   PodLink& link() { return link_; }
 
  private:
@@ -173,7 +175,7 @@ class PodMail {
   absl::Status status_;
 
   std::atomic<int64_t> late_ = 0;
-  double waited_seconds_ = 0;
+  double waited_seconds_ = 0, worked_seconds_ = 0;  // of all waits; in missing(), of this one
   MembershipView heard_;
   std::map<int64_t, Clock::time_point> told_silent_;  // by pod, when last
   std::thread worker_, sender_, aside_sender_, receiver_;

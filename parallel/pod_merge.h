@@ -23,7 +23,7 @@ struct PodShare {
   double weight = 0;  // 0: it had nothing to add, and sent nothing
   CodedRange own;     // of the rank's own pod
   // Of another pod: payloads of its ranks, in the order of ExchangeLayout::receives.
-  std::vector<std::string> parts;
+  std::vector<SharedBytes> parts;
 };
 
 // How a rank takes the shares of a group. Layouts by pod; null: the rank's own.

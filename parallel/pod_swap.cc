@@ -155,7 +155,7 @@ void PodSwap::PostParts(int64_t step, int64_t group, const Own& own) {
       message.fragment = int32_t(group);
       message.codec = int32_t(options_.spec.codec);
       message.weight = own.weight;
-      if (own.weight > 0) message.payload = PackPart(part, own.coded);
+      if (own.weight > 0) message.payload = PackPart(part, own.coded, &packed_);
       mail_->Post({q, part.rank}, std::move(message));
     }
   }
@@ -216,6 +216,28 @@ absl::Status PodSwap::Gather(int64_t step, absl::string_view what,
     if (PodMail::IsNewerView(gathered)) continue;
     EndWaiting();
     return gathered;
+  }
+}
+
+absl::Status PodSwap::GatherEach(int64_t step, absl::string_view what,
+                                 const std::function<void(int64_t group)>& on_group) {
+  int64_t left = store_.groups().count();
+  const auto merge_one = [&] { on_group(--left); };
+  if (options_.go_on) {  // who counts is agreed on behind the last
+    TOROID_RETURN_IF_ERROR(Gather(step, what, [](int64_t) { return true; }));
+    while (left > 0) merge_one();
+    return absl::OkStatus();
+  }
+  for (;;) {
+    const absl::Status gathered = mail_->Await(world(), what, [&] {
+      while (left > 0) {
+        const int64_t pod = Missing(step, left - 1);
+        if (pod >= 0) return pod;
+        merge_one();
+      }
+      return MissingCard(kCard, step);
+    });
+    if (!PodMail::IsNewerView(gathered)) return gathered;
   }
 }
 
@@ -322,11 +344,12 @@ absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out, ui
     std::map<int64_t, std::atomic<uint64_t>> hashes;  // of shares, by pod
     std::atomic<uint64_t> of_mean = 0;
     for (const PodShare& share : shares) hashes.try_emplace(share.pod, 0);
+    const RangeHasher hasher(store_.groups(), group, store_.mesh().shard().rank());
     MergeObserver<T> observe;
     if (history_ != nullptr) {
       observe = [&](const PodShare* share, int64_t begin, int64_t count, const T* merged) {
         if (share == nullptr && hash == nullptr) return;
-        (share == nullptr ? of_mean : hashes.at(share->pod)) += HashOf(group, begin, count, merged);
+        (share == nullptr ? of_mean : hashes.at(share->pod)) += hasher.Hash(begin, count, merged);
       };
     }
     const absl::StatusOr<double> weights =
@@ -348,12 +371,8 @@ void PodSwap::BeginMerge(int64_t step, int64_t fragment) {
 
 uint64_t PodSwap::HashOf(int64_t group, const void* values) const {
   if (history_ == nullptr) return 0;
-  return HashOf(group, 0, coder_->size(group), values);
-}
-
-uint64_t PodSwap::HashOf(int64_t group, int64_t begin, int64_t count, const void* values) const {
-  return RangeHash(store_.groups(), group, store_.mesh().shard().rank(), store_.ops().dtype(),
-                   begin, count, values);
+  return RangeHash(store_.groups(), group, store_.mesh().shard().rank(), store_.ops().dtype(), 0,
+                   coder_->size(group), values);
 }
 
 void PodSwap::EndMerge(uint64_t result) {

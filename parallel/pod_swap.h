@@ -98,6 +98,11 @@ class PodSwap {
   absl::Status Gather(int64_t step, absl::string_view what,
                       const std::function<bool(int64_t group)>& has,
                       std::optional<double> patience = std::nullopt);
+  // The same of all groups, and calls on_group(group) once for each that can be merged, in the
+  // order in which a backward makes them: while others are still on their way, where all pods'
+  // shares count whatever comes. After an error none is merged that was not yet.
+  absl::Status GatherEach(int64_t step, absl::string_view what,
+                          const std::function<void(int64_t group)>& on_group);
   // Pods whose shares count in the last merge, ascending; before the first one those that begin.
   const std::vector<int64_t>& taking_part() const { return taking_part_; }
   // The mean into `out`, this rank's stored range, and the sum of the weights: 0: `out` is 0.
@@ -192,7 +197,6 @@ class PodSwap {
   void PostParts(int64_t step, int64_t group, const Own& own);
   template <typename T>
   Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
-  uint64_t HashOf(int64_t group, int64_t begin, int64_t count, const void* values) const;
   absl::StatusOr<std::vector<PodShare>> TakeShares(int64_t step, int64_t group);
 
   // What a pod is told that is taken in.
@@ -223,6 +227,7 @@ class PodSwap {
   std::unique_ptr<const ExchangeCoder> coder_;
   MergeRule rule_;
   ThreadPool encode_pool_, merge_pool_;
+  BytePool packed_;                        // payloads that are not the codes themselves
   std::unique_ptr<MergeHistory> history_;  // may be null
   std::vector<int64_t> taking_part_;
   std::function<void(int64_t pod, double seconds)> on_slow_;  // may be null

@@ -113,7 +113,7 @@ std::optional<std::vector<double>> PodSwap::AgreedAdmission() const {
   const MembershipView view = mail_->view();
   const size_t count = kAdmissionHead + kOfEachPod * size_t(pods());
   for (const int64_t first : view.members) {
-    const std::optional<std::string> told = mail_->Look({kAdmission, 0, 0, {first, 0}});
+    const std::optional<SharedBytes> told = mail_->Look({kAdmission, 0, 0, {first, 0}});
     if (!told || told->size() != count * sizeof(double)) continue;
     std::vector<double> numbers(count);
     std::memcpy(numbers.data(), told->data(), told->size());

@@ -52,7 +52,7 @@ CodedRange Encoded(const ExchangeCoder& coder, ThreadPool& pool, int64_t group, 
 }
 
 absl::Status Unpacked(ThreadPool& pool, const ExchangePart& part, DType dtype, Codec codec,
-                      const std::string& payload, char* values) {
+                      absl::string_view payload, char* values) {
   return dtype == DType::kF64
              ? UnpackPart(pool, part, codec, payload, reinterpret_cast<double*>(values))
              : UnpackPart(pool, part, codec, payload, reinterpret_cast<float*>(values));
@@ -78,14 +78,14 @@ void GiveState(PodSwap& swap, int64_t to, int64_t steps, const CopiedState& stat
     const CodedRange coded = Encoded(swap.coder(), pool, g, store.ops().dtype(),
                                      host == nullptr ? reading.data() : host, codec);
     for (const ExchangePart& part : swap.layout(to).sends(g)) {
-      const std::string payload = PackPart(part, coded);
+      const SharedBytes payload = PackPart(part, coded);
       for (int64_t piece = 0; piece < Pieces(int64_t(payload.size())); ++piece) {
         PodMessage message;
         message.kind = PodSwap::kState;
         message.step = steps;
         message.fragment = int32_t(number * kMostPieces + piece);
         message.codec = int32_t(codec);
-        message.payload = payload.substr(size_t(piece * kPiece), size_t(kPiece));
+        message.payload = payload.Part(size_t(piece * kPiece), size_t(kPiece));
         swap.mail().PostAside({to, part.rank}, std::move(message));
       }
     }
@@ -134,13 +134,16 @@ absl::StatusOr<std::string> TakeState(PodSwap& swap, const CopiedState& state) {
     std::fill_n(into, store.Stored(ParamStore::Kind::kWeights, g).bytes(), '\0');  // pads
     for (const ExchangePart& part : swap.layout(giver).receives(g)) {
       std::string payload;
-      for_pieces(number, part, [&](const PodMail::Key& key) { payload += mail.Take(key).payload; });
+      for_pieces(number, part, [&](const PodMail::Key& key) {
+        absl::StrAppend(&payload, absl::string_view(mail.Take(key).payload));
+      });
       status.Update(Unpacked(pool, part, store.ops().dtype(), codec, payload, into));
     }
     if (host == nullptr) store.ops().Upload(store.stream(), into, stored);
   });
   store.Forget();
-  const std::string text = first ? mail.Take(text_key).payload : std::string();
+  const SharedBytes told = first ? mail.Take(text_key).payload : SharedBytes();
+  const std::string text = std::string(absl::string_view(told));
   TOROID_RETURN_IF_ERROR(ShareStatus(swap.world(), status));
   return BroadcastText(swap.world(), text);
 }

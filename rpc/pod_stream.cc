@@ -1,7 +1,5 @@
 #include "rpc/pod_stream.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <tuple>
@@ -26,15 +24,6 @@ absl::Status Broken(const PodFrame& frame, absl::string_view what) {
 bool SameWords(const PodMessage& a, const PodMessage& b) {
   return std::tie(a.from.pod, a.epoch, a.view, a.kind, a.step, a.fragment, a.codec, a.weight) ==
          std::tie(b.from.pod, b.epoch, b.view, b.kind, b.step, b.fragment, b.codec, b.weight);
-}
-
-// For memory that is filled from its beginning to its end: a fault for every 4 KiB costs as much as
-// what is copied there.
-void AskForLargePages(char* begin, size_t bytes) {
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / kPage * kPage;
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
 }  // namespace
@@ -150,17 +139,21 @@ void PodSendQueue::Restart() {
   line_lost_ = false;
 }
 
-// The frame's data, whose place is next, and what waited for it.
+// The frame's data, whose place is next, and what waited for it. None ends behind its message.
 absl::Status PodReceiveQueue::Append(const PodFrame& frame, Message& message) {
-  std::string& payload = message.content.payload;
-  for (const absl::string_view piece : frame.data) payload.append(piece.data(), piece.size());
+  const auto append = [&message](const PodFrame& next) {
+    char* const payload = message.content.payload.mutable_data();
+    for (const absl::string_view piece : next.data) {
+      std::memcpy(payload + message.filled, piece.data(), piece.size());
+      message.filled += static_cast<int64_t>(piece.size());
+    }
+  };
+  append(frame);
   while (!message.ahead.empty()) {
     const auto first = message.ahead.begin();
-    if (first->first > static_cast<int64_t>(payload.size())) break;
-    if (first->first < static_cast<int64_t>(payload.size())) return Broken(frame, "it overlaps");
-    for (const absl::string_view piece : first->second.data) {
-      payload.append(piece.data(), piece.size());
-    }
+    if (first->first > message.filled) break;
+    if (first->first < message.filled) return Broken(frame, "it overlaps");
+    append(first->second);
     message.ahead.erase(first);
   }
   return absl::OkStatus();
@@ -185,11 +178,10 @@ absl::StatusOr<bool> PodReceiveQueue::Take(const PodFrame& frame) {
     }
     message.size = frame.size;
     message.content = frame.words;
-    message.content.payload.reserve(frame.size);
-    AskForLargePages(message.content.payload.data(), message.content.payload.capacity());
+    message.content.payload = memory_.Take(static_cast<size_t>(frame.size));
     held_ += frame.size;
   }
-  const int64_t filled = static_cast<int64_t>(message.content.payload.size());
+  const int64_t filled = message.filled;
   if (message.size != frame.size || !SameWords(message.content, frame.words) ||
       frame.offset < filled || message.ahead.count(frame.offset) > 0) {
     return Broken(frame, "it is not of one piece with those before");
@@ -211,8 +203,7 @@ std::optional<PodMessage> PodReceiveQueue::PopWhole() {
   const auto next = messages_.find(popped_ + 1);
   if (next == messages_.end()) return std::nullopt;
   Message& message = next->second;
-  const int64_t filled = static_cast<int64_t>(message.content.payload.size());
-  if (filled != message.size) return std::nullopt;
+  if (message.filled != message.size) return std::nullopt;
   PodMessage whole = std::move(message.content);
   held_ -= message.size;
   messages_.erase(next);

@@ -116,11 +116,12 @@ class PodReceiveQueue {
  private:
   struct Message {
     PodMessage content;
-    int64_t size = -1;                  // the payload grows up to it, in order
+    int64_t size = -1, filled = 0;      // the payload is filled up to its size, in order
     std::map<int64_t, PodFrame> ahead;  // what came before its place, by offset
   };
   static absl::Status Append(const PodFrame& frame, Message& message);
 
+  BytePool memory_;  // of payloads
   int64_t limit_;
   uint64_t received_ = 0, popped_ = 0, taken_ = 0;
   std::set<uint64_t> beyond_;  // frames that came before an earlier one

@@ -120,7 +120,7 @@ class Linked {
     for (size_t i = 0; i < messages.size(); ++i) {
       const auto message = b_->Receive(limit);
       TOROID_CHECK(message.ok() && message->has_value());
-      const std::string& payload = (*message)->payload;
+      const absl::string_view payload = (*message)->payload;
       TOROID_CHECK_EQ(static_cast<int64_t>(payload.size()), kMessage);
       const char letter = static_cast<char>('a' + i % 26);
       TOROID_CHECK(payload.front() == letter && payload.back() == letter);
@@ -137,7 +137,7 @@ class Linked {
 std::vector<PodMessage> Messages(int64_t bytes) {
   std::vector<PodMessage> messages(bytes / kMessage);
   for (size_t i = 0; i < messages.size(); ++i) {
-    messages[i].payload.assign(kMessage, static_cast<char>('a' + i % 26));
+    messages[i].payload = std::string(kMessage, static_cast<char>('a' + i % 26));
   }
   return messages;
 }

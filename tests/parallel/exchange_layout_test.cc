@@ -212,7 +212,7 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
       const ExchangeLayout other(config, config.layers, peer, part.rank, own);
       for (const ExchangePart& back : other.sends(g)) {
         if (back.rank != rank) continue;
-        std::string payload = PackPart(back, coded);
+        SharedBytes payload = PackPart(back, coded);
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(part, false, codec));
         EXPECT_EQ(int64_t(payload.size()), PayloadBytes(back, true, codec));
         ASSERT_TRUE(UnpackPart(pool, part, codec, payload, arrived.data()).ok());
@@ -233,7 +233,7 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
           }
           EXPECT_EQ(again, decoded);
         }
-        payload.pop_back();
+        payload = payload.Part(0, payload.size() - 1);
         const absl::Status shorter = UnpackPart(pool, part, codec, payload, arrived.data());
         EXPECT_EQ(shorter.code(), absl::StatusCode::kInvalidArgument);
       }

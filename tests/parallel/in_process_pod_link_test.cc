@@ -48,9 +48,12 @@ class FaultyLink : public PodLink {
       case Fault::kSwapped:
         kept_ = **message;
         return link_->Receive(deadline);
-      case Fault::kFlipped:
-        (*message)->payload[0] ^= 1;
+      case Fault::kFlipped: {
+        std::string spoilt{absl::string_view((*message)->payload)};
+        spoilt[0] ^= 1;
+        (*message)->payload = std::move(spoilt);
         break;
+      }
       default:
         break;
     }

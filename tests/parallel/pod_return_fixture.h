@@ -376,7 +376,9 @@ class PodReturnTest : public TrainingRunTest {
       if (pod != 2 || launch != 2) return link;
       const auto spoils = [spoilt = int32_t(kind * groups) << 12](PodMessage& message) {
         if (message.kind != PodSwap::kState || message.fragment != spoilt) return;
-        message.payload[message.payload.size() / 2] ^= 1;  // the lowest of a mantissa
+        std::string spoilt{absl::string_view(message.payload)};
+        spoilt[spoilt.size() / 2] ^= 1;  // the lowest of a mantissa
+        message.payload = std::move(spoilt);
       };
       return std::make_unique<WatchedLink>(std::move(link), nullptr, spoils);
     };

@@ -55,7 +55,7 @@ std::string AddressOf(const GrpcPodLink& link) { return absl::StrCat("127.0.0.1:
 
 PodMessage Payload(int64_t bytes) {
   PodMessage message;
-  message.payload.assign(bytes, 'x');
+  message.payload = std::string(static_cast<size_t>(bytes), 'x');
   return message;
 }
 

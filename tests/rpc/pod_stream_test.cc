@@ -22,9 +22,11 @@ PodMessage Message(int64_t step, int64_t bytes) {
   message.fragment = 3;
   message.codec = 1;
   message.weight = 0.5 * static_cast<double>(step);
+  std::string payload;
   for (int64_t i = 0; i < bytes; ++i) {
-    message.payload.push_back(static_cast<char>((step * 31 + i * 7) & 0xff));
+    payload.push_back(static_cast<char>((step * 31 + i * 7) & 0xff));
   }
+  message.payload = std::move(payload);
   return message;
 }
 

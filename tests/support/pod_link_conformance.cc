@@ -35,10 +35,11 @@ PodMessage MessageAt(PodRank from, PodRank to, int64_t i, int64_t size) {
   message.fragment = int32_t(i % 7);
   message.codec = int32_t(i % 3);
   message.weight = double(i) + 0.25;
-  message.payload.resize(size);
+  std::string payload(size_t(size), '\0');
   for (int64_t k = 0; k < size; ++k) {
-    message.payload[k] = char(k * 131 + i * 31 + from.pod * 7 + to.pod * 3 + (k >> 8));
+    payload[size_t(k)] = char(k * 131 + i * 31 + from.pod * 7 + to.pod * 3 + (k >> 8));
   }
+  message.payload = std::move(payload);
   return message;
 }
 
