@@ -135,7 +135,8 @@ Json ProgressJson(const TaskProgress& progress) {
   const ExchangeProgress& exchange = *progress.exchange;
   json["exchange"] = {{"taking_part", exchange.taking_part}, {"staleness", exchange.staleness},
                       {"bytes_sent", exchange.bytes_sent},   {"wait_share", exchange.wait_share},
-                      {"dropped", exchange.dropped},         {"hurried", exchange.hurried}};
+                      {"dropped", exchange.dropped},         {"hurried", exchange.hurried},
+                      {"reconnects", exchange.reconnects}};
   if (exchange.hash_step > 0) {
     json["exchange"]["hash_step"] = exchange.hash_step;
     json["exchange"]["hash"] = absl::StrFormat("%016x", exchange.hash);

@@ -71,6 +71,7 @@ std::string JobProgressLine(const JobStatus& job) {
     exchange.bytes_sent += told.bytes_sent;
     exchange.wait_share = std::max(exchange.wait_share, told.wait_share);
     exchange.staleness = std::max(exchange.staleness, told.staleness);
+    exchange.reconnects += told.reconnects;
   }
   if (!losses.empty()) {
     absl::StrAppend(&line, "  loss ", absl::StrJoin(losses, ", "));
@@ -83,6 +84,7 @@ std::string JobProgressLine(const JobStatus& job) {
   absl::StrAppendFormat(&line, "  sent %.3g MB  waited %.0f%%", double(exchange.bytes_sent) / 1e6,
                         100 * exchange.wait_share);
   if (exchange.staleness > 0) absl::StrAppend(&line, "  staleness ", exchange.staleness);
+  if (exchange.reconnects > 0) absl::StrAppend(&line, "  ", exchange.reconnects, " streams cut");
   return line;
 }
 

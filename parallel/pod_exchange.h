@@ -132,6 +132,8 @@ class PodExchange {
   double seconds_waited() const { return swap_->mail().waited_seconds(); }
   // Messages that came too late, or of a launch that takes part no more.
   int64_t dropped() const { return swap_->mail().late(); }
+  // Streams to other pods that broke and went on: cuts of the link that were survived.
+  int64_t reconnects() const { return swap_->mail().link().counters().reconnects; }
   // The most that the exchange takes on a rank's host: outer weights and momentum, what the codec
   // left out, what is being encoded and merged, and messages that wait on both sides.
   // go_on: and a copy of the state, for a pod that returns.

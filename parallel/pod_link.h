@@ -66,7 +66,7 @@ struct PodLinkCounters {
   int64_t payload_sent = 0, payload_received = 0;  // bytes, each message once
   int64_t wire_sent = 0;                           // with headers, and what was sent again
   int64_t stale_dropped = 0;                       // messages of an earlier epoch
-  int64_t reconnects = 0;
+  int64_t reconnects = 0;                          // of streams that broke, to the same launch
 };
 
 class PodLink {

@@ -76,6 +76,7 @@ struct StepReport {
     int64_t bytes_sent = 0;  // of payloads
     double seconds_waited = 0;  // of the rank that waited longest
     int64_t dropped = 0;        // messages that came too late, or of a launch that was lost
+    int64_t reconnects = 0;     // streams to other pods that were cut and went on
     // This pod was behind: it left out its part of the batch, to reach the others.
     bool hurried = false;
     // diloco, streaming: of the outer weights after the step, with param_hash
@@ -198,7 +199,7 @@ class TrainingRun {
   double peak_flops_ = 0;  // of all ranks
   // With other pods, of this rank: what reports have told so far.
   struct PodCounts {
-    int64_t bytes_sent = 0, dropped = 0;
+    int64_t bytes_sent = 0, dropped = 0, reconnects = 0;
     double seconds_waited = 0;
   } counted_;
   TrainingTokens tokens_;

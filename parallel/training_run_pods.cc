@@ -287,9 +287,11 @@ std::vector<std::vector<int64_t>> TrainingRun::OwnDocuments(const TrainBatch& ba
 std::optional<StepReport::Pods> TrainingRun::CountPods() {
   const PodExchange* exchange = trainer_->exchange();
   if (exchange == nullptr) return std::nullopt;
-  const PodCounts before = std::exchange(
-      counted_, {exchange->bytes_sent(), exchange->dropped(), exchange->seconds_waited()});
+  const PodCounts before =
+      std::exchange(counted_, {exchange->bytes_sent(), exchange->dropped(), exchange->reconnects(),
+                               exchange->seconds_waited()});
   const PodCounts own = {counted_.bytes_sent - before.bytes_sent, counted_.dropped - before.dropped,
+                         counted_.reconnects - before.reconnects,
                          counted_.seconds_waited - before.seconds_waited};
   StepReport::Pods pods;
   pods.taking_part = exchange->taking_part();
@@ -297,6 +299,7 @@ std::optional<StepReport::Pods> TrainingRun::CountPods() {
   for (const PodCounts& rank : GatherHost(trainer_->mesh().world(), own)) {
     pods.bytes_sent += rank.bytes_sent;
     pods.dropped += rank.dropped;
+    pods.reconnects += rank.reconnects;
     pods.seconds_waited = std::max(pods.seconds_waited, rank.seconds_waited);
   }
   return pods;

@@ -134,6 +134,7 @@ v1::Progress ToProto(const TaskProgress& progress) {
     told.set_hash(exchange.hash);
     told.set_dropped(exchange.dropped);
     told.set_hurried(exchange.hurried);
+    told.set_reconnects(exchange.reconnects);
   }
   return out;
 }
@@ -147,9 +148,9 @@ TaskProgress FromProto(const v1::Progress& in) {
   out.tokens_per_s = in.tokens_per_s();
   if (in.has_exchange()) {
     const v1::ExchangeProgress& told = in.exchange();
-    out.exchange =
-        ExchangeProgress{told.taking_part(), told.staleness(), told.bytes_sent(), told.wait_share(),
-                         told.hash_step(),   told.hash(),      told.dropped(),    told.hurried()};
+    out.exchange = ExchangeProgress{told.taking_part(), told.staleness(), told.bytes_sent(),
+                                    told.wait_share(),  told.hash_step(), told.hash(),
+                                    told.dropped(),     told.hurried(),   told.reconnects()};
   }
   return out;
 }

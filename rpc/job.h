@@ -98,6 +98,7 @@ struct ExchangeProgress {
   uint64_t hash = 0;        // of what all pods have alike: the weights, or the outer weights
   int64_t dropped = 0;  // messages that came too late, or of a launch that was lost, of all ranks
   int64_t hurried = 0;  // steps of which it left out its part of the batch, to reach the others
+  int64_t reconnects = 0;  // streams to other pods that were cut and went on, of all ranks
 };
 
 // How far a task is.

@@ -230,7 +230,8 @@ absl::Status TrainingJob::WriteMetrics(const StepReport& report) {
     line["pods"] = {
         {"taking_part", report.pods->taking_part}, {"staleness", report.pods->staleness},
         {"bytes_sent", report.pods->bytes_sent},   {"wait_s", report.pods->seconds_waited},
-        {"dropped", report.pods->dropped},         {"hurried", report.pods->hurried}};
+        {"dropped", report.pods->dropped},         {"hurried", report.pods->hurried},
+        {"reconnects", report.pods->reconnects}};
     if (const auto hash = report.pods->outer_hash) {
       line["pods"]["outer_hash"] = absl::StrFormat("%016x", *hash);
     }
@@ -292,6 +293,7 @@ void TrainingJob::Count(const StepReport& report) {
   exchange_->bytes_sent += report.pods->bytes_sent;
   exchange_->dropped += report.pods->dropped;
   exchange_->hurried += report.pods->hurried;
+  exchange_->reconnects += report.pods->reconnects;
   waited_ += report.pods->seconds_waited;
   exchange_->wait_share = seconds_ > 0 ? waited_ / seconds_ : 0;
   // Where pods train by themselves their own weights are not alike.
@@ -382,6 +384,7 @@ std::string PodsText(const StepReport& report) {
       absl::StrFormat("%d pods, sent %.3g MB, waited %.0f%%", pods.taking_part,
                       double(pods.bytes_sent) / 1e6, 100 * pods.seconds_waited / report.seconds);
   if (pods.staleness > 0) absl::StrAppend(&text, ", staleness ", pods.staleness);
+  if (pods.reconnects > 0) absl::StrAppend(&text, ", ", pods.reconnects, " streams cut");
   return text;
 }
 

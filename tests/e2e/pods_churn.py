@@ -162,6 +162,11 @@ def idle(told):
     return longest
 
 
+def cuts_survived(told):
+    """Streams between pods that were cut and went on, as the steps of all pods tell."""
+    return sum(line["pods"]["reconnects"] for each in told for line in each)
+
+
 def loss(told, steps):
     """Of the last eighth of so many steps."""
     last = [line["loss"] for each in told for line in each if steps - max(20, steps // 8) < line["step"] <= steps]
@@ -177,6 +182,7 @@ def churn(seconds, seed, mode, cuts):
     undisturbed = loss(fixed.lines(), steps)
     halfway = loss(fixed.lines(), steps // 2)
     check(halfway > 1.03 * undisturbed, "control: it learns nothing that could be missed:", halfway, undisturbed)
+    check(cuts_survived(fixed.lines()) == 0, "control: cuts where there are none:", cuts_survived(fixed.lines()))
     shutil.rmtree(runs)
     job, harm, runs = train(mode, steps, seed, cuts)
     told = job.lines()
@@ -185,12 +191,14 @@ def churn(seconds, seed, mode, cuts):
     above = 100 * (learnt / undisturbed - 1)
     counts = collections.Counter(how for _, how, _ in harm.log)
     returns = sum(a["epoch"] != b["epoch"] for each in told for a, b in zip(each, each[1:]))
+    survived = cuts_survived(told)
     size = sum(os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(runs) for name in names)
-    print(f"mode {mode}, seed {seed}, {steps} steps of {took:.3f} s, links cut every {cuts}: {dict(counts)}, {returns} returns, "
+    print(f"mode {mode}, seed {seed}, {steps} steps of {took:.3f} s, links cut every {cuts}: {survived} streams went on; {dict(counts)}, {returns} returns, "
           f"{sum(line['step_s'] for line in max(told, key=len)):.0f} s; idle at most {max(longest):.2f} s; "
           f"loss {learnt:.4f}, undisturbed {undisturbed:.4f} ({above:+.2f}%); {size >> 20} MiB", flush=True)
     try:
         judge(job, told, mode, longest, above, returns)
+        check((survived > 0) == (cuts != "0"), "links cut every", cuts, "and streams that went on:", survived)
     except Failed:
         events = [(event["time"], event["job"].get("message", "")) for event in map(json.loads, harm.events.splitlines())]
         noted = [(time.strftime("%H:%M:%S", time.gmtime(when)), how, pod) for when, how, pod in harm.log]

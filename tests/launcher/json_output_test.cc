@@ -96,10 +96,10 @@ TEST(JsonOutput, TheExchangeOfEachPodOfAJob) {
   JobStatus job;
   job.pods.resize(1);
   job.pods[0].progress = TaskProgress{"train", 3, 7, 2.5, 100};
-  job.pods[0].progress->exchange = ExchangeProgress{2, 5, 1000, 0.25, 4, 0xab, 6, 9};
+  job.pods[0].progress->exchange = ExchangeProgress{2, 5, 1000, 0.25, 4, 0xab, 6, 9, 12};
   EXPECT_EQ(nlohmann::json::parse(JobJson(job))["pods"][0]["progress"]["exchange"].dump(),
             R"({"bytes_sent":1000,"dropped":6,"hash":"00000000000000ab","hash_step":4,)"
-            R"("hurried":9,"staleness":5,"taking_part":2,"wait_share":0.25})");
+            R"("hurried":9,"reconnects":12,"staleness":5,"taking_part":2,"wait_share":0.25})");
 }
 
 TEST(JsonOutput, Score) {

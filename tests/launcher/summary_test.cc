@@ -41,11 +41,12 @@ TEST(Summary, TheProgressOfAJobOnSeveralPodsShowsEachPodsLoss) {
   job.pods[1].pod = "b";
   job.pods[1].progress = TaskProgress{"train", 2, 7, 2.25, 50};
   job.pods[1].progress->exchange = ExchangeProgress{2, 5, 500000, 0.5};
+  job.pods[1].progress->exchange->reconnects = 4;
   job.pods[2].pod = "c";  // not heard of yet
   job.progress = job.pods[0].progress;
   EXPECT_EQ(JobProgressLine(job),
             "j  train 3/7  loss a 2.5000, b 2.2500  150.0 tokens/s  sent 1.5 MB  waited 50%  "
-            "staleness 5");
+            "staleness 5  4 streams cut");
 }
 
 TEST(Summary, AVerificationThatIsOutEndsWithOne) {

@@ -357,7 +357,9 @@ TEST_F(TrainingJobTest, WhatPodsHaveToDoWithEachOtherIsTold) {
   const TrainingEvents events = job->Record({});
   StepReport late = Report(0, 5), hurried = Report(1, 4);
   late.pods = {.taking_part = 3, .staleness = 2, .bytes_sent = 10, .seconds_waited = 0.1};
-  hurried.pods = {.taking_part = 2, .bytes_sent = 5, .dropped = 7, .hurried = true};
+  hurried.pods = {
+      .taking_part = 2, .bytes_sent = 5, .dropped = 7, .reconnects = 3, .hurried = true};
+  late.pods->reconnects = 1;
   hurried.pods->outer_hash = 0xab;
   events.on_step(late);
   events.on_step(hurried);
@@ -371,12 +373,15 @@ TEST_F(TrainingJobTest, WhatPodsHaveToDoWithEachOtherIsTold) {
   EXPECT_DOUBLE_EQ(told.exchange->wait_share, 0.1);
   EXPECT_EQ(told.exchange->dropped, 7);
   EXPECT_EQ(told.exchange->hurried, 1);
+  EXPECT_EQ(told.exchange->reconnects, 4);
   EXPECT_EQ(told.exchange->hash_step, 2);
   EXPECT_EQ(told.exchange->hash, 0xabu);
   const auto lines = Lines(directory_ + "/metrics.jsonl");
   EXPECT_EQ(lines[0]["pods"]["staleness"], 2);
   EXPECT_EQ(lines[1]["pods"]["staleness"], 0);
   EXPECT_EQ(lines[1]["pods"]["dropped"], 7);
+  EXPECT_EQ(lines[0]["pods"]["reconnects"], 1);
+  EXPECT_EQ(lines[1]["pods"]["reconnects"], 3);
 }
 
 TEST_F(TrainingJobTest, NoiseAndSkippedStepsAreTold) {
