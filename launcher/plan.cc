@@ -57,13 +57,11 @@ ordered_json SecondsOf(const ModelConfig& config, const PlannedTraining& job, do
 }
 
 // Of rank 0, on so many pods.
-absl::StatusOr<int64_t> ExchangeHostBytes(const std::shared_ptr<const ModelSource>& source,
-                                          PlannedTraining job, int64_t pods) {
+absl::StatusOr<ExchangeBytes> ExchangeHostBytes(const std::shared_ptr<const ModelSource>& source,
+                                                PlannedTraining job, int64_t pods) {
   job.options.pods.count = pods;
-  TOROID_ASSIGN_OR_RETURN(const MemoryPlan with, PlanMemory(source, job));
-  job.options.pods.count = 1;
-  TOROID_ASSIGN_OR_RETURN(const MemoryPlan without, PlanMemory(source, job));
-  return with.groups[0].memory.communicator - without.groups[0].memory.communicator;
+  TOROID_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(source, job));
+  return plan.groups[0].memory.exchange;
 }
 
 // Gradients become whole in the backward of the last micro-batch.
@@ -379,7 +377,7 @@ absl::Status RunPlan(const Arguments& arguments) {
     std::vector<MeshShape> meshes = question.pod_meshes;  // the others have the job's
     meshes.resize(size_t(std::max<int64_t>(2, train->options.pods.count)), question.mesh);
     answer.exchange = ExchangeOf(question.source->config, *train, meshes, link, rate);
-    TOROID_ASSIGN_OR_RETURN(answer.exchange->host_bytes,
+    TOROID_ASSIGN_OR_RETURN(answer.exchange->host,
                             ExchangeHostBytes(question.source, *train, int64_t(meshes.size())));
   }
   if (JsonOption(arguments)) {

@@ -169,7 +169,12 @@ ordered_json ExchangeJson(const ExchangeAnswer& answer) {
                        {"link",
                         {{"bytes_per_s", answer.question.link.bytes_per_s},
                          {"latency_s", answer.question.link.latency_s}}},
-                       {"host_bytes", answer.host_bytes},
+                       {"host_bytes", answer.host.total()},
+                       {"host",
+                        {{"state", answer.host.state},
+                         {"buffers", answer.host.buffers},
+                         {"queues", answer.host.queues},
+                         {"given", answer.host.given}}},
                        {"own", CostJson(answer.own, timed)},
                        {"modes", std::move(modes)}};
   if (timed) {
@@ -193,8 +198,16 @@ std::string ExchangeText(const ExchangeAnswer& answer) {
                    FormatBytes(answer.question.link.bytes_per_s), "/s and ",
                    Seconds(answer.question.link.latency_s),
                    " from rank to rank; *: the job's own\n", Table(rows, ColourStdout()));
-  absl::StrAppend(&text, "\nthe job's exchange takes ", FormatBytes(double(answer.host_bytes)),
-                  " of a rank's host memory\n");
+  const ExchangeBytes& host = answer.host;
+  absl::StrAppend(&text, "\nthe job's exchange takes ", FormatBytes(double(host.total())),
+                  " of a rank's host memory: state ", FormatBytes(double(host.state)), ", buffers ",
+                  FormatBytes(double(host.buffers)), ", queues at most ",
+                  FormatBytes(double(host.queues)));
+  if (host.given > 0) {
+    absl::StrAppend(&text, ", the state on its way to a pod that comes ",
+                    FormatBytes(double(host.given)));
+  }
+  text += "\n";
   if (!timed) return text + "give --step-seconds or --flops: what of it is exposed is told too\n";
   absl::StrAppendFormat(&text, "\nthe job's exchange: speed-up %.3f of %d pods, steps of %s: %s\n",
                         answer.own.speed_up, answer.job.meshes.size(), Seconds(answer.seconds.step),

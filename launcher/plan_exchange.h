@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "launcher/command_line.h"
 #include "parallel/exchange_plan.h"
+#include "parallel/rank_memory.h"
 #include "rpc/job.h"
 
 namespace toroid {
@@ -31,15 +32,15 @@ struct ExchangeAnswer {
   std::vector<ExchangeCost> others;  // the same of each mode and codec
   std::string advice;  // settings of the job's spec that hide it; empty: none needed, or none found
   bool hidden = false;
-  // Host memory of rank 0 for it: outer weights and momentum, what the codec left out, a fragment,
-  // bounded queues. Of a job on several pods it is part of what plan tells as `communicator`.
-  int64_t host_bytes = 0;
+  // Host memory of rank 0 for it; of a job on several pods part of what plan tells as
+  // `communicator`.
+  ExchangeBytes host;
 };
 // `told`: the job's spec says that it has so many pods. seconds.step 0: not known.
 ExchangeAnswer AnswerExchange(const ModelConfig& config, const PlannedExchange& job, bool told,
                               const LinkQuestion& question, const StepSeconds& seconds);
 
-// {"pods", "link", "step_s", "own": {..}, "modes": [..], "hidden"}
+// {"pods", "link", "host_bytes", "host": {..}, "step_s", "own": {..}, "modes": [..], "hidden"}
 nlohmann::ordered_json ExchangeJson(const ExchangeAnswer& answer);
 std::string ExchangeText(const ExchangeAnswer& answer);
 

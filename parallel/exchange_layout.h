@@ -46,6 +46,7 @@ struct CodedRange {
   int64_t unit = kCodecBlock;    // elements that share a scale at least: divides every block
   SharedBytes codes;             // CodeBytes(codec, size)
   std::vector<uint16_t> scales;  // bf16, of each unit; empty if the codec has none
+  int64_t bytes() const { return int64_t(codes.size() + scales.size() * sizeof(uint16_t)); }
 };
 
 // The numbers that others will decode, which the sender itself must add too: of `count` elements

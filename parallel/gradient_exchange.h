@@ -52,6 +52,8 @@ class GradientExchange {
   // Labels of what is here for the next step; 0: it applies nothing, or it travels.
   int64_t settled_labels() const { return before_ == Before::kSettled ? totals_.labels : 0; }
   void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
+  int64_t state_bytes() const { return int64_t(pending_.size() + residual_.size()); }
+  int64_t buffer_bytes() const { return int64_t(reading_.size() + merged_.size()); }
   // Numbers that go with it; Restore takes them back when pending() and residual() were filled.
   std::vector<double> numbers() const;
   absl::Status Restore(const std::vector<double>& numbers);

@@ -73,6 +73,10 @@ class OuterExchange {
   void* outer_weights() { return outer_.data(); }
   void* momentum() { return momentum_.data(); }
   void* residual() { return residual_.empty() ? nullptr : residual_.data(); }
+  int64_t state_bytes() const {
+    return int64_t(outer_.size() + momentum_.size() + residual_.size());
+  }
+  int64_t buffer_bytes() const { return int64_t(reading_.size() + own_.size()); }
   // The fragment that is on its way is waited for, and its outer step made. Collective.
   absl::Status Settle();
   // Numbers that go with it; Restore takes them back, when all memory above was filled.

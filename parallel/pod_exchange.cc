@@ -265,8 +265,8 @@ absl::Status PodExchange::WriteBegin(ContributionWriter& writer) {
   return absl::OkStatus();
 }
 
-int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
-                               bool go_on) {
+ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec,
+                                     int64_t pods, bool go_on) {
   const int64_t width = RowBytes(store.ops().dtype(), 1), size = store.groups().stored_size();
   const auto coded = [&spec](int64_t elements) {
     const int64_t blocks = (elements + kCodecBlock - 1) / kCodecBlock;
@@ -279,19 +279,31 @@ int64_t PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec
     largest = std::max(largest, n);
     fragments[size_t(OuterExchange::FragmentOf(store.groups(), spec.fragments, g))] += n;
   }
-  const int64_t buffers = largest * (int64_t{sizeof(double)} + 2 * width);
-  const int64_t errors = spec.error_feedback ? size * width : 0;
-  const int64_t on_its_way =
-      spec.gradients() ? spec.mode == ExchangeSpec::Mode::kDelayed : 1 + (spec.tau > 0);
-  const int64_t given = go_on ? GivenBytes(store, 3 + on_its_way) : 0;
-  if (!spec.gradients()) {
-    const int64_t most = *std::max_element(fragments.begin(), fragments.end());
-    // Own, one to each peer, and of each peer one of now and one of its next turn.
-    return buffers + errors + given + 2 * size * width + coded(most) * (1 + 3 * (pods - 1));
-  }
+  ExchangeBytes bytes;
+  bytes.state = int64_t(StateNames(spec).size()) * size * width;
   const int64_t delay = spec.mode == ExchangeSpec::Mode::kDelayed;
-  return buffers + errors + given + delay * size * width +
-         coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
+  if (spec.gradients()) {
+    // A host's gradients are read and merged where they lie, but for what the codec left out.
+    const bool on_host = store.stream().cpu != nullptr;
+    bytes.buffers = ((!on_host || spec.error_feedback) + !on_host) * largest * width;
+    bytes.queues = coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
+    if (go_on) bytes.given = GivenBytes(store, 3 + delay);
+    return bytes;
+  }
+  bytes.buffers = 2 * largest * width;
+  bytes.queues =
+      coded(*std::max_element(fragments.begin(), fragments.end())) * (1 + 3 * (pods - 1));
+  if (go_on) bytes.given = GivenBytes(store, 4);
+  return bytes;
+}
+
+ExchangeBytes PodExchange::host_bytes() const {
+  ExchangeBytes bytes;
+  bytes.state = gradients_ != nullptr ? gradients_->state_bytes() : outer_->state_bytes();
+  bytes.buffers = gradients_ != nullptr ? gradients_->buffer_bytes() : outer_->buffer_bytes();
+  bytes.queues = swap_->mail().queued_bytes_peak();
+  bytes.given = swap_->mail().aside_bytes();
+  return bytes;
 }
 
 }  // namespace toroid

@@ -21,6 +21,7 @@
 #include "parallel/optimizer.h"
 #include "parallel/outer_exchange.h"
 #include "parallel/pod_swap.h"
+#include "parallel/rank_memory.h"
 #include "parallel/state_copy.h"
 
 namespace toroid {
@@ -134,11 +135,15 @@ class PodExchange {
   int64_t dropped() const { return swap_->mail().late(); }
   // Streams to other pods that broke and went on: cuts of the link that were survived.
   int64_t reconnects() const { return swap_->mail().link().counters().reconnects; }
-  // The most that the exchange takes on a rank's host: outer weights and momentum, what the codec
-  // left out, what is being encoded and merged, and messages that wait on both sides.
-  // go_on: and a copy of the state, for a pod that returns.
-  static int64_t HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
-                           bool go_on);
+  // The most that the exchange takes on a rank's host. State: outer weights and momentum, or the
+  // gradient on its way, and what the codec left out. Queues: own shares until they are merged, one
+  // message to each peer, and from each what of its present and of its next turn is here. go_on: a
+  // copy of the state is given to each pod that comes, here to one.
+  static ExchangeBytes HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
+                                 bool go_on);
+  // What this rank's takes: state and buffers as they are, queues the most ever, given all that
+  // was.
+  ExchangeBytes host_bytes() const;
 
  private:
   PodExchange(std::unique_ptr<PodSwap> swap, const ModelConfig& config, int64_t layers)

@@ -122,13 +122,37 @@ void PodMail::Give(Queue& queue, std::function<absl::Status()> item) {
 void PodMail::Do(std::function<absl::Status()> work) { Give(work_, std::move(work)); }
 
 void PodMail::Post(PodRank to, PodMessage message) {
-  message.view = view().number;
-  Give(sends_, [this, to, message = std::move(message)] { return Send(to, message); });
+  const int64_t bytes = int64_t(message.payload.size());
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    message.view = view_.number;
+    CountQueued(bytes);
+  }
+  Give(sends_, [this, bytes, to, message = std::move(message)] {
+    const absl::Status sent = Send(to, message);
+    Hold(-bytes);
+    return sent;
+  });
 }
 
 void PodMail::PostAside(PodRank to, PodMessage message) {
-  message.view = view().number;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    message.view = view_.number;
+    aside_bytes_ += int64_t(message.payload.size());
+  }
   Give(aside_, [this, to, message = std::move(message)] { return Send(to, message); });
+}
+
+void PodMail::Hold(int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  CountQueued(bytes);
+}
+
+// REQUIRES the lock.
+void PodMail::CountQueued(int64_t bytes) {
+  queued_bytes_ += bytes;
+  queued_bytes_peak_ = std::max(queued_bytes_peak_, queued_bytes_);
 }
 
 MembershipView PodMail::view() const {
@@ -231,8 +255,7 @@ void PodMail::Keep(PodMessage message) {
           key.step, key.step > newest_ ? ", further ahead than it can be: here step " : " twice; ",
           newest_, " is the last to expect")));
     } else {
-      kept_bytes_ += int64_t(message.payload.size());
-      kept_bytes_peak_ = std::max(kept_bytes_peak_, kept_bytes_);
+      CountQueued(int64_t(message.payload.size()));
       kept_.emplace(key, std::move(message));
     }
     ++changes_;
@@ -251,7 +274,7 @@ bool PodMail::Awaits(int64_t pod, uint64_t launch) const {
 
 std::map<PodMail::Key, PodMessage>::iterator PodMail::Drop(
     std::map<Key, PodMessage>::iterator kept) {
-  kept_bytes_ -= int64_t(kept->second.payload.size());
+  CountQueued(-int64_t(kept->second.payload.size()));
   ++late_;
   return kept_.erase(kept);
 }
@@ -270,7 +293,7 @@ void PodMail::Ignore(int32_t kind) {
   ignored_.insert(kind);
   std::erase_if(kept_, [&](const auto& entry) {
     if (entry.first.kind != kind) return false;
-    kept_bytes_ -= int64_t(entry.second.payload.size());
+    CountQueued(-int64_t(entry.second.payload.size()));
     return true;
   });
 }
@@ -292,14 +315,19 @@ PodMessage PodMail::Take(const Key& key) {
   const auto found = kept_.find(key);
   TOROID_CHECK(found != kept_.end());
   PodMessage message = std::move(found->second);
-  kept_bytes_ -= int64_t(message.payload.size());
+  CountQueued(-int64_t(message.payload.size()));
   kept_.erase(found);
   return message;
 }
 
-int64_t PodMail::kept_bytes_peak() const {
+int64_t PodMail::queued_bytes_peak() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return kept_bytes_peak_;
+  return queued_bytes_peak_;
+}
+
+int64_t PodMail::aside_bytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return aside_bytes_;
 }
 
 absl::Status PodMail::status() const {

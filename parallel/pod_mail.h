@@ -80,7 +80,7 @@ class PodMail {
   void Do(std::function<absl::Status()> work);
   // Sends, after what was posted before.
   void Post(PodRank to, PodMessage message);
-  // The same, beside what is posted: neither waits for the other.
+  // The same, beside what is posted: neither waits for the other. Counted apart.
   void PostAside(PodRank to, PodMessage message);
   // Until all work given so far is done, or there was an error. What it posted may still be on its
   // way.
@@ -127,10 +127,15 @@ class PodMail {
 
   absl::Status status() const;
   void Fail(const absl::Status& status);
-  // In Await, of this rank, without what missing() took.
-  double waited_seconds() const { return waited_seconds_; }
+  double waited_seconds() const {
+    return waited_seconds_;
+  }  // in Await, of this rank, without what missing() took
   int64_t late() const { return late_.load(); }  // messages dropped
-  int64_t kept_bytes_peak() const;               // of payloads, the most ever
+  // Of payloads that wait to be sent or taken, and of what its owner keeps to be sent (Hold), the
+  // most ever. Of those that were posted aside: all of them.
+  int64_t queued_bytes_peak() const;
+  int64_t aside_bytes() const;
+  void Hold(int64_t bytes);  // so many more; below 0: fewer
   PodLink& link() { return link_; }
 
  private:
@@ -146,6 +151,7 @@ class PodMail {
   void Receive();
   void TellView(uint64_t& told);
   void Keep(PodMessage message);
+  void CountQueued(int64_t bytes);
   bool Awaits(int64_t pod, uint64_t launch) const;
   std::map<Key, PodMessage>::iterator Drop(std::map<Key, PodMessage>::iterator kept);
   int64_t AwaitSlice(const std::function<int64_t()>& missing);
@@ -169,7 +175,7 @@ class PodMail {
   std::optional<std::map<int64_t, uint64_t>> taken_in_;
   std::set<int32_t> ignored_;
   std::map<Key, PodMessage> kept_;
-  int64_t kept_bytes_ = 0, kept_bytes_peak_ = 0;
+  int64_t queued_bytes_ = 0, queued_bytes_peak_ = 0, aside_bytes_ = 0;
   int64_t oldest_ = INT64_MIN, newest_ = INT64_MAX;
   int64_t changes_ = 0;
   absl::Status status_;

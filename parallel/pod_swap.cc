@@ -170,6 +170,7 @@ void PodSwap::Offer(int64_t step, int64_t group, double weight, void* values, vo
               : Encode(step, group, weight, static_cast<float*>(values),
                        static_cast<float*>(residual));
   }
+  mail_->Hold(own.coded.bytes());
   PostParts(step, group, own);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -315,12 +316,15 @@ absl::StatusOr<std::vector<PodShare>> PodSwap::TakeShares(int64_t step, int64_t 
     PodShare& share = shares.emplace_back();
     share.pod = q;
     if (q == pod_) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = own_.find({step, group});
-      TOROID_CHECK(found != own_.end());
-      share.weight = found->second.weight;
-      share.own = std::move(found->second.coded);
-      own_.erase(found);
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = own_.find({step, group});
+        TOROID_CHECK(found != own_.end());
+        share.weight = found->second.weight;
+        share.own = std::move(found->second.coded);
+        own_.erase(found);
+      }
+      mail_->Hold(-share.own.bytes());
       continue;
     }
     for (const ExchangePart& part : layouts_[size_t(q)]->receives(group)) {

@@ -257,8 +257,9 @@ RankMemory Trainer::memory() {
   }
   const PodsOptions& pods = options_.pods;
   if (pods.count > 1) {
-    memory.communicator += PodExchange::HostBytes(*store_, pods.exchange, pods.count,
-                                                  pods.policy == PodsOptions::Policy::kContinue);
+    memory.exchange = PodExchange::HostBytes(*store_, pods.exchange, pods.count,
+                                             pods.policy == PodsOptions::Policy::kContinue);
+    memory.communicator += memory.exchange.total();
   }
   return memory;
 }

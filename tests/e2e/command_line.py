@@ -220,6 +220,12 @@ def test_plan():
     check(facts["seconds"]["exchange"] == exchange["own"]["turn_s"] > 0, facts["seconds"])
     alone = run("plan", MODEL, "--mesh", "data=1", "--sequence-length", 64, "--link-rate", "1MB", "-o", "json").json()
     check(alone["exchange"]["host_bytes"] > alone["ranks"][0]["weights"] > 0, alone["exchange"])  # own, and a peer's
+    host = exchange["host"]  # the job's mode is exact: nothing is kept from step to step, gradients lie on the host
+    check(host["state"] == host["given"] == host["buffers"] == 0 < host["queues"], host)
+    check(exchange["host_bytes"] == sum(host.values()), exchange)
+    kept = run(*link, "--set", "mesh.pods=2", "--set", "train.exchange.diloco.every=4", "--set", "train.exchange.policy=CONTINUE")
+    check(re.search(r"host memory: state \d.*, buffers \d.*, queues at most \d.*, the state on its way to a pod that comes \d",
+                    kept.out), kept.out)
     settings = facts["advice"][0].split(": ")[0].split()  # the job with its advice hides it
     check("mesh.pods=2" in settings and any("train.exchange." in word for word in settings), settings)
     changed = run(*link, *settings, "-o", "json").json()

@@ -26,5 +26,34 @@ TEST_F(PodJoinTest, APodThatWasNeverThereJoins) {
               {2, 1});
 }
 
+// State to the byte; of queues, which are bounded by what can be there at once, at least a third
+// was; what is given lacks the pads, and has a text.
+TEST_F(PodJoinTest, TheExchangeTakesWhatWasForeseen) {
+  for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
+    SCOPED_TRACE(ExchangeModeName(mode));
+    Use(mode);
+    plan_.options.pods.exchange.error_feedback = mode != Mode::kExact;
+    std::mutex mutex;
+    std::vector<ExchangeBytes> foreseen, taken;
+    at_end_ = [&](Trainer& trainer) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      foreseen.push_back(trainer.memory().exchange);
+      taken.push_back(trainer.exchange()->host_bytes());
+    };
+    ExpectAlike(RunPods(kThree, {{.pod = 2, .step = 5, .how = How::kAbsent}}), {1, 1, 2});
+    ASSERT_EQ(taken.size(), 3u);
+    int64_t given = 0;
+    for (size_t i = 0; i < taken.size(); ++i) {
+      EXPECT_EQ(taken[i].state, foreseen[i].state);
+      EXPECT_EQ(taken[i].buffers, foreseen[i].buffers);
+      EXPECT_LE(taken[i].queues, foreseen[i].queues);
+      EXPECT_GE(3 * taken[i].queues, foreseen[i].queues);
+      given += taken[i].given;
+    }
+    EXPECT_LE(given, foreseen[0].given + 2000);
+    EXPECT_GE(given, foreseen[0].given * 98 / 100);
+  }
+}
+
 }  // namespace
 }  // namespace toroid
