@@ -200,10 +200,10 @@ ExchangeCoder::ExchangeCoder(const ModelConfig& config, int64_t layers, const Me
 
 template <typename T>
 CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
-                                 const CodecRounding& rounding) const {
+                                 const CodecRounding& rounding, const BytePool* memory) const {
   const Group& own = groups_[group];
   CodedRange coded{codec, own.size, own.unit};
-  coded.codes = memory_.Take(size_t(CodeBytes(codec, own.size)));
+  coded.codes = (memory != nullptr ? *memory : memory_).Take(size_t(CodeBytes(codec, own.size)));
   char* const codes = coded.codes.mutable_data();
   int64_t done = 0;  // bytes
   const auto pad_to = [&](int64_t byte) {
@@ -350,11 +350,11 @@ absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
   return absl::OkStatus();
 }
 
-#define TOROID_INSTANTIATE(T)                                                      \
-  template void Decode(const CodedRange&, int64_t, int64_t, T*);                   \
-  template void PartReader::Read(int64_t, int64_t, T*) const;                      \
-  template CodedRange ExchangeCoder::Encode(ThreadPool&, int64_t, const T*, Codec, \
-                                            const CodecRounding&) const;           \
+#define TOROID_INSTANTIATE(T)                                                             \
+  template void Decode(const CodedRange&, int64_t, int64_t, T*);                          \
+  template void PartReader::Read(int64_t, int64_t, T*) const;                             \
+  template CodedRange ExchangeCoder::Encode(ThreadPool&, int64_t, const T*, Codec,        \
+                                            const CodecRounding&, const BytePool*) const; \
   template absl::Status UnpackPart(ThreadPool&, const ExchangePart&, Codec, absl::string_view, T*);
 TOROID_INSTANTIATE(float)
 TOROID_INSTANTIATE(double)

@@ -67,10 +67,10 @@ class ExchangeCoder {
   int64_t size(int64_t group) const { return groups_[group].size; }  // of the stored range
 
   // values: the stored range [size(group)]. The codes lie in memory that is used again once nobody
-  // shares them any more.
+  // shares them any more: of `memory` for what comes once, so that as much is not kept for ever.
   template <typename T>
   CodedRange Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
-                    const CodecRounding& rounding) const;
+                    const CodecRounding& rounding, const BytePool* memory = nullptr) const;
 
  private:
   struct Piece {

@@ -173,7 +173,8 @@ class Replay {
       if (!differs.empty()) return differs;
     }
     const std::optional<uint64_t> outer_before = OuterHash();
-    const std::unique_ptr<WeightsReplay> before = std::move(weights_);
+    std::optional<std::vector<uint64_t>> before;  // no room for two of them
+    if (weights_) before = std::exchange(weights_, nullptr)->State();
     outer_ = !about.exchange.gradients();
     delayed_ = about.exchange.mode == ExchangeSpec::Mode::kDelayed;
     due_ = delayed_ ? step + 1 : 0;
@@ -193,7 +194,7 @@ class Replay {
                        : ": of a version that did not say how weights are made of gradients");
     } else {
       TOROID_ASSIGN_OR_RETURN(weights_, WeightsReplay::Begin(files_, folder_, about));
-      goes_on = before == nullptr || about.joined || before->State() == weights_->State();
+      goes_on = !before || about.joined || *before == weights_->State();
     }
     if (goes_on || about.joined) return std::string();
     return absl::StrCat("the launch from step ", step, " began with other ", outer_ ? "outer " : "",

@@ -266,7 +266,7 @@ absl::Status PodExchange::WriteBegin(ContributionWriter& writer) {
 }
 
 ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec,
-                                     int64_t pods, bool go_on) {
+                                     int64_t pods, bool go_on, bool on_host) {
   const int64_t width = RowBytes(store.ops().dtype(), 1), size = store.groups().stored_size();
   const auto coded = [&spec](int64_t elements) {
     const int64_t blocks = (elements + kCodecBlock - 1) / kCodecBlock;
@@ -284,7 +284,6 @@ ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec
   const int64_t delay = spec.mode == ExchangeSpec::Mode::kDelayed;
   if (spec.gradients()) {
     // A host's gradients are read and merged where they lie, but for what the codec left out.
-    const bool on_host = store.stream().cpu != nullptr;
     bytes.buffers = ((!on_host || spec.error_feedback) + !on_host) * largest * width;
     bytes.queues = coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
     if (go_on) bytes.given = GivenBytes(store, 3 + delay);

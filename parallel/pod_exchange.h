@@ -138,9 +138,10 @@ class PodExchange {
   // The most that the exchange takes on a rank's host. State: outer weights and momentum, or the
   // gradient on its way, and what the codec left out. Queues: own shares until they are merged, one
   // message to each peer, and from each what of its present and of its next turn is here. go_on: a
-  // copy of the state is given to each pod that comes, here to one.
+  // copy of the state is given to each pod that comes, here to one, which holds it in its queues
+  // then and gives to nobody. on_host: gradients lie there.
   static ExchangeBytes HostBytes(const ParamStore& store, const ExchangeSpec& spec, int64_t pods,
-                                 bool go_on);
+                                 bool go_on, bool on_host);
   // What this rank's takes: state and buffers as they are, queues the most ever, given all that
   // was.
   ExchangeBytes host_bytes() const;

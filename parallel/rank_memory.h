@@ -24,7 +24,7 @@ struct RankMemory {
   int64_t kv = 0;            // cache of generate
   int64_t ring_buffers = 0;  // of both arenas: blocks of K, V and their gradients that travel
   int64_t communicator = 0;
-  ExchangeBytes exchange;       // part of communicator
+  ExchangeBytes exchange;       // of ranks on CPUs part of communicator
   int64_t checkpoint_copy = 0;  // what a checkpoint is written from while steps go on
   // Of a GPU: its driver's for this process, and workspaces (core/cuda_memory.h). The bytes are
   // then those of the GPU; what lies in the host's memory beside them is not among them.

@@ -45,10 +45,11 @@ void ForEach(const ParamStore& store, const CopiedState& state, Visit visit) {
 }
 
 CodedRange Encoded(const ExchangeCoder& coder, ThreadPool& pool, int64_t group, DType dtype,
-                   const char* values, Codec codec) {
-  return dtype == DType::kF64
-             ? coder.Encode(pool, group, reinterpret_cast<const double*>(values), codec, {})
-             : coder.Encode(pool, group, reinterpret_cast<const float*>(values), codec, {});
+                   const char* values, Codec codec, const BytePool& memory) {
+  return dtype == DType::kF64 ? coder.Encode(pool, group, reinterpret_cast<const double*>(values),
+                                             codec, {}, &memory)
+                              : coder.Encode(pool, group, reinterpret_cast<const float*>(values),
+                                             codec, {}, &memory);
 }
 
 absl::Status Unpacked(ThreadPool& pool, const ExchangePart& part, DType dtype, Codec codec,
@@ -66,6 +67,7 @@ void GiveState(PodSwap& swap, int64_t to, int64_t steps, const CopiedState& stat
   const Codec codec = Exact(store);
   ThreadPool pool(swap.threads());
   std::vector<char> reading(size_t(Largest(store)));
+  const BytePool memory;
   if (store.mesh().rank() == 0) {
     PodMessage message;
     message.kind = PodSwap::kStateText;
@@ -76,7 +78,7 @@ void GiveState(PodSwap& swap, int64_t to, int64_t steps, const CopiedState& stat
   ForEach(store, state, [&](int32_t number, int64_t g, const Tensor& stored, char* host) {
     if (host == nullptr) store.ops().Download(store.stream(), stored, reading.data());
     const CodedRange coded = Encoded(swap.coder(), pool, g, store.ops().dtype(),
-                                     host == nullptr ? reading.data() : host, codec);
+                                     host == nullptr ? reading.data() : host, codec, memory);
     for (const ExchangePart& part : swap.layout(to).sends(g)) {
       const SharedBytes payload = PackPart(part, coded);
       for (int64_t piece = 0; piece < Pieces(int64_t(payload.size())); ++piece) {

@@ -257,9 +257,10 @@ RankMemory Trainer::memory() {
   }
   const PodsOptions& pods = options_.pods;
   if (pods.count > 1) {
-    memory.exchange = PodExchange::HostBytes(*store_, pods.exchange, pods.count,
-                                             pods.policy == PodsOptions::Policy::kContinue);
-    memory.communicator += memory.exchange.total();
+    const bool on_host = options_.device != Device::kCuda;  // else not of the memory told of here
+    memory.exchange = PodExchange::HostBytes(
+        *store_, pods.exchange, pods.count, pods.policy == PodsOptions::Policy::kContinue, on_host);
+    if (on_host) memory.communicator += memory.exchange.total();
   }
   return memory;
 }

@@ -26,8 +26,8 @@ TEST_F(PodJoinTest, APodThatWasNeverThereJoins) {
               {2, 1});
 }
 
-// State to the byte; of queues, which are bounded by what can be there at once, at least a third
-// was; what is given lacks the pads, and has a text.
+// State to the byte; of queues, which are bounded by what can be there at once, at least a quarter
+// was, and who comes has what is given to it there; what is given lacks the pads, and has a text.
 TEST_F(PodJoinTest, TheExchangeTakesWhatWasForeseen) {
   for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
     SCOPED_TRACE(ExchangeModeName(mode));
@@ -39,6 +39,7 @@ TEST_F(PodJoinTest, TheExchangeTakesWhatWasForeseen) {
       const std::lock_guard<std::mutex> lock(mutex);
       foreseen.push_back(trainer.memory().exchange);
       taken.push_back(trainer.exchange()->host_bytes());
+      if (trainer.exchange()->pod() == 2) foreseen.back().queues += foreseen.back().given + 2000;
     };
     ExpectAlike(RunPods(kThree, {{.pod = 2, .step = 5, .how = How::kAbsent}}), {1, 1, 2});
     ASSERT_EQ(taken.size(), 3u);
@@ -47,7 +48,7 @@ TEST_F(PodJoinTest, TheExchangeTakesWhatWasForeseen) {
       EXPECT_EQ(taken[i].state, foreseen[i].state);
       EXPECT_EQ(taken[i].buffers, foreseen[i].buffers);
       EXPECT_LE(taken[i].queues, foreseen[i].queues);
-      EXPECT_GE(3 * taken[i].queues, foreseen[i].queues);
+      EXPECT_GE(4 * taken[i].queues, foreseen[i].queues);
       given += taken[i].given;
     }
     EXPECT_LE(given, foreseen[0].given + 2000);
