@@ -154,7 +154,8 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
     const Placement& placement = job->spec.placement;
     for (const int64_t pod : Returning(*job)) {
       waiting->push_back({wanted.size(), job->mesh_of(pod), "", job->spec.priority, job->order,
-                          /*pods=*/1, /*pod_meshes=*/{}, /*any_pod=*/true, job->away.at(pod).pod});
+                          /*pods=*/1, /*pod_meshes=*/{}, /*any_pod=*/true,
+                          job->away.at(pod).last_pod()});
       wanted.push_back({0, job.get(), pod});
     }
     const JobState state = job->status.state;
@@ -200,7 +201,8 @@ void Controller::ScheduleWork() {
     if (of.job == nullptr) continue;
     const std::vector<Pod*>& pods = starts[key];
     if (of.returns < 0) {
-      if (BeginsWith(*of.job, pods.size())) (void)StartJob(*of.job, pods);
+      const std::vector<Pod*> begin = PodsToBegin(*of.job, pods);
+      if (BeginsWith(*of.job, begin.size())) (void)StartJob(*of.job, begin);
     } else if (!pods.empty()) {
       (void)StartReturn(*of.job, of.returns, *pods[0]);
     }

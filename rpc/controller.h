@@ -184,6 +184,7 @@ class Controller {
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
   absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
+  std::vector<Pod*> PodsToBegin(const Job& job, const std::vector<Pod*>& free) const;
   bool BeginsWith(Job& job, size_t pods);
   Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);

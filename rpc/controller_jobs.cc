@@ -271,6 +271,31 @@ Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
   return task;
 }
 
+// Of so many free pods those to begin on. A job that goes on from a checkpoint begins where its
+// newest one lies: who has none, or an older one, joins and copies the state. Begun with, such a
+// pod would take the job back, or end it for want of a step that all have. Where none of those is
+// free as many others as it has pods may see the same directories; else it waits.
+std::vector<Controller::Pod*> Controller::PodsToBegin(const Job& job,
+                                                      const std::vector<Pod*>& free) const {
+  if (!job.goes_on() || !job.status.checkpoint) return free;
+  std::vector<Pod*> holders;
+  size_t named = 0;
+  for (Pod* pod : free) {
+    const std::string& name = pod->registration.pod;
+    for (const JobPod& part : job.status.pods) {
+      if (part.pod != name || !part.checkpoint) continue;
+      if (part.checkpoint->step < job.status.checkpoint->step) continue;
+      holders.push_back(pod);
+      named += job.spec.placement.pod_meshes.count(name);
+    }
+  }
+  if (named == job.spec.placement.pod_meshes.size() &&
+      static_cast<int64_t>(holders.size()) >= job.least_pods()) {
+    return holders;
+  }
+  return static_cast<int64_t>(free.size()) == job.pods() ? free : std::vector<Pod*>();
+}
+
 // Whether it starts on so many free pods, now: on fewer than it has only a while after the first
 // were free.
 bool Controller::BeginsWith(Job& job, size_t pods) {
@@ -327,11 +352,15 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   job.away.clear();
   job.table.reset();
   job.gathers_until = absl::InfiniteFuture();
-  job.status.pods.assign(job.pods() > 1 ? static_cast<size_t>(job.pods()) : 0, JobPod());
+  const std::vector<JobPod> before = std::exchange(
+      job.status.pods,
+      std::vector<JobPod>(job.pods() > 1 ? static_cast<size_t>(job.pods()) : 0, JobPod()));
   for (size_t number = 0; number < job.status.pods.size(); ++number) {
     const auto part = parts.find(static_cast<int64_t>(number));
     JobPod& pod = job.status.pods[number];
     if (part == parts.end()) {
+      if (number < before.size())
+        job.away[static_cast<int64_t>(number)].prefers = before[number].pod;
       // The mesh that the pods that begin take it to have (parallel/pod_swap.cc, Meet).
       pod.mesh = parts.rbegin()->second.second->placement.load.mesh;
       pod.state = "WAITING";
@@ -345,6 +374,8 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
            {},
            {},
            "STARTING"};
+    const bool same = number < before.size() && before[number].pod == pod.pod;
+    if (same) pod.checkpoint = before[number].checkpoint;  // it lies there
   }
   const World& first = *parts.begin()->second.second;
   job.status.mesh = first.placement.load.mesh;

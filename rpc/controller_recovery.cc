@@ -79,6 +79,7 @@ void Controller::AwaitPods(Job& job) {
     std::unique_ptr<Pod>& pod = pods_[part.pod];
     if (pod == nullptr) pod = std::make_unique<Pod>();
     pod->registration.pod = part.pod;
+    if (lost && pod->draining) job.away[number].counts = false;  // nothing has failed
     if (lost || pod->world != nullptr) continue;
     auto world = std::make_unique<World>();
     world->id = {job.status.id, part.epoch, view_};

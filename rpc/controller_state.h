@@ -129,10 +129,12 @@ struct Controller::Job {
   struct Away {
     std::string why;           // a sentence
     std::string pod;           // where its last launch was; empty: there was none
+    std::string prefers;       // then: where it was before all began again
     bool unconfirmed = false;  // nobody has seen that end
     bool counts = true;        // its next launch is one of max_restarts
     int64_t launches = 0;      // since it was lost
     absl::Time earliest{};     // of the next launch; InfiniteFuture: the last one still ends
+    const std::string& last_pod() const { return pod.empty() ? prefers : pod; }
   };
   std::map<int64_t, Away> away;  // by pod of the job
   bool MayReturn(const Away& lost) const {

@@ -188,6 +188,35 @@ TEST_F(JoinsTest, AJobStartsAgainWithThosePodsThatAreLeft) {
   EXPECT_EQ(TableOf(*alone), "0a 1b");
 }
 
+// Where the newest checkpoint lies: another one has nothing to go on from, and would begin anew.
+TEST_F(JoinsTest, AJobGoesOnWhereItsCheckpointLies) {
+  const auto a = Connect("a");
+  const std::string id = Submit(OfTwo()).id;
+  Pass(5, {a});
+  const auto first = Listens(*a);
+  Step(*first, 5);
+  Tell(*first, JobCheckpoint{first->id.epoch, 5, "c/5", 1});
+  EndWorld(*a, first->id, kKilled);
+  controller_->AgentGone(a->session);
+  const auto b = Connect("b");
+  Pass(20, {b});
+  EXPECT_TRUE(b->launches.empty());
+  EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  const auto back = Connect("a");
+  Pass(7, {back, b});
+  EXPECT_TRUE(b->launches.empty());  // both are free: begun with, it would lack that step
+  ASSERT_EQ(back->launches.size(), 1u);
+  const auto second = Listens(*back);
+  EXPECT_EQ(OrderOf(*second).pod, 0);
+  EXPECT_FALSE(OrderOf(*second).joins);
+  EXPECT_EQ(Get(id).pods[0].checkpoint->step, 5);
+  Step(*second, 6);
+  ASSERT_EQ(b->launches.size(), 1u);
+  const auto joins = Listens(*b);
+  EXPECT_EQ(OrderOf(*joins).pod, 1);
+  EXPECT_TRUE(OrderOf(*joins).joins);
+}
+
 // One whose mesh is its own, and one of the others: those are not done without.
 TEST_F(JoinsTest, APodThatIsNamedIsNotDoneWithout) {
   JobSpec spec = OfTwo();
