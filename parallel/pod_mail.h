@@ -100,11 +100,10 @@ class PodMail {
   PodMessage Take(const Key& key);
 
   // Waits until missing(), which is asked after each change and may do work, says -1, else a pod
-  // that is waited
-  // for; `what` is waited for, "the gradient of step 7". Returns the same on all ranks of `world`:
-  // OK; the link's error; Cancelled once rank 0 is interrupted; Aborted when rank 0 hears of a
-  // newer view, which view() is then. Waits for a pod that is away for as long as it takes: the
-  // board ticks meanwhile, and rank 0 says so now and then.
+  // that is waited for; `what` is waited for, "the gradient of step 7". Returns the same on all
+  // ranks of `world`: OK; the link's error; Cancelled once rank 0 is interrupted; Aborted when rank
+  // 0 hears of a newer view, which view() is then. Waits for a pod that is away for as long as it
+  // takes: the board ticks meanwhile, and rank 0 says so now and then.
   absl::Status Await(Communicator& world, absl::string_view what,
                      const std::function<int64_t()>& missing);
   // Of Await's errors: the newer view, under which to wait anew.
@@ -127,9 +126,8 @@ class PodMail {
 
   absl::Status status() const;
   void Fail(const absl::Status& status);
-  double waited_seconds() const {
-    return waited_seconds_;
-  }  // in Await, of this rank, without what missing() took
+  // In Await, of this rank, without what missing() took.
+  double waited_seconds() const { return waited_seconds_; }
   int64_t late() const { return late_.load(); }  // messages dropped
   // Of payloads that wait to be sent or taken, and of what its owner keeps to be sent (Hold), the
   // most ever. Of those that were posted aside: all of them.

@@ -9,9 +9,10 @@ namespace toroid {
 struct ExchangeBytes {
   int64_t state = 0;    // copies of what the rank stores that are kept from step to step
   int64_t buffers = 0;  // for one group of it
-  int64_t queues =
-      0;              // the most: what is encoded, waits to be sent, or came and waits to be merged
-  int64_t given = 0;  // the most, where pods may come: the state on its way to one of them
+  // The most: what is encoded, waits to be sent, or came and waits to be merged.
+  int64_t queues = 0;
+  // The most, where pods may come: the state on its way to one of them.
+  int64_t given = 0;
   int64_t total() const { return state + buffers + queues + given; }
   bool operator==(const ExchangeBytes&) const = default;
 };
