@@ -138,6 +138,7 @@ class Controller {
   std::string WhatOthersDo(const Job& job) const;
   PodStatus Describe(const Pod& pod) const;
   World* WorldOf(uint64_t agent_session, const WorldId& id);
+  void StopAgain(Pod& pod);
 
   // controller_worlds.cc
   absl::StatusOr<std::unique_ptr<World>> NewWorld(const Pod& pod, const Placement& placement,

@@ -61,6 +61,7 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
     if ((pod->world != nullptr && pod->world->id == running.id) || Adopt(*pod, running)) {
       ours = true;
       if (pod->world->credential.empty()) pod->world->credential = running.credential;
+      StopAgain(*pod);
     } else {
       pod->foreign.push_back(running.id);
       pod->link.stop(running.id, "unknown to the controller");
@@ -89,6 +90,15 @@ absl::StatusOr<uint64_t> Controller::AgentConnected(const PodRegistration& regis
     job->not_before = std::min(job->not_before, Now() + times_.backoff);
   }
   return pod->session;
+}
+
+// The agent was away as its world was to be stopped, or the order was lost with its stream. It has
+// the rest of the time, and what it takes to end a world at least.
+void Controller::StopAgain(Pod& pod) {
+  World& world = *pod.world;
+  if (world.state != World::State::kStopping) return;
+  world.deadline = std::max(world.deadline, Now() + times_.exit);
+  pod.link.stop(world.id, "it was to end while its agent was away");
 }
 
 void Controller::AgentHeartbeat(uint64_t session) {

@@ -777,6 +777,39 @@ TEST_F(ControllerTest, ReturningAgentConfirmsTheEnd) {
   EXPECT_EQ(a->launches.size(), 1u);
 }
 
+// An order that was given while its agent was away is given again, once it is back.
+TEST_F(ControllerTest, AReturningAgentIsToldTheStopThatItMissed) {
+  auto a = Connect("a");
+  const JobStatus job = Submit(Training(Job("book")));
+  auto world = Attach(*a);
+  const HeldWorld held = {a->last().world, a->last().credential};
+  const auto returns = [&] {
+    controller_->AgentGone(a->session);
+    a = Connect("a", 2, {held});
+  };
+  returns();
+  EXPECT_TRUE(a->stops.empty());  // control: nobody wants it to end
+  ASSERT_TRUE(controller_->CancelJob(job.id).ok());
+  returns();
+  EXPECT_TRUE(a->stops.empty());  // its program has two seconds
+  controller_->AgentGone(a->session);
+  Advance(absl::Seconds(2));  // it does not end: the order goes nowhere
+  Advance(absl::Seconds(4));
+  a = Connect("a", 2, {held});
+  EXPECT_THAT(a->stops, ElementsAre(held.id));
+  Advance(absl::Seconds(5));
+  returns();  // again: the order may have been lost with the stream
+  EXPECT_THAT(a->stops, ElementsAre(held.id));
+  // It has what is left of the ten seconds, and the three that a world takes to end at least.
+  controller_->AgentHeartbeat(a->session);
+  Advance(absl::Milliseconds(2900));
+  EXPECT_EQ(controller_->ListPods()[0].job, job.id);
+  EXPECT_EQ(Get(job.id).state, JobState::kRunning);
+  EndWorld(*a, held.id, {143, 15, -1, "", "ended"});
+  EXPECT_EQ(Get(job.id).state, JobState::kCancelled);
+  EXPECT_EQ(controller_->ListPods()[0].state, "READY");
+}
+
 TEST_F(ControllerTest, LeaseExpiryLosesThePod) {
   auto agent = Connect("a");
   auto client = Ask(Request("m"));
