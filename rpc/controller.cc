@@ -1,5 +1,7 @@
 #include "rpc/controller.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "rpc/controller_state.h"
@@ -152,7 +154,14 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
   }
   for (const auto& [id, job] : jobs_) {
     const Placement& placement = job->spec.placement;
-    for (const int64_t pod : Returning(*job)) {
+    std::vector<int64_t> returning = Returning(*job);
+    // Nobody takes the place that is another one's own.
+    std::stable_partition(returning.begin(), returning.end(), [&](int64_t pod) {
+      const auto own = pods_.find(job->away.at(pod).last_pod());
+      return own != pods_.end() && own->second->session != 0 && own->second->world == nullptr &&
+             own->second->foreign.empty() && !own->second->draining;
+    });
+    for (const int64_t pod : returning) {
       waiting->push_back({wanted.size(), job->mesh_of(pod), "", job->spec.priority, job->order,
                           /*pods=*/1, /*pod_meshes=*/{}, /*any_pod=*/true,
                           job->away.at(pod).last_pod()});

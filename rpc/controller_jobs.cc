@@ -21,6 +21,8 @@ namespace {
 
 // A job that trains fails if so many restarts brought no checkpoint of a later step.
 constexpr int64_t kRestartsWithoutCheckpoint = 3;
+// Explanations of why a job waits that become events.
+constexpr size_t kMostExplained = 20;
 
 std::string NewJobId(const std::string& name) {
   char bytes[4];
@@ -307,19 +309,18 @@ bool Controller::BeginsWith(Job& job, size_t pods) {
 
 namespace {
 
-// Which of the job's pods each of these is: the one that it was before, since what that has written
-// may lie on its host; else the first that is not taken.
+// Which of the job's pods each of these is: the one that it was last; else the first that is not
+// taken.
 std::vector<int64_t> NumbersOf(const std::vector<std::string>& names,
-                               const std::vector<JobPod>& before, int64_t pods) {
+                               const std::vector<std::string>& holders, int64_t pods) {
   std::vector<int64_t> numbers(names.size(), -1);
   std::set<int64_t> left;
   for (int64_t number = 0; number < pods; ++number) left.insert(number);
   for (size_t i = 0; i < names.size(); ++i) {
-    for (size_t number = 0; number < before.size(); ++number) {
-      if (before[number].pod != names[i] || left.erase(static_cast<int64_t>(number)) == 0) continue;
-      numbers[i] = static_cast<int64_t>(number);
-      break;
-    }
+    const auto held = std::find(holders.begin(), holders.end(), names[i]);
+    if (held == holders.end()) continue;
+    numbers[i] = held - holders.begin();
+    left.erase(numbers[i]);
   }
   for (int64_t& number : numbers) {
     if (number < 0) number = left.extract(left.begin()).value();
@@ -329,11 +330,17 @@ std::vector<int64_t> NumbersOf(const std::vector<std::string>& names,
 
 }  // namespace
 
+void Controller::Job::Holds(int64_t pod, const std::string& agent) {
+  holders.resize(static_cast<size_t>(pods()));
+  std::replace(holders.begin(), holders.end(), agent, std::string());
+  holders[static_cast<size_t>(pod)] = agent;
+}
+
 // On as many pods as it has, or fewer, all free.
 absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   std::vector<std::string> names;
   for (const Pod* pod : pods) names.push_back(pod->registration.pod);
-  const std::vector<int64_t> numbers = NumbersOf(names, job.status.pods, job.pods());
+  const std::vector<int64_t> numbers = NumbersOf(names, job.holders, job.pods());
   std::map<int64_t, std::pair<Pod*, std::unique_ptr<World>>> parts;  // by pod of the job
   for (size_t i = 0; i < pods.size(); ++i) {
     auto world = NewWorld(*pods[i], job.spec.placement, job.status.id, absl::ZeroDuration());
@@ -344,6 +351,7 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
     (*world)->pod = numbers[i];
     parts[numbers[i]] = {pods[i], *std::move(world)};
   }
+  for (const auto& [number, part] : parts) job.Holds(number, part.first->registration.pod);
   job.status.progress.reset();
   job.status.agreement = {};
   job.told_by_pods.clear();
@@ -359,8 +367,7 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
     const auto part = parts.find(static_cast<int64_t>(number));
     JobPod& pod = job.status.pods[number];
     if (part == parts.end()) {
-      if (number < before.size())
-        job.away[static_cast<int64_t>(number)].prefers = before[number].pod;
+      job.away[static_cast<int64_t>(number)].prefers = job.holders[number];
       // The mesh that the pods that begin take it to have (parallel/pod_swap.cc, Meet).
       pod.mesh = parts.rbegin()->second.second->placement.load.mesh;
       pod.state = "WAITING";
@@ -547,7 +554,9 @@ std::string Controller::WhatOthersDo(const Job& job) const {
                       free == 1 ? " is" : " are", " free: ", absl::StrJoin(busy, ", "));
 }
 
-// A queued job says why, if no live pod can ever take it; on several pods, also who keeps it.
+// A queued job says why, if no live pod can ever take it; on several pods, also who keeps it. Pods
+// come and go, and are free and busy, for as long as it waits: an event that is kept says an
+// explanation once, and a few at most; beyond them those that watch are told, once a second.
 void Controller::ExplainWaiting(Job& job) {
   if (job.status.state != JobState::kQueued) return;
   const absl::Status why = CannotServe(job.spec.placement, job.least_pods());
@@ -556,8 +565,21 @@ void Controller::ExplainWaiting(Job& job) {
     message = WhatOthersDo(job);
     reason = message.empty() ? "" : "PodsBusy";
   }
-  if (message == job.status.message) return;
-  (void)SetState(job, JobState::kQueued, reason, message);
+  const absl::Time now = Now();
+  if (message != job.status.message) {
+    job.untold = true;
+    if (job.explained.size() < kMostExplained && job.explained.insert(message).second) {
+      (void)SetState(job, JobState::kQueued, reason, message);
+      job.untold = false;
+      job.told = now;
+    }
+    job.status.reason = reason;
+    job.status.message = message;
+  }
+  if (!job.untold || now < job.told + times_.progress) return;
+  job.untold = false;
+  job.told = now;
+  Publish(job, {job.sequence, now, job.status});
 }
 
 // Ends a job that is cancelled or out of time. May destroy `job`.

@@ -20,6 +20,8 @@ namespace {
 // A launch that others cannot hear, and that has not said a word to its controller for so long
 // since, has come to a stop on its way to its first step.
 constexpr absl::Duration kSilentWhileJoining = absl::Seconds(5);
+// Of a pod that was not lost (it had no place yet, or drained) so many launches are no restarts.
+constexpr int64_t kLaunchesToJoin = 3;
 
 // slow_s: the others waited so long for it; 0: they do not hear it.
 absl::Status WhyLeftOut(const std::string& pod, double slow_s) {
@@ -237,8 +239,9 @@ absl::Status Controller::StartReturn(Job& job, int64_t number, Pod& pod) {
   part.progress.reset();
   part.state = "JOINING";
   job.status.pod = NamesOf(job.status.pods);
-  job.status.restarts += std::exchange(away.counts, true);
-  ++away.launches;
+  job.Holds(number, name);
+  job.status.restarts += away.counts;
+  away.counts = ++away.launches >= kLaunchesToJoin || away.counts;
   away.earliest = absl::InfiniteFuture();
   Launch(pod, *std::move(world));
   Assign(*pod.world, NewRequest(job, number));

@@ -20,6 +20,7 @@ void Controller::LoadJobs() {
     job.order = item.order;
     job.status = *std::move(status);
     job.sequence = item.sequence;
+    for (const JobPod& pod : job.status.pods) job.holders.push_back(pod.pod);
     jobs_[item.id] = std::move(owned);
     if (job.status.state == JobState::kStarting || job.status.state == JobState::kRunning) {
       // Its world may still run: until its pod says otherwise, wait for the lease.

@@ -107,6 +107,8 @@ struct Controller::Job {
   uint64_t sequence = 0;
   absl::Time not_before = absl::InfinitePast();
   absl::Time told = absl::InfinitePast();  // its progress, to those that watch it
+  std::set<std::string> explained;         // why it waits: events say each once, and a few at most
+  bool untold = false;  // why it waits is another thing now, and no event says so
   // Its world may still run on status.pod, whose agent may yet report it; InfinitePast: no such.
   absl::Time awaited = absl::InfinitePast();
   std::string unconfirmed_pod;  // whose last world of this job nobody has seen end
@@ -131,12 +133,15 @@ struct Controller::Job {
     std::string pod;           // where its last launch was; empty: there was none
     std::string prefers;       // then: where it was before all began again
     bool unconfirmed = false;  // nobody has seen that end
-    bool counts = true;        // its next launch is one of max_restarts
+    bool counts = true;        // its next launch is one of max_restarts (kLaunchesToJoin)
     int64_t launches = 0;      // since it was lost
     absl::Time earliest{};     // of the next launch; InfiniteFuture: the last one still ends
     const std::string& last_pod() const { return pod.empty() ? prefers : pod; }
   };
   std::map<int64_t, Away> away;  // by pod of the job
+  // By pod of the job, the agent that was it last: what it has written may lie there.
+  std::vector<std::string> holders;
+  void Holds(int64_t pod, const std::string& agent);
   bool MayReturn(const Away& lost) const {
     return !lost.counts || status.restarts < spec.max_restarts;
   }

@@ -20,7 +20,7 @@ auto Cost(const PodView& pod, const Waiting& item) {
 }  // namespace
 
 std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<Waiting> waiting) {
-  std::sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
+  std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
     return a.priority != b.priority ? a.priority > b.priority : a.order < b.order;
   });
   std::vector<bool> taken(pods.size(), false);

@@ -112,6 +112,133 @@ TEST_F(JoinsTest, ThoseThatComeSoonBeginTogether) {
   EXPECT_EQ(Get(id).message, "");
 }
 
+// A launch that fails on its way to its first step is no restart of a pod that was not lost yet.
+TEST_F(JoinsTest, APodThatHadNoPlaceMayTryThreeTimes) {
+  JobSpec spec = OfTwo();
+  spec.max_restarts = 0;
+  const auto a = Connect("a");
+  const std::string id = Submit(spec).id;
+  Pass(5, {a});
+  const auto first = Listens(*a);
+  Step(*first, 1);
+  const auto b = Connect("b");
+  for (const int seconds : {1, 2, 0}) {
+    const size_t launches = b->launches.size();
+    const auto joins = Listens(*b);
+    EXPECT_TRUE(OrderOf(*joins).joins);
+    EndWorld(*b, joins->id, kKilled);
+    EXPECT_EQ(Get(id).restarts, 0);
+    if (seconds == 0) break;
+    Pass(seconds - 1, {a, b});
+    EXPECT_EQ(b->launches.size(), launches);
+    Pass(1, {a, b});
+    ASSERT_EQ(b->launches.size(), launches + 1);
+  }
+  EXPECT_THAT(Get(id).message, HasSubstr("it does not return: max_restarts is 0"));
+  Pass(100, {a, b});
+  EXPECT_EQ(b->launches.size(), 3u);
+  EXPECT_EQ(Get(id).state, JobState::kRunning);
+}
+
+// Control: one that has trained is lost, and no restart is left.
+TEST_F(JoinsTest, APodThatIsLostHasItsRestartsAlone) {
+  JobSpec spec = OfTwo();
+  spec.max_restarts = 0;
+  const auto a = Connect("a"), b = Connect("b");
+  const std::string id = Submit(spec).id;
+  const auto first = Listens(*a), second = Listens(*b);
+  Step(*first, 1);
+  Step(*second, 1);
+  EndWorld(*b, second->id, kKilled);
+  Pass(100, {a, b});
+  EXPECT_EQ(b->launches.size(), 1u);
+  EXPECT_EQ(Get(id).state, JobState::kRunning);
+}
+
+// Also over launches that began without it, and beside one that has lost its own.
+TEST_F(JoinsTest, APodKeepsItsNumberWhileItHasNoPlace) {
+  JobSpec spec = OfTwo();
+  std::get<TrainTask>(spec.task).plan.options.pods.count = 3;
+  const auto a = Connect("a");
+  auto b = Connect("b"), c = Connect("c");
+  const std::string id = Submit(spec).id;
+  const auto fail = [&](const std::vector<FakeAgent*>& agents) {
+    std::vector<std::shared_ptr<FakeWorld>> worlds;
+    for (FakeAgent* agent : agents) worlds.push_back(Attach(*agent));
+    for (size_t i = 0; i < agents.size(); ++i) EndWorld(*agents[i], worlds[i]->id, kKilled);
+    EXPECT_EQ(Get(id).state, JobState::kRestarting);
+  };
+  EXPECT_EQ(Get(id).pod, "a,b,c");
+  fail({a.get(), b.get(), c.get()});
+  controller_->AgentGone(b->session);
+  controller_->AgentGone(c->session);
+  Pass(7, {a});
+  EXPECT_EQ(Get(id).pod, "a");  // begins alone
+  fail({a.get()});
+  c = Connect("c");
+  Pass(9, {a, c});
+  ASSERT_EQ(c->launches.size(), 1u);
+  const auto first = Listens(*a), third = Listens(*c);
+  EXPECT_EQ(OrderOf(*first).pod, 0);
+  EXPECT_EQ(OrderOf(*third).pod, 2);
+  EXPECT_EQ(third->programs.back().output_dir, "runs/wide/pod-2");
+  // As those that join: the place of b, which comes first, is not for c.
+  Step(*first, 1);
+  Step(*third, 1);
+  EndWorld(*c, third->id, kKilled);
+  ASSERT_EQ(c->launches.size(), 2u);
+  EXPECT_EQ(OrderOf(*Listens(*c)).pod, 2);
+  // Another agent takes the place that is left.
+  const auto d = Connect("d");
+  ASSERT_EQ(d->launches.size(), 1u);
+  EXPECT_EQ(OrderOf(*Listens(*d)).pod, 1);
+}
+
+// However often pods come and go while a job waits.
+TEST_F(JoinsTest, WhyAJobWaitsIsAnEventOnceAndAFewAtMost) {
+  const auto a = Connect("a");
+  JobSpec narrow = Job("narrow");
+  narrow.placement.pod = "a";
+  narrow.priority = 1;
+  std::string busy = Submit(narrow).id;
+  const std::string id = Submit(OfTwo(PodsOptions::Policy::kHalt)).id;
+  std::vector<JobEvent> told;
+  JobSink sink;
+  sink.event = [&](const JobEvent& event) { told.push_back(event); };
+  ASSERT_TRUE(controller_->WatchJob(id, 0, sink).ok());
+  const auto kept = [&] { return store_->Events(id, 1)->size(); };
+  for (int i = 0; i < 50; ++i) {
+    const auto b = Connect("b");
+    EXPECT_EQ(Get(id).reason, "PodsBusy");
+    EXPECT_EQ(Get(id).message, absl::StrCat("the job needs 2 pods, 1 is free: a runs job ", busy));
+    controller_->AgentGone(b->session);
+    controller_->Tick();
+    EXPECT_EQ(Get(id).reason, "TooFewPods");
+  }
+  EXPECT_EQ(kept(), 3u);  // queued, too few, busy
+  EXPECT_LE(told.size(), 4u);
+  // Those that watch hear the last word all the same, a second later, and once.
+  Pass(1, {a});
+  EXPECT_EQ(told.back().status.reason, "TooFewPods");
+  const size_t heard = told.size();
+  Pass(10, {a});
+  EXPECT_EQ(told.size(), heard);
+  // Each of these is another sentence.
+  const auto b = Connect("b");
+  for (int i = 0; i < 40; ++i) {
+    const std::string next = Submit(narrow).id;
+    const auto world = AttachAndLoad(*a);
+    Tell(*world, GenerateResult());
+    EndWorld(*a, world->id);
+    EXPECT_EQ(Get(busy).state, JobState::kSucceeded);
+    busy = next;
+    controller_->Tick();
+    EXPECT_THAT(Get(id).message, HasSubstr(absl::StrCat("a runs job ", busy)));
+  }
+  EXPECT_GT(kept(), 10u);  // control: what is new is kept
+  EXPECT_LE(kept(), 21u);
+}
+
 // It ends with those that it has; who had no place is not waited for.
 TEST_F(JoinsTest, AJobMayEndBeforeAllHadAPlace) {
   const auto a = Connect("a");
