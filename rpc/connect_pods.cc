@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -206,19 +207,23 @@ class JoinedLink final : public PodLink {
   }
 
   // Of launches that were known before nothing changes; those that are in it no more are not
-  // dialled.
+  // dialled, be it that this pod alone is left. An empty one says nothing: it is not known yet.
   absl::Status Know(const std::string& table) {
+    if (table.empty()) return absl::OkStatus();
     TOROID_ASSIGN_OR_RETURN(const std::vector<KnownRank> ranks,
                             ReadTable(table, link_->identity().self.pod));
-    std::map<PodRank, uint64_t> gone = launches_;
-    for (const KnownRank& known : ranks) gone.erase(known.rank);
-    if (ranks.empty()) gone.clear();  // nobody has said yet
-    for (const auto& [rank, epoch] : gone) link_->RemovePeer(rank);
+    std::set<PodRank> listed;
     for (const KnownRank& known : ranks) {
-      const auto [at, fresh] = launches_.try_emplace(known.rank, known.epoch);
-      if (!fresh && at->second >= known.epoch) continue;
-      at->second = known.epoch;
+      listed.insert(known.rank);
+      const auto [at, fresh] = launches_.try_emplace(known.rank, Launch{known.epoch});
+      // One that was removed does not come back: what it missed is not sent again.
+      if (!fresh && at->second.epoch >= known.epoch) continue;
+      at->second = {known.epoch};
       link_->AddPeer(known.rank, known.address);
+    }
+    for (auto& [rank, launch] : launches_) {
+      if (listed.count(rank) > 0 || std::exchange(launch.removed, true)) continue;
+      link_->RemovePeer(rank);
     }
     return absl::OkStatus();
   }
@@ -226,7 +231,11 @@ class JoinedLink final : public PodLink {
  private:
   const std::unique_ptr<GrpcPodLink> link_;
   const PodsOfController controller_;
-  std::map<PodRank, uint64_t> launches_;  // of one thread: that of the collective calls
+  struct Launch {
+    uint64_t epoch = 0;
+    bool removed = false;
+  };
+  std::map<PodRank, Launch> launches_;  // of one thread: that of the collective calls
 };
 
 }  // namespace

@@ -239,6 +239,45 @@ TEST(JoinPods, RenewReachesTheLaunchThatFollows) {
   }
 }
 
+// A view of one pod alone is one: what is sent to those that have left goes nowhere, and a sender
+// does not wait for room. A table that is not known yet says nothing.
+TEST(JoinPods, TheLastPodOfAJobForgetsTheOthers) {
+  const PodTable of_both = {2, {{0, 1, {"127.0.0.1:1"}}, {1, 1, {"127.0.0.1:1"}}}};  // nobody there
+  const PodTable of_one = {3, {{0, 1, {"127.0.0.1:1"}}}};
+  std::optional<PodTable> table = of_both;
+  PodsOfController controller;
+  controller.tell = [](const std::vector<std::string>&) {};
+  controller.table = [&] { return table; };
+  const SharedBytes payload = std::string(size_t{40} << 20, 'x');
+  RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+    const auto link = JoinPods(*world, Identity(0), controller, {});
+    ASSERT_TRUE(link.ok()) << link.status();
+    // More than the link keeps for one that does not take it.
+    const auto fill = [&] {
+      absl::Status sent;
+      for (int i = 0; i < 3 && sent.ok(); ++i) {
+        PodMessage message;
+        message.payload = payload;
+        sent = (*link)->Send({1, 0}, std::move(message), absl::Now() + absl::Milliseconds(50));
+      }
+      return sent;
+    };
+    EXPECT_FALSE(fill().ok());  // control: it is a peer
+    table.reset();
+    EXPECT_TRUE((*link)->Renew(*world).ok());
+    EXPECT_FALSE(fill().ok());
+    table = of_one;
+    EXPECT_TRUE((*link)->Renew(*world).ok());
+    EXPECT_TRUE(fill().ok());
+    table = of_both;  // of the same launch: it would not know what it missed
+    EXPECT_TRUE((*link)->Renew(*world).ok());
+    EXPECT_TRUE(fill().ok());
+    table->pods[1].epoch = 2;
+    EXPECT_TRUE((*link)->Renew(*world).ok());
+    EXPECT_FALSE(fill().ok());
+  });
+}
+
 TEST(JoinPods, AWorldThatIsToldToStopDoesNotWaitForTheOthers) {
   PodsOfController controller;
   controller.tell = [](const std::vector<std::string>&) {};
