@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/io/model_config_json.h"
 #include "core/status_macros.h"
@@ -46,6 +47,11 @@ std::string OffersText(const std::vector<std::vector<double>>& offers) {
                                 steps.empty() ? "none" : absl::StrJoin(steps, " ")));
   }
   return absl::StrJoin(pods, "; ");
+}
+
+// Of a hash that came in two halves.
+std::string HashText(double high, double low) {
+  return absl::StrFormat("%016x", uint64_t(high) << 32 | uint64_t(low));
 }
 
 }  // namespace
@@ -175,16 +181,21 @@ absl::Status TrainingRun::CheckPodsAlike() {
       return !std::equal(cards[q].begin() + long(begin), cards[q].begin() + long(end),
                          cards[0].begin() + long(begin));
     };
-    const char* what = differs(3, 5)   ? "data"
-                       : differs(0, 1) ? "steps behind it"
-                       : differs(1, 3) ? "weights"
-                                       : nullptr;
-    if (what == nullptr) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat("pod ", int64_t(cards[q].back()), " begins with other ", what, " than pod ",
-                     int64_t(cards[0].back()),
-                     ": give all pods the same "
-                     "model and data, and checkpoints of one run or none"));
+    const bool data = differs(3, 5), steps = differs(0, 1);
+    if (!data && !steps && !differs(1, 3)) continue;
+    const auto value = [&](const std::vector<double>& card) {
+      return data    ? HashText(card[3], card[4])
+             : steps ? absl::StrCat(int64_t(card[0]))
+                     : HashText(card[1], card[2]);
+    };
+    return absl::FailedPreconditionError(absl::StrCat(
+        "pod ", int64_t(cards[q].back()), " begins with other ",
+        data    ? "data"
+        : steps ? "steps behind it"
+                : "weights",
+        " (", value(cards[q]), ") than pod ", int64_t(cards[0].back()), " (", value(cards[0]),
+        "): give all pods the same model and data, and checkpoints of one run or "
+        "none"));
   }
   return absl::OkStatus();
 }

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "core/version.h"
 #include "parallel/exchange_plan.h"
 #include "tests/support/run_on_pods.h"
@@ -137,6 +138,32 @@ TEST_F(PodRunTest, PodsOfTwoRunsAreRefused) {
   other.options.max_norm = 2;
   EXPECT_EQ(PodTerms(plan, source_->config), PodTerms(plan, source_->config));
   EXPECT_NE(PodTerms(plan, source_->config), PodTerms(other, source_->config));
+  ExpectOk(RunPods(plan, kTwins));  // control
+}
+
+// Weights that are not alike are named by both hashes, as metrics.jsonl has them.
+TEST_F(PodRunTest, OtherWeightsAreNamedByBothHashes) {
+  TrainingPlan plan = Plan({1, 1, 1}, 2);
+  plan.param_hash_every = 1;
+  std::string hashes[2];
+  for (size_t run = 0; run < 2; ++run) {
+    plan.directory = Directory(absl::StrCat("of-", run));
+    plan.options.optimizer.rate.peak = run == 0 ? 3e-3 : 1e-3;
+    const std::vector<Outcome> pods = RunPods(plan, kTwins);
+    ExpectOk(pods);
+    hashes[run] = absl::StrFormat("%016x", *pods[run].reports.back().param_hash);
+  }
+  EXPECT_NE(hashes[0], hashes[1]);
+  plan.steps = 3;
+  const auto mixed = RunPods(plan, kTwins, [&](int64_t pod, TrainingPlan& own) {
+    own.directory = Directory(absl::StrCat("of-", pod, "/pod-", pod));
+  });
+  for (const Outcome& pod : mixed) {
+    EXPECT_EQ(pod.status.code(), absl::StatusCode::kFailedPrecondition) << pod.status;
+    EXPECT_THAT(std::string(pod.status.message()),
+                HasSubstr(absl::StrCat("pod 1 begins with other weights (", hashes[1],
+                                       ") than pod 0 (", hashes[0], "): give all pods")));
+  }
   ExpectOk(RunPods(plan, kTwins));  // control
 }
 
