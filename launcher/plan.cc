@@ -23,7 +23,7 @@
 #include "launcher/terminal.h"
 #include "launcher/verbs.h"
 #include "parallel/memory_plan.h"
-#include "parallel/training_run.h"
+#include "parallel/training_plan.h"
 
 namespace toroid {
 namespace {

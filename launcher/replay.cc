@@ -11,7 +11,7 @@
 #include "launcher/summary.h"
 #include "launcher/terminal.h"
 #include "parallel/contribution_file.h"
-#include "parallel/training_run.h"
+#include "parallel/training_plan.h"
 #include "rpc/training_job.h"
 
 namespace toroid {

@@ -1,5 +1,5 @@
-// TrainingRun: a run of many steps on one rank of a world: data, steps, checkpoints, the spike
-// rule, what is written of it.
+// TrainingRun: a run of many steps on one rank of a world: it owns the trainer, the data and the
+// directory, and tells what happened of each step.
 //
 // SPMD: every rank makes the same calls. Rank 0 alone writes metrics and answers `stop`; ranks
 // agree on it once a step, so that all stop behind the same one. A run is a function of its plan:
@@ -24,41 +24,9 @@
 #include "parallel/checkpoint.h"
 #include "parallel/trainer.h"
 #include "parallel/training_data.h"
+#include "parallel/training_plan.h"
 
 namespace toroid {
-
-struct TrainingPlan {
-  std::string job;  // its name, for logs; may be empty
-  TrainOptions options;
-  TrainingData data;
-  int64_t steps = 0;
-  uint64_t seed = 0;             // of the order of documents
-  std::string directory;         // of the run, and of this pod alone; empty: nothing is written
-  int64_t checkpoint_every = 0;  // steps; 0: at the end alone
-  int64_t keep = 3;              // checkpoints; never less than two are kept
-  int64_t epoch = 0;             // of this launch
-  // The job's other pods train already: this one takes their state, and goes on with them. Policy
-  // `continue`.
-  bool joins = false;
-  std::optional<SpikeRule> spike;
-  int64_t skip_limit = 10;       // steps in a row whose gradient is not finite
-  int64_t param_hash_every = 0;  // steps from one hash of all weights to the next; 0: never
-  int64_t memory_limit = 0;      // bytes of a rank; 0: its share of what its host has free
-};
-
-// Where a pod of a run in `directory` keeps what it writes: "directory/pod-1"; of a single one the
-// directory itself.
-std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods);
-
-// Histories that one run can have had.
-constexpr int64_t kMostBranches = int64_t{1} << 20;
-
-// What all pods of a run must have alike, for PodIdentity::terms: "name: value", the version first.
-std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model);
-
-// What a plan alone says of whether it can run on so many ranks: the mesh, the sizes of batches,
-// schedules and rules. InvalidArgument naming the field. Pure.
-absl::Status Validate(const TrainingPlan& plan, const ModelConfig& model, int64_t ranks);
 
 // A step as metrics.jsonl has it.
 struct StepReport {
@@ -152,9 +120,27 @@ class TrainingRun {
   TrainingRun(const TrainingPlan& plan, const TrainingEvents& events, ProgressBoard* board);
   absl::Status OpenData(const ModelSource& source, const Tokenizer* tokenizer);
   absl::Status MakeBatches();
+  absl::StatusOr<StepReport> Step();
+  StopAsked Stop();
+  // What a checkpoint holds, and the history that it is of (training_run_checkpoints.cc).
   absl::Status Lock();
   absl::Status OpenDirectory(const ModelSource& source);
   absl::Status Resume();
+  absl::Status Restore(const TrainingState& state);
+  absl::Status RestoreExchange(const TrainingState& state);
+  TrainingState State() const;
+  absl::Status Save();
+  absl::Status SaveLast();
+  bool Saved() const;
+  void Take(const std::optional<CheckpointOutcome>& outcome);
+  void Wait();
+  void Fork(int64_t branch);
+  absl::StatusOr<std::vector<CheckpointEntry>> LoadableCheckpoints();
+  // The spike rule (training_run_spike.cc).
+  absl::Status JudgeLoss(const StepReport& report);
+  bool OfThisHistory(const CheckpointEntry& entry) const;
+  absl::StatusOr<std::vector<CheckpointEntry>> OwnCheckpoints();
+  absl::Status GoBack(const Rewind& rewind, const std::string& checkpoint);
   // With other pods (training_run_pods.cc).
   PodAccess Pods(PodLink* link);
   absl::StatusOr<LoadedCheckpoint> LoadWithPods();
@@ -167,22 +153,6 @@ class TrainingRun {
   absl::StatusOr<TrainingResult> EndWaiting(const absl::Status& why);
   std::vector<std::vector<int64_t>> OwnDocuments(const TrainBatch& batch);
   std::optional<StepReport::Pods> CountPods();
-  absl::Status Restore(const TrainingState& state);
-  absl::Status RestoreExchange(const TrainingState& state);
-  TrainingState State() const;
-  absl::Status Save();
-  absl::Status SaveLast();
-  bool Saved() const;
-  void Take(const std::optional<CheckpointOutcome>& outcome);
-  void Wait();
-  absl::StatusOr<StepReport> Step();
-  absl::Status JudgeLoss(const StepReport& report);
-  bool OfThisHistory(const CheckpointEntry& entry) const;
-  absl::StatusOr<std::vector<CheckpointEntry>> LoadableCheckpoints();
-  absl::StatusOr<std::vector<CheckpointEntry>> OwnCheckpoints();
-  void Fork(int64_t branch);
-  absl::Status GoBack(const Rewind& rewind, const std::string& checkpoint);
-  StopAsked Stop();
   bool speaks() const { return trainer_->mesh().rank() == 0; }
   void Note(const std::string& sentence) {
     if (speaks()) events_.on_note(sentence);

@@ -6,9 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "core/io/model_config_json.h"
 #include "core/status_macros.h"
-#include "core/version.h"
 #include "parallel/host_exchange.h"
 #include "parallel/training_run.h"
 
@@ -55,48 +53,6 @@ std::string HashText(double high, double low) {
 }
 
 }  // namespace
-
-std::string PodDirectory(const std::string& directory, int64_t pod, int64_t pods) {
-  return pods == 1 || directory.empty() ? directory : absl::StrCat(directory, "/pod-", pod);
-}
-
-std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& model) {
-  const TrainOptions& options = plan.options;
-  std::vector<std::string> stages;
-  for (const BatchRamp::Stage& stage : plan.data.batch_tokens.stages) {
-    stages.push_back(absl::StrCat(stage.first_step, "+", stage.tokens));
-  }
-  const LearningRateSchedule& rate = options.optimizer.rate;
-  // The version first: other differences may be its.
-  std::vector<std::string> terms = {absl::StrCat("version: ", kVersion)};
-  const nlohmann::json fields = ModelConfigJson(model);
-  for (const auto& [name, value] : fields.items()) {
-    terms.push_back(absl::StrCat("model ", name, ": ", value.dump()));
-  }
-  const std::vector<std::string> of_run = {
-      absl::StrCat("pods: ", options.pods.count),
-      absl::StrCat(
-          "exchange: ", ToString(options.pods.exchange),
-          options.pods.policy == PodsOptions::Policy::kContinue ? ", policy continue" : ""),
-      absl::StrCat("steps: ", plan.steps),
-      absl::StrCat("seed: ", plan.seed),
-      absl::StrCat("sequence length: ", plan.data.sequence_length),
-      absl::StrCat("batch tokens: ", absl::StrJoin(stages, " ")),
-      absl::StrCat("order of documents: ", plan.data.shuffle ? "shuffled" : "as they come",
-                   ", epochs ", plan.data.epochs, plan.data.join_documents ? ", joined" : ""),
-      absl::StrCat("left out: ", plan.data.skipped.ToString()),
-      absl::StrCat("compute: ", int(options.compute)),
-      absl::StrCat("optimizer: ", int(options.optimizer.kind), " rate ", rate.peak, " schedule ",
-                   int(rate.kind), " warmup ", rate.warmup, " final ", rate.final_rate),
-      absl::StrCat("clip: ", options.max_norm),
-      absl::StrCat("z-loss: ", options.zeta),
-      absl::StrCat("dropout: ", options.dropout),
-      absl::StrCat("checkpoints: ", plan.directory.empty() ? "none" : "every ",
-                   plan.checkpoint_every),
-  };
-  terms.insert(terms.end(), of_run.begin(), of_run.end());
-  return terms;
-}
 
 PodAccess TrainingRun::Pods(PodLink* link) {
   const auto interrupted = [this] {
