@@ -14,6 +14,7 @@
 #include "core/status_macros.h"
 #include "parallel/host_exchange.h"
 #include "parallel/launcher_environment.h"
+#include "parallel/passing_pod_link.h"
 
 namespace toroid {
 namespace {
@@ -182,20 +183,11 @@ std::string TextOf(const PodTable& table) {
 }
 
 // A rank's link to the pods that the controller tells of.
-class JoinedLink final : public PodLink {
+class JoinedLink final : public PassingPodLink {
  public:
   JoinedLink(std::unique_ptr<GrpcPodLink> link, PodsOfController controller)
-      : link_(std::move(link)), controller_(std::move(controller)) {}
+      : PassingPodLink(*link), link_(std::move(link)), controller_(std::move(controller)) {}
 
-  const PodIdentity& identity() const override { return link_->identity(); }
-  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-    return link_->Send(to, std::move(message), deadline);
-  }
-  absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
-    return link_->Receive(deadline);
-  }
-  absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
-  PodLinkCounters counters() const override { return link_->counters(); }
   absl::Status Renew(Communicator& world) override {
     std::string text;
     if (world.rank() == 0) {

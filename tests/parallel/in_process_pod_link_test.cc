@@ -12,6 +12,7 @@
 
 #include "absl/time/clock.h"
 #include "core/communicator.h"
+#include "parallel/passing_pod_link.h"
 #include "tests/support/pod_link_conformance.h"
 
 namespace toroid {
@@ -26,28 +27,28 @@ PodIdentity Identity(PodRank self, uint64_t epoch = 1) { return {"job", self, ep
 enum class Fault { kNone, kDoubled, kLost, kSwapped, kFlipped, kUnbounded };
 
 // Passes on; does one thing wrong to message number 30 that it takes.
-class FaultyLink : public PodLink {
+class FaultyLink : public PassingPodLink {
  public:
-  FaultyLink(std::unique_ptr<PodLink> link, Fault fault) : link_(std::move(link)), fault_(fault) {}
+  FaultyLink(std::unique_ptr<PodLink> link, Fault fault)
+      : PassingPodLink(std::move(link)), fault_(fault) {}
 
-  const PodIdentity& identity() const override { return link_->identity(); }
   absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-    const absl::Status status = link_->Send(to, std::move(message), deadline);
+    const absl::Status status = PassingPodLink::Send(to, std::move(message), deadline);
     return fault_ == Fault::kUnbounded ? absl::OkStatus() : status;
   }
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
     if (kept_.has_value()) return std::exchange(kept_, std::nullopt);
-    auto message = link_->Receive(deadline);
+    auto message = PassingPodLink::Receive(deadline);
     if (!message.ok() || !message->has_value() || ++taken_ != 30) return message;
     switch (fault_) {
       case Fault::kDoubled:
         kept_ = **message;
         break;
       case Fault::kLost:
-        return link_->Receive(deadline);
+        return PassingPodLink::Receive(deadline);
       case Fault::kSwapped:
         kept_ = **message;
-        return link_->Receive(deadline);
+        return PassingPodLink::Receive(deadline);
       case Fault::kFlipped: {
         std::string spoilt{absl::string_view((*message)->payload)};
         spoilt[0] ^= 1;
@@ -59,11 +60,8 @@ class FaultyLink : public PodLink {
     }
     return message;
   }
-  absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
-  PodLinkCounters counters() const override { return link_->counters(); }
 
  private:
-  const std::unique_ptr<PodLink> link_;
   const Fault fault_;
   int64_t taken_ = 0;
   std::optional<PodMessage> kept_;

@@ -1,63 +1,15 @@
 // Policy `continue`: a pod is lost while others train, and they go on, all with the same shares.
 #include <atomic>
-#include <mutex>
 
-#include "absl/strings/str_cat.h"
-#include "core/io/merge_log.h"
-#include "parallel/merge_replay.h"
+#include "tests/parallel/pod_continue_fixture.h"
 #include "tests/support/run_on_pods.h"
-#include "tests/support/training_runs.h"
 
 namespace toroid {
 namespace {
 
-using testing::HasSubstr;
-using Mode = ExchangeSpec::Mode;
-
-// What the controller says of who takes part.
-class Views {
- public:
-  explicit Views(int64_t pods) {
-    for (int64_t q = 0; q < pods; ++q) now_.members.push_back(q);
-    now_.number = 7;
-  }
-  std::optional<MembershipView> Now() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return now_;
-  }
-  void Lose(int64_t pod) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::erase(now_.members, pod);
-    ++now_.number;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  MembershipView now_;
-};
-
-class PodContinueTest : public TrainingRunTest {
+class PodContinueTest : public PodsGoOnTest {
  protected:
-  PodContinueTest() {
-    plan_ = Plan({1, 1, 1}, 16);
-    plan_.data.batch_tokens.stages = {{0, 8 * 32}};
-    plan_.options.pods.policy = PodsOptions::Policy::kContinue;
-    plan_.options.pods.keep_contributions = true;
-    plan_.param_hash_every = 1;
-  }
-
-  void Use(Mode mode) {
-    ExchangeSpec& spec = plan_.options.pods.exchange;
-    spec = ExchangeSpec();
-    spec.mode = mode;
-    if (spec.gradients()) return;
-    spec.every = 4;
-    spec.codec = Codec::kInt8;
-    if (mode != Mode::kStreaming) return;
-    spec.fragments = 2;
-    spec.tau = 1;
-    spec.alpha = 0.5;
-  }
+  PodContinueTest() : PodsGoOnTest(16) {}
 
   // When `pod` has done `step` steps its lines to `cut` break; it is lost while it waits for what
   // does not come any more, after so many looks at the clock.
@@ -71,7 +23,7 @@ class PodContinueTest : public TrainingRunTest {
                                const std::vector<Loss>& losses) {
     const int64_t pods = int64_t(meshes.size());
     std::vector<Outcome> outcomes(meshes.size());
-    Views views(pods);
+    Views views(pods, /*launch=*/0);
     InProcessPodNetwork* network = nullptr;
     const auto ranks = [&](int64_t pod) { return meshes[size_t(pod)].size(); };
     const auto cut = [&](int64_t a, int64_t b) {
@@ -106,30 +58,11 @@ class PodContinueTest : public TrainingRunTest {
     RunOnPods(
         meshes,
         [&](int64_t pod, std::unique_ptr<Communicator> world, PodLink& link) {
-          TrainingPlan plan = plan_;
-          plan.options.mesh = meshes[size_t(pod)];
-          plan.options.pods.count = pods;
-          plan.directory = PodDirectory(plan_.directory, pod, pods);
-          RunRank(plan, events[size_t(pod)], std::move(world), outcomes[size_t(pod)], &link);
+          RunRank(PlanOf(pod, meshes), events[size_t(pod)], std::move(world), outcomes[size_t(pod)],
+                  &link);
         },
         std::chrono::seconds(120), [&](InProcessPodNetwork& made) { network = &made; });
     return outcomes;
-  }
-
-  std::vector<MergeRecord> LogOf(int64_t pod) const {
-    const auto log = ReadMergeLog(PosixFiles(), absl::StrCat(OfPod(pod), "/merges.log"));
-    EXPECT_TRUE(log.ok()) << log.status();
-    return log.ok() ? log->records : std::vector<MergeRecord>();
-  }
-  std::string OfPod(int64_t pod) const { return PodDirectory(plan_.directory, pod, 2); }
-
-  // Of what all pods have alike, after each step.
-  static std::vector<uint64_t> Hashes(const Outcome& pod) {
-    std::vector<uint64_t> hashes;
-    for (const StepReport& report : pod.reports) {
-      hashes.push_back(report.pods->outer_hash.value_or(report.param_hash.value_or(0)));
-    }
-    return hashes;
   }
 
   // Those that are left did all steps, alike, and what they logged can be made again.
@@ -141,17 +74,11 @@ class PodContinueTest : public TrainingRunTest {
       EXPECT_EQ(pod.result.steps, plan_.steps);
       EXPECT_EQ(Hashes(pod), Hashes(pods[size_t(left[0])]));
       EXPECT_EQ(pod.reports.back().pods->taking_part, int64_t(left.size()));
-      ReplayOptions options;
-      options.param_hashes = ParamHashesOf({pod});
-      const auto replayed = ReplayMerges(PosixFiles(), OfPod(q), options);
-      ASSERT_TRUE(replayed.ok()) << replayed.status();
-      EXPECT_EQ(replayed->differs, "");
-      if (replayed->weights) {
-        EXPECT_EQ(replayed->weights->compared, plan_.steps);
+      const ReplayedMerges replayed = Replayed(q, {pod});
+      if (replayed.weights) {
+        EXPECT_EQ(replayed.weights->compared, plan_.steps);
       }
-      const auto compared = CompareMergeLogs(PosixFiles(), {OfPod(left[0]), OfPod(q)});
-      ASSERT_TRUE(compared.ok()) << compared.status();
-      EXPECT_EQ(*compared, "");
+      ExpectLogsAlike({left[0], q});
       const std::vector<MergeRecord> log = LogOf(q), first = LogOf(left[0]);
       ASSERT_EQ(log.size(), first.size());
       for (size_t i = 0; i < log.size(); ++i) {
@@ -161,18 +88,13 @@ class PodContinueTest : public TrainingRunTest {
       }
     }
   }
-
-  TrainingPlan plan_;
 };
-
-const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
 
 // One survivor has the lost pod's last share, the other has not: neither may take it.
 TEST_F(PodContinueTest, ALastShareThatNotAllHaveCountsForNobody) {
   for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kDiLoCo, Mode::kStreaming}) {
     SCOPED_TRACE(ExchangeModeName(mode));
     Use(mode);
-    plan_.directory = Directory(ExchangeModeName(mode));
     const int64_t looks = plan_.options.pods.exchange.gradients() ? 2 : 3;
     const std::vector<Outcome> pods = RunPods(kThree, {{2, 6, {1}, looks}});
     EXPECT_TRUE(absl::IsUnavailable(pods[2].status)) << pods[2].status;
@@ -192,7 +114,6 @@ TEST_F(PodContinueTest, TheFirstPodCanBeLostAndThenAnother) {
   for (const Mode mode : {Mode::kExact, Mode::kDelayed, Mode::kStreaming}) {
     SCOPED_TRACE(ExchangeModeName(mode));
     Use(mode);
-    plan_.directory = Directory(ExchangeModeName(mode));
     const std::vector<MeshShape> meshes = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
     const std::vector<Outcome> pods = RunPods(meshes, {{0, 3, {2}}, {3, 9, {1, 0}}});
     ExpectAlike(pods, {1, 2});

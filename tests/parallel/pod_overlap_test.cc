@@ -14,6 +14,7 @@
 #include "parallel/progress_board.h"
 #include "tests/support/run_on_pods.h"
 #include "tests/support/train_on_pods.h"
+#include "tests/support/watched_link.h"
 
 namespace toroid {
 namespace {
@@ -44,28 +45,6 @@ class Arrivals {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::set<std::pair<int64_t, int64_t>> parts_;
-};
-
-// A link that tells what it receives.
-class ToldLink : public PodLink {
- public:
-  ToldLink(PodLink& link, Arrivals& arrivals) : link_(link), arrivals_(arrivals) {}
-  const PodIdentity& identity() const override { return link_.identity(); }
-  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-    return link_.Send(to, std::move(message), deadline);
-  }
-  absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
-    auto received = link_.Receive(deadline);
-    if (received.ok() && received->has_value()) arrivals_.Note(**received);
-    return received;
-  }
-  absl::Time LastHeard(int64_t pod) const override { return link_.LastHeard(pod); }
-  absl::Status Renew(Communicator& world) override { return link_.Renew(world); }
-  PodLinkCounters counters() const override { return link_.counters(); }
-
- private:
-  PodLink& link_;
-  Arrivals& arrivals_;
 };
 
 TEST(PodOverlapTest, UpperGroupsHaveComeWhileTheLowestLayersBackwardRuns) {
@@ -102,7 +81,7 @@ TEST(PodOverlapTest, UpperGroupsHaveComeWhileTheLowestLayersBackwardRuns) {
       };
       world = PlantFaults(std::move(world), std::move(verbs));
     }
-    ToldLink told(link, arrivals);
+    WatchedLink told(link, nullptr, [&](const PodMessage& message) { arrivals.Note(message); });
     PodLink& own = pod == 1 ? told : link;
     auto trainer =
         Trainer::Create(std::move(world), source, options, &board, Rounds, PodAccess{&own});

@@ -6,106 +6,25 @@
 #include <mutex>
 #include <thread>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "core/io/merge_log.h"
-#include "parallel/in_process_pod_link.h"
-#include "parallel/merge_replay.h"
 #include "parallel/pod_swap.h"
+#include "tests/parallel/pod_continue_fixture.h"
 #include "tests/support/run_on_ranks.h"
-#include "tests/support/training_runs.h"
+#include "tests/support/watched_link.h"
 
 namespace toroid {
-
-using testing::HasSubstr;
-using Mode = ExchangeSpec::Mode;
 
 // A step that the others do not wait for.
 inline constexpr absl::Duration kLong = absl::Seconds(40);
 
-// What the controller says of who takes part.
-class Views {
- public:
-  explicit Views(int64_t pods) {
-    for (int64_t q = 0; q < pods; ++q) launches_[q] = 1;
-  }
-  std::optional<MembershipView> Now() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    MembershipView view{number_, {}, {}};
-    for (const auto& [pod, launch] : launches_) {
-      view.members.push_back(pod);
-      view.launches.push_back(launch);
-    }
-    return view;
-  }
-  void Lose(int64_t pod) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    launches_.erase(pod);
-    ++number_;
-  }
-  void Return(int64_t pod, uint64_t launch) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    launches_[pod] = launch;
-    ++number_;
-  }
-  bool Has(int64_t pod, uint64_t launch) const { return Now()->LaunchOf(pod) >= launch; }
-
- private:
-  mutable std::mutex mutex_;
-  uint64_t number_ = 7;
-  std::map<int64_t, uint64_t> launches_;
-};
-
-inline const std::vector<MeshShape> kThree = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
-
-// A link at whose messages a test looks, before they are sent and when they have come.
-class WatchedLink : public PodLink {
- public:
-  using Look = std::function<void(PodMessage&)>;
-  WatchedLink(std::unique_ptr<PodLink> link, Look sends, Look has)
-      : link_(std::move(link)), sends_(std::move(sends)), has_(std::move(has)) {}
-  const PodIdentity& identity() const override { return link_->identity(); }
-  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-    if (sends_) sends_(message);
-    return link_->Send(to, std::move(message), deadline);
-  }
-  absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
-    auto message = link_->Receive(deadline);
-    if (has_ && message.ok() && message->has_value()) has_(**message);
-    return message;
-  }
-  absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
-  absl::Status Renew(Communicator& world) override { return link_->Renew(world); }
-  PodLinkCounters counters() const override { return link_->counters(); }
-
- private:
-  const std::unique_ptr<PodLink> link_;
-  const Look sends_, has_;
-};
-
-class PodReturnTest : public TrainingRunTest {
+class PodReturnTest : public PodsGoOnTest {
  protected:
-  PodReturnTest() {
-    plan_ = Plan({1, 1, 1}, 24);
-    plan_.data.batch_tokens.stages = {{0, 8 * 32}};
-    plan_.options.pods.policy = PodsOptions::Policy::kContinue;
-    plan_.options.pods.keep_contributions = true;
-    plan_.param_hash_every = 1;
-  }
+  PodReturnTest() : PodsGoOnTest(24) {}
 
   void Use(Mode mode) {
+    PodsGoOnTest::Use(mode);
     ExchangeSpec& spec = plan_.options.pods.exchange;
-    spec = ExchangeSpec();
-    spec.mode = mode;
-    plan_.directory = Directory(ExchangeModeName(mode));
-    if (spec.gradients()) return;
-    spec.every = 4;
-    spec.codec = Codec::kInt8;
-    spec.error_feedback = true;
-    if (mode != Mode::kStreaming) return;
-    spec.fragments = 2;
-    spec.tau = 1;
-    spec.alpha = 0.5;
+    spec.error_feedback = !spec.gradients();
   }
 
   // What becomes of `pod` in launch `launch`.
@@ -223,10 +142,7 @@ class PodReturnTest : public TrainingRunTest {
         }
       };
       events = Recording(std::move(events), outcome);
-      TrainingPlan plan = plan_;
-      plan.options.mesh = meshes[size_t(q)];
-      plan.options.pods.count = pods;
-      plan.directory = PodDirectory(plan_.directory, q, pods);
+      TrainingPlan plan = PlanOf(q, meshes);
       plan.epoch = int64_t(launch);
       plan.joins = launch > 1;
       std::atomic<int64_t> attached = 0;
@@ -270,13 +186,6 @@ class PodReturnTest : public TrainingRunTest {
     return outcomes;
   }
 
-  std::string OfPod(int64_t pod) const { return PodDirectory(plan_.directory, pod, 2); }
-  std::vector<MergeRecord> LogOf(int64_t pod) const {
-    const auto log = ReadMergeLog(PosixFiles(), absl::StrCat(OfPod(pod), "/merges.log"));
-    EXPECT_TRUE(log.ok()) << log.status();
-    return log.ok() ? log->records : std::vector<MergeRecord>();
-  }
-
   static int64_t FirstStep(const Outcome& pod) {
     EXPECT_FALSE(pod.reports.empty()) << pod.status;
     return pod.reports.empty() ? -1 : pod.reports.front().result.step;
@@ -288,20 +197,11 @@ class PodReturnTest : public TrainingRunTest {
     return dropped;
   }
 
-  // Of what all pods have alike, after each step.
-  static std::map<int64_t, uint64_t> Hashes(const Outcome& pod) {
-    std::map<int64_t, uint64_t> hashes;
-    for (const StepReport& report : pod.reports) {
-      hashes[report.result.step] = report.pods->outer_hash.value_or(report.param_hash.value_or(0));
-    }
-    return hashes;
-  }
-
   // The last launch of each pod got to the end, all alike at every step that it did, and what they
   // logged can be made again.
   void ExpectAlike(const std::vector<std::vector<Outcome>>& pods,
                    const std::vector<uint64_t>& last) const {
-    std::vector<std::string> directories;
+    std::vector<int64_t> numbers;
     const auto all = Hashes(pods[0][last[0] - 1]);
     for (size_t q = 0; q < pods.size(); ++q) {
       SCOPED_TRACE(absl::StrCat("pod ", q));
@@ -313,23 +213,16 @@ class PodReturnTest : public TrainingRunTest {
         const auto of_first = all.find(step);
         EXPECT_TRUE(of_first == all.end() || hash == of_first->second) << "step " << step;
       }
-      ReplayOptions options;
-      options.param_hashes = ParamHashesOf(pods[q]);
-      const auto replayed = ReplayMerges(PosixFiles(), OfPod(int64_t(q)), options);
-      ASSERT_TRUE(replayed.ok()) << replayed.status();
-      EXPECT_EQ(replayed->differs, "");
-      if (replayed->weights) {
-        EXPECT_GT(replayed->weights->compared, 0);
+      const ReplayedMerges replayed = Replayed(int64_t(q), pods[q]);
+      if (replayed.weights) {
+        EXPECT_GT(replayed.weights->compared, 0);
       }
-      EXPECT_EQ(replayed->replayed, int64_t(LogOf(int64_t(q)).size()));
-      directories.push_back(OfPod(int64_t(q)));
+      numbers.push_back(int64_t(q));
       for (const MergeRecord& record : LogOf(int64_t(q))) {
         EXPECT_LE(record.inputs.size(), pods.size());  // each pod once
       }
     }
-    const auto compared = CompareMergeLogs(PosixFiles(), directories);
-    ASSERT_TRUE(compared.ok()) << compared.status();
-    EXPECT_EQ(*compared, "");
+    ExpectLogsAlike(numbers);
     ASSERT_FALSE(LogOf(0).empty());
     EXPECT_EQ(LogOf(0).back().inputs.size(), pods.size());
   }
@@ -416,7 +309,6 @@ class PodReturnTest : public TrainingRunTest {
     EXPECT_GT(merge.inputs[2].weight, 0);
   }
 
-  TrainingPlan plan_;
   std::function<void(int64_t pod, const StepReport& report)> after_step_ = [](int64_t,
                                                                               const StepReport&) {};
   std::function<std::unique_ptr<PodLink>(int64_t pod, uint64_t launch, std::unique_ptr<PodLink>)>

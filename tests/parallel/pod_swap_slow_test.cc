@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "parallel/passing_pod_link.h"
 #include "parallel/pod_swap.h"
 #include "tests/support/run_on_pods.h"
 #include "tests/support/training_store.h"
@@ -25,33 +26,25 @@ constexpr double kPatience = 0.5;
 constexpr absl::Duration kLate = absl::Milliseconds(1300);
 
 // A link that has received the last share of a pod only so much later than it came.
-class ThinLink : public PodLink {
+class ThinLink : public PassingPodLink {
  public:
   ThinLink(PodLink& link, int64_t from, absl::Duration late)
-      : link_(link), from_(from), late_(late) {}
-  const PodIdentity& identity() const override { return link_.identity(); }
-  absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-    return link_.Send(to, std::move(message), deadline);
-  }
+      : PassingPodLink(link), from_(from), late_(late) {}
   absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
     if (!held_.empty() && held_.front().first <= absl::Now()) {
       PodMessage message = std::move(held_.front().second);
       held_.pop_front();
       return message;
     }
-    auto message = link_.Receive(deadline);
+    auto message = PassingPodLink::Receive(deadline);
     if (!message.ok() || !message->has_value()) return message;
     PodMessage& here = **message;
     if (here.kind != PodSwap::kPart || here.from.pod != from_ || here.step != kLast) return message;
     held_.emplace_back(absl::Now() + late_, std::move(here));
     return std::nullopt;
   }
-  absl::Time LastHeard(int64_t pod) const override { return link_.LastHeard(pod); }
-  absl::Status Renew(Communicator& world) override { return link_.Renew(world); }
-  PodLinkCounters counters() const override { return link_.counters(); }
 
  private:
-  PodLink& link_;
   const int64_t from_;
   const absl::Duration late_;
   std::deque<std::pair<absl::Time, PodMessage>> held_;  // of the receiving thread

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/passing_pod_link.h"
 #include "rpc/exchange_link.h"
 #include "rpc/pki.h"
 #include "tests/support/pod_link_conformance.h"
@@ -65,23 +66,13 @@ class GrpcPodNetwork : public PodLinkNetwork {
 
  private:
   // Tells the network that it is gone.
-  class Guarded : public PodLink {
+  class Guarded : public PassingPodLink {
    public:
     Guarded(std::unique_ptr<GrpcPodLink> link, std::shared_ptr<bool> alive)
-        : link_(std::move(link)), alive_(std::move(alive)) {}
+        : PassingPodLink(std::move(link)), alive_(std::move(alive)) {}
     ~Guarded() override { *alive_ = false; }
-    const PodIdentity& identity() const override { return link_->identity(); }
-    absl::Status Send(PodRank to, PodMessage message, absl::Time deadline) override {
-      return link_->Send(to, std::move(message), deadline);
-    }
-    absl::StatusOr<std::optional<PodMessage>> Receive(absl::Time deadline) override {
-      return link_->Receive(deadline);
-    }
-    absl::Time LastHeard(int64_t pod) const override { return link_->LastHeard(pod); }
-    PodLinkCounters counters() const override { return link_->counters(); }
 
    private:
-    const std::unique_ptr<GrpcPodLink> link_;
     const std::shared_ptr<bool> alive_;
   };
   static std::string Address(const GrpcPodLink& link) {
