@@ -31,6 +31,7 @@
 #include "parallel/ring_attention.h"
 #include "parallel/trainer.h"
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/mixed_batch.h"
 #include "tests/support/passing_communicator.h"
 #include "tests/support/run_on_ranks.h"
 
@@ -323,23 +324,14 @@ void TrainOn(MeshShape shape, int64_t tokens, Remat remat) {
   options.token_block = 8192;
   options.optimizer.rate.peak = 1e-4;
   const int64_t packs = shape.data;
+  const std::vector<std::vector<int64_t>> documents(size_t(packs), {tokens});
   RunOnRanks(
       int(shape.size()),
       [&](std::unique_ptr<Communicator> world) {
         const int rank = world->rank();
         auto trainer = Trainer::Create(std::move(world), TestSource(model_name), options, nullptr);
         ASSERT_TRUE(trainer.ok()) << trainer.status();
-        const int64_t vocab = (*trainer)->config().vocab;
-        TrainBatch batch;
-        for (int64_t p = 0; p < packs; ++p) batch.documents.push_back({tokens});
-        batch.read = [&](int64_t) -> absl::StatusOr<Pack> {
-          Pack pack;
-          pack.ids = MixedIds(tokens, vocab);
-          pack.labels.assign(pack.ids.begin() + 1, pack.ids.end());
-          pack.labels.push_back(-1);
-          pack.document_lengths = {tokens};
-          return pack;
-        };
+        const TrainBatch batch = MixedBatch(documents, (*trainer)->config().vocab);
         std::vector<double> times;
         for (int64_t step = 0; step < 6; ++step) {
           const double begin = Seconds();

@@ -8,6 +8,7 @@
 #include "parallel/memory_plan.h"
 #include "tests/support/backend_side.h"
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/mixed_batch.h"
 
 namespace toroid {
 namespace {
@@ -78,17 +79,7 @@ class CudaMemorySlow : public OnGpu {
       Trainer::Create(std::make_unique<SelfCommunicator>(), TestSource(model), options, nullptr);
   if (!trainer.ok()) std::fprintf(stderr, "%s\n", trainer.status().ToString().c_str());
   if (!trainer.ok()) std::exit(2);
-  const int64_t vocab = (*trainer)->config().vocab;
-  TrainBatch batch;
-  batch.documents = {{tokens}};
-  batch.read = [&](int64_t) -> absl::StatusOr<Pack> {
-    Pack pack;
-    pack.ids = MixedIds(tokens, vocab);
-    pack.labels.assign(pack.ids.begin() + 1, pack.ids.end());
-    pack.labels.push_back(-1);
-    pack.document_lengths = {tokens};
-    return pack;
-  };
+  const TrainBatch batch = MixedBatch({{tokens}}, (*trainer)->config().vocab);
   for (int64_t step = 0; step < 2; ++step) {
     const auto result = (*trainer)->Step(step, batch);
     if (!result.ok()) std::exit(2);

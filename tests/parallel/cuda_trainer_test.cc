@@ -7,6 +7,7 @@
 #include "parallel/trainer.h"
 #include "tests/support/backend_side.h"
 #include "tests/support/engine_on_mesh.h"
+#include "tests/support/mixed_batch.h"
 #include "tests/support/run_on_ranks.h"
 
 namespace toroid {
@@ -142,17 +143,7 @@ TEST_F(CudaTrainer, TheSameBitsEachTimeInBf16) {
   const auto gradients = [&] {
     Results groups;
     const auto trainer = NewTrainer("random:124m", options);
-    TrainBatch batch;
-    batch.documents = {{1000, 24}};
-    batch.read = [vocab = trainer->config().vocab](int64_t) -> absl::StatusOr<Pack> {
-      Pack pack;
-      pack.document_lengths = {1000, 24};
-      pack.ids = MixedIds(1024, vocab);
-      pack.labels.assign(pack.ids.begin() + 1, pack.ids.end());
-      pack.labels.push_back(-1);
-      pack.labels[999] = -1;
-      return pack;
-    };
+    const TrainBatch batch = MixedBatch({{1000, 24}}, trainer->config().vocab);
     for (int64_t step = 0; step < 3; ++step) {
       const auto result = trainer->Step(step, batch);
       EXPECT_TRUE(result.ok()) << result.status();

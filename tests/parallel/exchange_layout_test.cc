@@ -8,27 +8,13 @@
 #include <set>
 
 #include "core/random.h"
+#include "tests/support/small_models.h"
 
 namespace toroid {
 namespace {
 
-// D 40, heads of 10: shared KV heads, columns and blocks (of 16 and 2) that are no multiples of 64.
-ModelConfig AwkwardModel() {
-  ModelConfig config;
-  config.name = "awkward";
-  config.architecture = "llama";
-  config.layers = 2;
-  config.dim = 40;
-  config.ffn = 96;
-  config.query_heads = 6;
-  config.kv_heads = 2;
-  config.head_dim = 10;
-  config.vocab = 53;
-  config.context = 64;
-  config.qkv_bias = true;
-  config.output_bias = true;
-  return config;
-}
+// Columns and blocks (of 16 and 2) that are no multiples of 64.
+ModelConfig Model() { return AwkwardModel(/*layers=*/2, /*dim=*/40, /*ffn=*/96, /*vocab=*/53); }
 
 const MeshShape kMeshes[] = {{1, 1, 1}, {2, 1, 1}, {1, 1, 2}, {1, 1, 3},
                              {1, 2, 3}, {2, 2, 2}, {1, 1, 4}, {5, 1, 1}};
@@ -86,7 +72,7 @@ void ForEachPair(Body body) {
 }
 
 TEST(ExchangeLayout, EveryElementComesExactlyOnceFromARankThatHoldsIt) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   ForEachPair([&](const MeshShape& own, const MeshShape& peer) {
     std::vector<Stored> theirs;
     for (int64_t rank = 0; rank < peer.size(); ++rank) {
@@ -116,7 +102,7 @@ TEST(ExchangeLayout, EveryElementComesExactlyOnceFromARankThatHoldsIt) {
 
 // The sender: the rank of the same number if it holds the element, else the lowest that does.
 TEST(ExchangeLayout, TheSenderIsTheTwinOrTheLowestHolder) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   int64_t replicas = 0;  // elements that several ranks could have sent
   ForEachPair([&](const MeshShape& own, const MeshShape& peer) {
     std::vector<std::map<Place, std::vector<int64_t>>> all_holders(4);  // of each group
@@ -147,7 +133,7 @@ TEST(ExchangeLayout, TheSenderIsTheTwinOrTheLowestHolder) {
 }
 
 TEST(ExchangeLayout, BothSidesListTheSameRuns) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   ForEachPair([&](const MeshShape& own, const MeshShape& peer) {
     std::vector<ExchangeLayout> theirs;
     for (int64_t rank = 0; rank < peer.size(); ++rank) {
@@ -173,7 +159,7 @@ TEST(ExchangeLayout, BothSidesListTheSameRuns) {
 }
 
 TEST(ExchangeLayout, EqualMeshesAreTwins) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   for (const MeshShape& mesh : kMeshes) {
     for (int64_t rank = 0; rank < mesh.size(); ++rank) {
       const ExchangeLayout layout(config, config.layers, mesh, rank, mesh);
@@ -251,7 +237,7 @@ void ExpectArrives(const ModelConfig& config, const MeshShape& own, int64_t rank
 }
 
 TEST(ExchangeLayout, WhatArrivesIsWhatTheSenderAdds) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   const std::pair<MeshShape, MeshShape> pairs[] = {{{1, 1, 1}, {1, 1, 3}},
                                                    {{1, 2, 1}, {1, 1, 2}},
                                                    {{1, 1, 4}, {1, 2, 3}},
@@ -270,7 +256,7 @@ TEST(ExchangeLayout, WhatArrivesIsWhatTheSenderAdds) {
 
 // All holders of an element decode the same number, of KV heads and of norms and biases.
 TEST(ExchangeLayout, ReplicasAreEncodedAlike) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   ThreadPool pool(1);
   for (Codec codec : kCodecs) {
     for (const MeshShape& mesh : kMeshes) {
@@ -303,7 +289,7 @@ TEST(ExchangeLayout, ReplicasAreEncodedAlike) {
 
 TEST(ExchangeLayout, BytesAreTheFormulas) {
   // Heads of 64: every block has 64 elements but a parameter's last.
-  ModelConfig config = AwkwardModel();
+  ModelConfig config = Model();
   config.dim = 192, config.head_dim = 64;
   for (const MeshShape& mesh : {MeshShape{1, 1, 1}, MeshShape{2, 1, 2}, MeshShape{1, 2, 3}}) {
     int64_t bytes[5] = {}, elements = 0, blocks = 0, whole_bytes = 0;
@@ -335,7 +321,7 @@ TEST(ExchangeLayout, BytesAreTheFormulas) {
 }
 
 TEST(ExchangeLayout, BlocksNeverStraddleAKvHead) {
-  const ModelConfig config = AwkwardModel();
+  const ModelConfig config = Model();
   std::set<int64_t> blocks;
   for (const ParamSpec& spec : ParamTable(config)) {
     const int64_t block = ExchangeBlock(spec, config.head_dim);

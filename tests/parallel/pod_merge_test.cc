@@ -8,27 +8,13 @@
 
 #include "core/random.h"
 #include "parallel/param_hash.h"
+#include "tests/support/small_models.h"
 
 namespace toroid {
 namespace {
 
-// Heads of 10 and groups of several thousand elements, which are no multiple of what is made at
-// once.
-ModelConfig Model() {
-  ModelConfig config;
-  config.name = "odd";
-  config.architecture = "llama";
-  config.layers = 1;
-  config.dim = 60;
-  config.ffn = 160;
-  config.query_heads = 6;
-  config.kv_heads = 2;
-  config.head_dim = 10;
-  config.vocab = 211;
-  config.context = 64;
-  config.qkv_bias = true;
-  return config;
-}
+// Groups of several thousand elements, which are no multiple of what is made at once.
+ModelConfig Model() { return AwkwardModel(/*layers=*/1, /*dim=*/60, /*ffn=*/160, /*vocab=*/211); }
 
 template <typename T>
 constexpr DType kType = sizeof(T) == 8 ? DType::kF64 : DType::kF32;

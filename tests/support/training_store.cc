@@ -69,19 +69,4 @@ int64_t TrainingStore::Differences(uint64_t version) const {
   return count;
 }
 
-ModelConfig SmallestModel() {
-  ModelConfig config;
-  config.name = "smallest";
-  config.architecture = "llama";
-  config.layers = 1;
-  config.dim = 6;
-  config.ffn = 6;
-  config.query_heads = 2;
-  config.kv_heads = 1;
-  config.head_dim = 2;
-  config.vocab = 5;
-  config.context = 16;
-  return config;
-}
-
 }  // namespace toroid

@@ -9,6 +9,7 @@
 #include "core/model/model_config.h"
 #include "parallel/mesh.h"
 #include "parallel/param_store.h"
+#include "tests/support/small_models.h"
 
 namespace toroid {
 
@@ -30,8 +31,5 @@ class TrainingStore {
   std::unique_ptr<Backend> ops_;
   std::unique_ptr<ParamStore> store_;
 };
-
-// A model of a few hundred parameters, one KV head for two query heads.
-ModelConfig SmallestModel();
 
 }  // namespace toroid
