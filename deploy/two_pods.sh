@@ -4,8 +4,7 @@
 # with gradients of each step in bf16, undisturbed; trains again in the mode asked for (streaming, in
 # INT8), kills one pod on the way, which comes back while the other trains and catches up; stops all
 # that it started. Exit 1 unless both pods end with the same weights and with a loss at most 1% above
-# the synchronous one. STEPS (480)
-# says how long it trains; both runs stay in RUN (build/two_pods).
+# the synchronous one. STEPS (480) says how long it trains; both runs stay in RUN (build/two_pods).
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 

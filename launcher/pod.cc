@@ -93,6 +93,10 @@ const Verb kPodDrainVerb = {
     .tables = {&kDrainOptions, &kClientOptions, &kOutputOptions},
     .examples = "toroid pod drain a\ntoroid pod drain a --undo",
     .run = RunPodDrain,
+    .details =
+        "A job that runs there goes on to its end. Only the pod's part of a training job on "
+        "several\n"
+        "pods with policy CONTINUE leaves at once, unless no other trains, and the others go on.",
 };
 const Verb kModelsVerb = {
     .name = "models",
