@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <string>
 
 #include "core/text/chat_template.h"
@@ -107,6 +107,13 @@ std::string Repeat(const std::string& text, int count) {
   return out;
 }
 
+// Of the processor, spent by this thread: what other processes take does not count.
+double ThreadSeconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 TEST(Template, HostileTemplatesEndInErrors) {
   const std::string doubling = "{% set a = [1, 1] %}" + Repeat("{% set a = [a, a] %}", 60);
   const std::vector<std::string> templates = {
@@ -142,10 +149,9 @@ TEST(Template, HostileTemplatesEndInErrors) {
       std::string(300 << 10, 'x'),
   };
   for (const std::string& source : templates) {
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = ThreadSeconds();
     EXPECT_FALSE(Render(source).ok()) << source.substr(0, 100);
-    const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin);
-    EXPECT_LT(seconds.count(), 20) << source.substr(0, 100);
+    EXPECT_LT(ThreadSeconds() - begin, 20) << source.substr(0, 100);
   }
 }
 
