@@ -16,6 +16,39 @@ bool IsModestInteger(const json& value) {
 }
 }  // namespace
 
+bool TakeJson(const json& value, std::string& out) {
+  if (!value.is_string()) return false;
+  out = value.get<std::string>();
+  return true;
+}
+bool TakeJson(const json& value, bool& out) {
+  if (!value.is_boolean()) return false;
+  out = value.get<bool>();
+  return true;
+}
+bool TakeJson(const json& value, double& out) {
+  if (!value.is_number()) return false;
+  out = value.get<double>();
+  return true;
+}
+bool TakeJson(const json& value, float& out) {
+  double wide = 0;
+  if (!TakeJson(value, wide)) return false;
+  out = float(wide);
+  return true;
+}
+bool TakeJson(const json& value, int64_t& out) {
+  if (!IsModestInteger(value)) return false;
+  out = value.get<int64_t>();
+  return true;
+}
+bool TakeJson(const json& value, int32_t& out) {
+  int64_t wide = 0;
+  if (!TakeJson(value, wide) || wide < INT32_MIN || wide > INT32_MAX) return false;
+  out = int32_t(wide);
+  return true;
+}
+
 std::string Shown(const json& value) {
   constexpr size_t kLength = 60;
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,29 @@ class JsonFields {
 
 // The object in a text; InvalidArgument if it is no JSON or no object.
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text, const std::string& where);
+
+// Gives `out` a value that is exactly what is written of one of its type; false: it is of another
+// kind, or an integer beyond 2^60 or `out`.
+bool TakeJson(const nlohmann::json& value, std::string& out);
+bool TakeJson(const nlohmann::json& value, bool& out);
+bool TakeJson(const nlohmann::json& value, double& out);
+bool TakeJson(const nlohmann::json& value, float& out);
+bool TakeJson(const nlohmann::json& value, int64_t& out);
+bool TakeJson(const nlohmann::json& value, int32_t& out);
+template <typename T>
+bool TakeJson(const nlohmann::json& value, std::vector<T>& out) {
+  if (!value.is_array()) return false;
+  out.clear();
+  out.reserve(value.size());
+  for (const nlohmann::json& item : value) {
+    if (!TakeJson(item, out.emplace_back())) return false;
+  }
+  return true;
+}
+template <typename T>
+bool TakeJson(const nlohmann::json& value, std::optional<T>& out) {
+  return TakeJson(value, out.emplace());
+}
 
 // A value for a message, cut to a readable length.
 std::string Shown(const nlohmann::json& value);

@@ -72,51 +72,22 @@ json ToJson(const RopeScaling& rope) {
   return object;
 }
 
-// True if `value` is what ToJson writes of a T.
-bool Take(const json& value, std::string& out) {
-  if (!value.is_string()) return false;
-  out = value.get<std::string>();
-  return true;
-}
-bool Take(const json& value, bool& out) {
-  if (!value.is_boolean()) return false;
-  out = value.get<bool>();
-  return true;
-}
-bool Take(const json& value, double& out) {
-  if (!value.is_number()) return false;
-  out = value.get<double>();
-  return true;
-}
-bool Take(const json& value, int64_t& out) {
-  if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<uint64_t>() >> 60)) {
-    return false;
-  }
-  out = value.get<int64_t>();
-  return true;
-}
 // The last value of each enumeration, which are kept as their numbers.
 constexpr RopeScaling::Kind LastOf(RopeScaling::Kind) { return RopeScaling::Kind::kDivisors; }
 constexpr NormKind LastOf(NormKind) { return NormKind::kLayer; }
 constexpr Activation LastOf(Activation) { return Activation::kGelu; }
 constexpr PositionKind LastOf(PositionKind) { return PositionKind::kLearned; }
+// True if `value` is what ToJson writes of a T.
 template <typename T>
-std::enable_if_t<std::is_enum_v<T>, bool> Take(const json& value, T& out) {
-  int64_t number = -1;
-  if (!Take(value, number) || number < 0 || number > int64_t(LastOf(T()))) return false;
-  out = T(number);
-  return true;
-}
-template <typename T>
-bool Take(const json& value, std::vector<T>& out) {
-  if (!value.is_array()) return false;
-  out.clear();
-  for (const json& item : value) {
-    T element;
-    if (!Take(item, element)) return false;
-    out.push_back(element);
+bool Take(const json& value, T& out) {
+  if constexpr (std::is_enum_v<T>) {
+    int64_t number = -1;
+    if (!TakeJson(value, number) || number < 0 || number > int64_t(LastOf(T()))) return false;
+    out = T(number);
+    return true;
+  } else {
+    return TakeJson(value, out);
   }
-  return true;
 }
 
 // Visits fields and gives them what a JSON object says; one that is absent keeps its default.

@@ -69,52 +69,6 @@ struct Writer {
   }
 };
 
-bool Take(const json& value, std::string& out) {
-  if (!value.is_string()) return false;
-  out = value.get<std::string>();
-  return true;
-}
-bool Take(const json& value, bool& out) {
-  if (!value.is_boolean()) return false;
-  out = value.get<bool>();
-  return true;
-}
-bool Take(const json& value, double& out) {
-  if (!value.is_number()) return false;
-  out = value.get<double>();
-  return true;
-}
-bool Take(const json& value, float& out) {
-  double wide = 0;
-  if (!Take(value, wide)) return false;
-  out = float(wide);
-  return true;
-}
-bool Take(const json& value, int64_t& out) {
-  if (!value.is_number_integer()) return false;
-  out = value.get<int64_t>();
-  return !value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t(INT64_MAX);
-}
-bool Take(const json& value, int32_t& out) {
-  int64_t wide = 0;
-  if (!Take(value, wide) || wide < INT32_MIN || wide > INT32_MAX) return false;
-  out = int32_t(wide);
-  return true;
-}
-template <typename T>
-bool Take(const json& value, std::vector<T>& out) {
-  if (!value.is_array()) return false;
-  out.reserve(value.size());
-  for (const json& item : value) {
-    if (!Take(item, out.emplace_back())) return false;
-  }
-  return true;
-}
-template <typename T>
-bool Take(const json& value, std::optional<T>& out) {
-  return Take(value, out.emplace());
-}
-
 // Fields of the object `key` of `root`; all of them must be known.
 class FieldReader {
  public:
@@ -133,7 +87,7 @@ class FieldReader {
     const auto found = object_->find(key);
     if (found == object_->end()) return;
     ++seen_;
-    if (!Take(*found, out)) {
+    if (!TakeJson(*found, out)) {
       status_ = absl::DataLossError(
           absl::StrCat(where_, ": ", key, " = ", Shown(*found), ": of another kind"));
     }
