@@ -81,8 +81,12 @@ ExchangeAnswer ExchangeOf(const ModelConfig& config, const PlannedTraining& job,
       std::ceil(double(job.batch_tokens / job.sequence_length) / double(job.options.pods.count));
   const double micro =
       double(job.options.mesh.data * std::max<int64_t>(1, job.options.packs_per_rank));
-  seconds.backward =
-      seconds.step * (1 - flops.model / 3 / flops.hardware) * std::min(1.0, micro / packs);
+  const double forward = flops.model / 3;
+  seconds.backward = seconds.step * (1 - forward / flops.hardware) * std::min(1.0, micro / packs);
+  // The head's backward is two products of its forward's size, each 2 V D a token.
+  const double head = 4 * double(config.vocab * config.dim) * packs * double(job.sequence_length);
+  seconds.head = seconds.backward * head / (flops.hardware - forward);
+  exchange.tokens = int64_t(std::min(micro, packs)) * job.sequence_length;
   return AnswerExchange(config, exchange, job.options.pods.count > 1, question, seconds);
 }
 

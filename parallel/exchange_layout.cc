@@ -198,9 +198,7 @@ ExchangeCoder::ExchangeCoder(const ModelConfig& config, int64_t layers, const Me
   }
 }
 
-template <typename T>
-CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
-                                 const CodecRounding& rounding, const BytePool* memory) const {
+CodedRange ExchangeCoder::NewRange(int64_t group, Codec codec, const BytePool* memory) const {
   const Group& own = groups_[group];
   CodedRange coded{codec, own.size, own.unit};
   coded.codes = (memory != nullptr ? *memory : memory_).Take(size_t(CodeBytes(codec, own.size)));
@@ -209,23 +207,46 @@ CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* value
   const auto pad_to = [&](int64_t byte) {
     if (byte > done) std::memset(codes + done, 0, size_t(byte - done));
   };
-  if (HasScales(codec)) coded.scales.resize(own.size / own.unit);
-  std::vector<uint16_t> scales;
   for (const Piece& piece : own.pieces) {
-    scales.resize((piece.count + piece.block - 1) / piece.block);
     const int64_t begin = CodeBytes(codec, piece.offset);  // pieces begin at whole bytes
     pad_to(begin);
-    EncodeBlocks(pool, codec, rounding, piece.place, piece.block, piece.count,
-                 values + piece.offset, Bytes(codes) + begin, scales.data());
     done = begin + CodeBytes(codec, piece.count);
-    if (!HasScales(codec)) continue;
+  }
+  pad_to(int64_t(coded.codes.size()));
+  if (HasScales(codec)) coded.scales.resize(own.size / own.unit);
+  return coded;
+}
+
+template <typename T>
+void ExchangeCoder::EncodeRange(ThreadPool& pool, int64_t group, Range elements, const T* values,
+                                const CodecRounding& rounding, CodedRange& coded) const {
+  const Group& own = groups_[group];
+  const Codec codec = coded.codec;
+  TOROID_CHECK(!HasScales(codec) || elements == (Range{0, own.size}));
+  char* const codes = coded.codes.mutable_data();
+  std::vector<uint16_t> scales;
+  for (const Piece& piece : own.pieces) {
+    const int64_t from = std::max(elements.begin, piece.offset);
+    const int64_t to = std::min(elements.end, piece.offset + piece.count);
+    if (from >= to) continue;
+    CodecPlace place = piece.place;
+    place.begin += from - piece.offset;
+    scales.resize(HasScales(codec) ? size_t((to - from + piece.block - 1) / piece.block) : 0);
+    EncodeBlocks(pool, codec, rounding, place, piece.block, to - from, values + from,
+                 Bytes(codes) + CodeBytes(codec, from), scales.data());
     const int64_t units = piece.block / own.unit;  // of each block: all get its scale
     for (size_t i = 0; i < scales.size(); ++i) {
       std::fill_n(coded.scales.begin() + piece.offset / own.unit + int64_t(i) * units, units,
                   scales[i]);
     }
   }
-  pad_to(int64_t(coded.codes.size()));
+}
+
+template <typename T>
+CodedRange ExchangeCoder::Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
+                                 const CodecRounding& rounding, const BytePool* memory) const {
+  CodedRange coded = NewRange(group, codec, memory);
+  EncodeRange(pool, group, {0, coded.size}, values, rounding, coded);
   return coded;
 }
 
@@ -355,6 +376,8 @@ absl::Status UnpackPart(ThreadPool& pool, const ExchangePart& part, Codec codec,
   template void PartReader::Read(int64_t, int64_t, T*) const;                             \
   template CodedRange ExchangeCoder::Encode(ThreadPool&, int64_t, const T*, Codec,        \
                                             const CodecRounding&, const BytePool*) const; \
+  template void ExchangeCoder::EncodeRange(ThreadPool&, int64_t, Range, const T*,         \
+                                           const CodecRounding&, CodedRange&) const;      \
   template absl::Status UnpackPart(ThreadPool&, const ExchangePart&, Codec, absl::string_view, T*);
 TOROID_INSTANTIATE(float)
 TOROID_INSTANTIATE(double)

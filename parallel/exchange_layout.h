@@ -71,6 +71,13 @@ class ExchangeCoder {
   template <typename T>
   CodedRange Encode(ThreadPool& pool, int64_t group, const T* values, Codec codec,
                     const CodecRounding& rounding, const BytePool* memory = nullptr) const;
+  // The same a range after the other: room for all codes, pads zero, and then the codes of these
+  // elements. REQUIRES: nobody shares the codes yet; a codec with scales takes all elements at
+  // once.
+  CodedRange NewRange(int64_t group, Codec codec, const BytePool* memory = nullptr) const;
+  template <typename T>
+  void EncodeRange(ThreadPool& pool, int64_t group, Range elements, const T* values,
+                   const CodecRounding& rounding, CodedRange& coded) const;
 
  private:
   struct Piece {

@@ -9,6 +9,7 @@
 #include "core/model/param_groups.h"
 #include "core/model/params.h"
 #include "parallel/exchange_layout.h"
+#include "parallel/exchange_rows.h"
 
 namespace toroid {
 namespace {
@@ -16,9 +17,9 @@ namespace {
 using Mode = ExchangeSpec::Mode;
 
 // Of a line between two ranks, one way: each layer's message, those of the embedding and the head
-// (one, if they are tied).
+// (one, if they are tied), and what it takes to send the embedding's in two.
 struct LineBytes {
-  int64_t layer = 0, embedding = 0, head = 0;
+  int64_t layer = 0, embedding = 0, head = 0, rows = 0;
   void Add(const ParamGroups& groups, int64_t group, int64_t bytes) {
     (group == groups.layer(0) ? layer : group == groups.embedding() ? embedding : head) += bytes;
   }
@@ -50,6 +51,12 @@ LineBytes TwinBytes(const ParamGroups& groups, const ModelConfig& config, int64_
   return bytes;
 }
 
+// Of each line on which ranks of this mesh send; 0: the embedding's gradient goes at once.
+int64_t RowsBytesOf(const ModelConfig& config, const ExchangeSpec& spec, const MeshShape& sender) {
+  const bool in_two = spec.gradients() && SplitsByRows(spec.codec) && sender.size() == 1;
+  return in_two ? RowsBytes(config.vocab) : 0;
+}
+
 // By rank of pod `pod`.
 std::vector<RankLines> LinesOf(const ModelConfig& config, const PlannedExchange& job, int64_t pod) {
   const MeshShape& own = job.meshes[size_t(pod)];
@@ -62,17 +69,23 @@ std::vector<RankLines> LinesOf(const ModelConfig& config, const PlannedExchange&
       for (int64_t q = 0; q < int64_t(job.meshes.size()); ++q) {
         if (q == pod) continue;
         if (job.meshes[size_t(q)] == own) {
-          lines.sends[{q, rank}] = lines.receives[{q, rank}] =
-              TwinBytes(groups, config, rank / own.tensor, codec);
+          LineBytes twin = TwinBytes(groups, config, rank / own.tensor, codec);
+          twin.rows = RowsBytesOf(config, job.spec, own);
+          lines.sends[{q, rank}] = lines.receives[{q, rank}] = twin;
           continue;
         }
         const ExchangeLayout layout(config, /*layers=*/1, own, rank, job.meshes[size_t(q)]);
         for (int64_t g = 0; g < layout.groups(); ++g) {
+          const auto add = [&](LineBytes& line, int64_t bytes, const MeshShape& sender) {
+            line.Add(groups, g, bytes);
+            if (g == groups.embedding()) line.rows = RowsBytesOf(config, job.spec, sender);
+          };
           for (const ExchangePart& part : layout.sends(g)) {
-            lines.sends[{q, part.rank}].Add(groups, g, PayloadBytes(part, true, codec));
+            add(lines.sends[{q, part.rank}], PayloadBytes(part, true, codec), own);
           }
           for (const ExchangePart& part : layout.receives(g)) {
-            lines.receives[{q, part.rank}].Add(groups, g, PayloadBytes(part, false, codec));
+            add(lines.receives[{q, part.rank}], PayloadBytes(part, false, codec),
+                job.meshes[size_t(q)]);
           }
         }
       }
@@ -98,21 +111,33 @@ int64_t Turns(const ExchangeSpec& spec) {
   return spec.mode == Mode::kStreaming ? spec.fragments : 1;
 }
 
+// Of the embedding's group the most that goes behind the lowest layer's: rows that tokens are of,
+// and what else it has.
+int64_t LateBytes(const ModelConfig& config, const PlannedExchange& job, const LineBytes& line) {
+  if (line.rows == 0) return line.embedding;
+  const ParamGroups groups = OneLayer(config, {1, 1, 1}, 0);
+  const int64_t rows = job.tokens > 0 ? std::min(job.tokens, config.vocab) : config.vocab;
+  const int64_t early = (config.vocab - rows) * config.dim;
+  const int64_t late = groups.group(groups.embedding()).size - early;
+  return std::min(line.embedding, CodeBytes(job.spec.codec, late));
+}
+
 // Of the rank's turn: layers turn, turn + turns, ..; the ends with the first (OuterExchange).
-TurnBytes TurnOf(const RankLines& rank, const PlannedExchange& job, int64_t turn,
-                 const std::vector<int64_t>& cards, bool first_rank, int64_t pod) {
+TurnBytes TurnOf(const ModelConfig& config, const RankLines& rank, const PlannedExchange& job,
+                 int64_t turn, const std::vector<int64_t>& cards, bool first_rank, int64_t pod) {
   const int64_t turns = Turns(job.spec);
   const int64_t layers = (job.layers - turn + turns - 1) / turns;
   TurnBytes bytes;
   const auto add = [&](const auto& lines, int64_t& total, bool sends) {
     for (const auto& [peer, line] : lines) {
-      int64_t all = layers * line.layer + (turn == 0 ? line.embedding + line.head : 0);
-      // Where the embedding is a group of its own, it becomes whole last.
-      const int64_t last = turn == 0 ? line.embedding : 0;
+      const int64_t ends = turn == 0 ? line.embedding + line.head + line.rows : 0;
+      int64_t all = layers * line.layer + ends;
       if (first_rank && peer.second == 0) all += cards[size_t(sends ? pod : peer.first)];
       total += all;
-      if (all > bytes.line) bytes.last = last;
-      bytes.line = std::max(bytes.line, all);
+      if (all <= bytes.line) continue;
+      bytes.line = all;
+      bytes.last = turn == 0 ? LateBytes(config, job, line) : 0;
+      bytes.first = ends - bytes.last;
     }
   };
   add(rank.sends, bytes.sent, true);
@@ -141,13 +166,25 @@ std::vector<std::vector<TurnBytes>> PlanTurns(const ModelConfig& config, const P
   std::vector<std::vector<TurnBytes>> turns(size_t(Turns(job.spec)));
   for (size_t turn = 0; turn < turns.size(); ++turn) {
     for (size_t rank = 0; rank < ranks.size(); ++rank) {
-      turns[turn].push_back(TurnOf(ranks[rank], job, int64_t(turn), cards, rank == 0, pod));
+      turns[turn].push_back(TurnOf(config, ranks[rank], job, int64_t(turn), cards, rank == 0, pod));
     }
   }
   return turns;
 }
 
 namespace {
+
+// Seconds of a step's gradients that its backward does not cover. Between the first layer and the
+// last what is left of either falls evenly, so that one of the two has most to wait for.
+double BehindBackward(const TurnBytes& turn, int64_t layers, double bytes_per_s,
+                      const StepSeconds& seconds) {
+  if (bytes_per_s <= 0) return 0;
+  const double of_layers = double(turn.line - turn.first - turn.last), count = double(layers);
+  const double left = seconds.backward - seconds.head;
+  return std::max({double(turn.line) / bytes_per_s - left,
+                   (of_layers + double(turn.last)) / bytes_per_s - left * (1 - 1 / count),
+                   (of_layers / count + double(turn.last)) / bytes_per_s});
+}
 
 // Of one pod.
 ExchangeCost CostOfPod(const ModelConfig& config, const PlannedExchange& job, int64_t pod,
@@ -171,14 +208,15 @@ ExchangeCost CostOfPod(const ModelConfig& config, const PlannedExchange& job, in
       if (turn[rank].line > most.line) most = turn[rank];
     }
     line = std::max(line, most.line);
-    const double T = on_link(most.line), T_0 = on_link(most.last), l = link.latency_s;
+    const double T = on_link(most.line), l = link.latency_s;
+    const double e = BehindBackward(most, job.layers, link.bytes_per_s, seconds) + 2 * l;
     longest = std::max(longest, T + l);
     switch (spec.mode) {
       case Mode::kExact:
-        exposed += std::max(T - b, T_0) + 2 * l;
+        exposed += e;
         break;
       case Mode::kDelayed:
-        exposed += std::max(Hidden(T, c), Hidden(std::max(T - b, T_0) + 2 * l, c));
+        exposed += std::max(Hidden(T, c), Hidden(e, c));
         break;
       case Mode::kDiLoCo:
         exposed += T + l;

@@ -5,12 +5,14 @@
 // what is sent before the first step and checkpoints are not among them.
 //
 // Time. A rank sends each rank of another pod B bytes a second, and what is sent comes l seconds
-// later. Let c be the seconds that a step computes, b those of its backward in which gradients
-// become whole, T those that the longest line of a turn takes at B, and T_0 those of its last
-// message. Exposed, a step:
+// later. Let c be the seconds that a step computes, and T those that the longest line of a turn
+// takes at B. Of gradients some become whole with the head's (and, in a pod of one rank, with a
+// codec without scales, rows of the embedding that no token is of), some with each layer's, the
+// others at the end: when it is m's turn, there are b_m seconds of the backward left, and T_m is
+// what that and all that follows take. Exposed, a step:
 //
-//   exact      max(T - b, T_0) + 2 l       the second l: pod 0's norm, which all take
-//   delayed    max(0, T - c, max(T - b, T_0) + 2 l - c)
+//   exact      e = max over m of (T_m - b_m) + 2 l       the second l: pod 0's norm, which all take
+//   delayed    max(0, T - c, e - c)
 //   diloco     (T + l) / H                 each H steps
 //   streaming  sum over fragments f of max(0, T_f + l - tau c) / H
 //
@@ -34,6 +36,7 @@ struct PlannedExchange {
   int64_t layers = 0;             // trained: the first so many
   bool adafactor = false;         // its update swaps the weights' norms too
   ExchangeSpec spec;
+  int64_t tokens = 0;  // of a pod's last micro-batch; 0: not known, as many as the vocabulary has
 };
 
 // Bytes of one rank in one turn: of exact and delayed a step's gradients, of diloco the weights, of
@@ -41,7 +44,8 @@ struct PlannedExchange {
 struct TurnBytes {
   int64_t sent = 0, received = 0;  // with all ranks of all other pods
   int64_t line = 0;                // the most with one of them, in one direction
-  int64_t last = 0;                // of the line's last message
+  int64_t first = 0;               // of the line's gradients what is whole with the head's, and
+  int64_t last = 0;  // behind the lowest layer's; all else becomes whole layer by layer
   bool operator==(const TurnBytes&) const = default;
 };
 
@@ -58,17 +62,19 @@ struct PodLinkSpeed {
 struct StepSeconds {
   double step = 0;      // that a pod by itself takes
   double backward = 0;  // of these, while gradients become whole
+  double head = 0;      // of these, until the head's is
 };
 
 struct ExchangeCost {
   ExchangeSpec spec;
-  int64_t turn_bytes = 0;         // of the rank that sends most, in the largest turn
-  double step_bytes = 0;          // of that rank, mean over steps
-  double turn_s = 0;              // of the largest turn, on the link
-  double exposed_s = 0;           // a step
-  double speed_up = 0;            // of all pods over one
-  double needed_bytes_per_s = 0;  // at which nothing but latency is exposed; exact: but the last
-                                  // message; diloco: 3% of a step
+  int64_t turn_bytes = 0;  // of the rank that sends most, in the largest turn
+  double step_bytes = 0;   // of that rank, mean over steps
+  double turn_s = 0;       // of the largest turn, on the link
+  double exposed_s = 0;    // a step
+  double speed_up = 0;     // of all pods over one
+  double needed_bytes_per_s =
+      0;  // at which nothing but latency is exposed; exact: but what becomes
+          // whole at the end, and the head's time; diloco: 3% of a step
   // The fewest steps of a round (diloco, streaming), and from sending to applying (streaming), that
   // hide it: of diloco at 3% of the time.
   std::optional<int64_t> least_every, least_tau;

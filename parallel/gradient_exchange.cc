@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "parallel/exchange_rows.h"
 #include "parallel/host_exchange.h"
 
 namespace toroid {
@@ -29,10 +30,14 @@ GradientExchange::GradientExchange(PodSwap& swap)
   if (swap.spec().error_feedback) residual_.resize(all);
   if (delay() > 0) pending_.resize(all);
   store_.OnWhole([this](int64_t group) { Contribute(group); });
+  if (!SplitsByRows(swap.spec().codec)) return;
+  store_.OnRowsWhole(
+      [this](int64_t group, const StoredRows& rows) { ContributeRows(group, rows); });
 }
 
 GradientExchange::~GradientExchange() {
   store_.OnWhole([](int64_t) {});
+  store_.OnRowsWhole([](int64_t, const StoredRows&) {});
   swap_.mail().FinishWork();  // it reads what is freed here
 }
 
@@ -50,21 +55,42 @@ void GradientExchange::Begin(int64_t step, int64_t labels) {
   }
 }
 
+// These elements of the stored gradient, on the host, where each is of the stored range: other
+// elements may be written meanwhile.
+void* GradientExchange::Read(int64_t group, const std::vector<Range>& elements) {
+  const Tensor gradient = store_.Stored(Kind::kGradients, group);
+  if (reading_.empty()) {
+    store_.ops().Synchronize(read_s_);
+    return gradient.data;
+  }
+  for (const Range& range : elements) {
+    store_.ops().Download(read_s_, gradient.Rows(range.begin, range.size()),
+                          reading_.data() + range.begin * width_);
+  }
+  return reading_.data();
+}
+
+void* GradientExchange::Residual(int64_t group) {
+  return residual_.empty() ? nullptr
+                           : residual_.data() + store_.groups().StoredBegin(group) * width_;
+}
+
 void GradientExchange::Contribute(int64_t group) {
   // read_s waits for: the gradient whole.
   store_.ops().Fork(store_.stream(), read_s_);
   swap_.mail().Do([this, group, step = step_, labels = labels_] {
-    const Tensor gradient = store_.Stored(Kind::kGradients, group);
-    if (reading_.empty()) {
-      store_.ops().Synchronize(read_s_);
-      swap_.Offer(step, group, double(labels), gradient.data, nullptr);
-      return absl::OkStatus();
-    }
-    store_.ops().Download(read_s_, gradient, reading_.data());
-    char* residual = residual_.empty()
-                         ? nullptr
-                         : residual_.data() + store_.groups().StoredBegin(group) * width_;
-    swap_.Offer(step, group, double(labels), reading_.data(), residual);
+    void* const values = Read(group, {{0, swap_.coder().size(group)}});
+    swap_.Offer(step, group, double(labels), values, Residual(group));
+    return absl::OkStatus();
+  });
+}
+
+void GradientExchange::ContributeRows(int64_t group, const StoredRows& rows) {
+  // read_s waits for: these rows whole.
+  store_.ops().Fork(store_.stream(), read_s_);
+  swap_.mail().Do([this, group, rows, step = step_, labels = labels_] {
+    void* const values = Read(group, rows.Ranges(swap_.coder().size(group), /*of_chosen=*/true));
+    swap_.OfferRows(step, group, double(labels), rows, values, Residual(group));
     return absl::OkStatus();
   });
 }

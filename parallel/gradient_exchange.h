@@ -5,7 +5,8 @@
 //            step applies nothing
 //
 // where g_q is the mean gradient over the n_q labels of pod q. Each group is on its way as soon as
-// its gradient is whole, while the backward still runs. Applied is what all pods have bit for bit,
+// its gradient is whole, while the backward still runs; of the embedding first the rows that are
+// whole before the others (ParamStore::RowsWhole). Applied is what all pods have bit for bit,
 // so that weights stay equal; a step that one pod would skip is skipped by all.
 //
 // SPMD over the rank's own world. One thread at a time.
@@ -37,6 +38,8 @@ class GradientExchange {
   void Begin(int64_t step, int64_t labels);
   // The store's gradient of this group is whole. Of each group once, unless there are no labels.
   void Contribute(int64_t group);
+  // Before that, the same of rows of it, once at most.
+  void ContributeRows(int64_t group, const StoredRows& rows);
   // The step's own gradient is whole. Puts the gradient to apply into the store and tells what it
   // is of: labels 0: nothing is to be applied. loss: of this pod, mean; word: told to all pods.
   // Collective. Waits for pods that are away; errors are PodMail::Await's.
@@ -61,6 +64,8 @@ class GradientExchange {
  private:
   int64_t delay() const { return swap_.spec().mode == ExchangeSpec::Mode::kDelayed; }
   char* Pending(int64_t group);
+  void* Read(int64_t group, const std::vector<Range>& elements);
+  void* Residual(int64_t group);
   bool on_host() const { return store_.stream().cpu != nullptr; }
   absl::StatusOr<PodTotals> Totals(int64_t step, const std::vector<double>& own);
   absl::StatusOr<PodTotals> Merge(int64_t step, const std::vector<double>& card, bool keep);

@@ -227,6 +227,14 @@ void ParamStore::Reduce(bool whole) {
   waiting_whole_ = whole;
 }
 
+void ParamStore::RowsWhole(int64_t group, const std::string& parameter, std::vector<bool> rows) {
+  if (reduces()) return;
+  const GroupMember* member = groups_.group(group).Find(parameter);
+  TOROID_CHECK(member != nullptr);
+  TOROID_CHECK_EQ(int64_t(rows.size()), member->slice.row_count);
+  on_rows_whole_(group, {member->offset, member->slice.col_count, std::move(rows)});
+}
+
 // REQUIRES: nothing travels.
 void ParamStore::StartReduction() {
   if (waiting_ < 0) return;

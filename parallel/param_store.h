@@ -27,6 +27,7 @@
 #include "core/model/bind.h"
 #include "core/model/param_groups.h"
 #include "parallel/mesh.h"
+#include "parallel/stored_rows.h"
 
 namespace toroid {
 
@@ -62,6 +63,13 @@ class ParamStore {
   // Called when the stored gradient of a group is whole, in the order of the reductions; what
   // writes it was given to stream().
   void OnWhole(std::function<void(int64_t group)> on_whole) { on_whole_ = std::move(on_whole); }
+  // Nothing more comes to these rows of a parameter's gradient, though more does to the group's:
+  // tells who asked for it by OnRowsWhole. In a world of one rank; in others nothing is told, since
+  // what is stored is added to by reductions still to come.
+  void RowsWhole(int64_t group, const std::string& parameter, std::vector<bool> rows);
+  void OnRowsWhole(std::function<void(int64_t group, const StoredRows& rows)> on_rows_whole) {
+    on_rows_whole_ = std::move(on_rows_whole);
+  }
   // Waits until every reduction is in the stored gradients.
   void FinishReductions();
   void ZeroGradients();
@@ -131,6 +139,8 @@ class ParamStore {
   int waiting_buffer_ = 0, travelling_buffer_ = 0;
   bool waiting_whole_ = false, travelling_whole_ = false;
   std::function<void(int64_t)> on_whole_ = [](int64_t) {};
+  std::function<void(int64_t, const StoredRows&)> on_rows_whole_ = [](int64_t, const StoredRows&) {
+  };
 };
 
 }  // namespace toroid

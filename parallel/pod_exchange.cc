@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "core/status_macros.h"
 #include "parallel/contributions_about.h"
+#include "parallel/exchange_rows.h"
 #include "parallel/param_hash.h"
 
 namespace toroid {
@@ -285,7 +286,13 @@ ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec
   if (spec.gradients()) {
     // A host's gradients are read and merged where they lie, but for what the codec left out.
     bytes.buffers = ((!on_host || spec.error_feedback) + !on_host) * largest * width;
-    bytes.queues = coded(size) * (1 + delay + (3 + 2 * delay) * (pods - 1));
+    // The embedding's may come in two messages; when they are joined, all else of their turn has
+    // been merged.
+    const int64_t embedding = store.groups().embedding();
+    const GroupMember* table = store.groups().group(embedding).Find(kEmbeddingTable);
+    const int64_t share =
+        coded(size) + (SplitsByRows(spec.codec) ? RowsBytes(table->slice.row_count) : 0);
+    bytes.queues = share * (1 + delay + (3 + 2 * delay) * (pods - 1));
     if (go_on) bytes.given = GivenBytes(store, 3 + delay);
     return bytes;
   }

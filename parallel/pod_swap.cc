@@ -131,65 +131,6 @@ void PodSwap::LayOut(const ModelConfig& config, int64_t layers) {
 
 // --- values --------------------------------------------------------------------------------------
 
-// What is encoded is value + residual, and the residual what of it is lost.
-template <typename T>
-PodSwap::Own PodSwap::Encode(int64_t step, int64_t group, double weight, T* values, T* residual) {
-  const int64_t n = coder_->size(group);
-  const CodecRounding rounding = {options_.spec.stochastic,
-                                  options_.seed + uint64_t(pod_) * 0x9e3779b97f4a7c15u, step};
-  for (int64_t i = 0; residual != nullptr && i < n; ++i) values[i] += residual[i];
-  Own own = {weight, coder_->Encode(encode_pool_, group, values, options_.spec.codec, rounding)};
-  if (residual == nullptr) return own;
-  Decode(own.coded, 0, n, residual);
-  for (int64_t i = 0; i < n; ++i) residual[i] = values[i] - residual[i];
-  return own;
-}
-
-void PodSwap::PostParts(int64_t step, int64_t group, const Own& own) {
-  for (int64_t q = 0; q < pods(); ++q) {
-    if (q == pod_) continue;
-    for (const ExchangePart& part : layouts_[size_t(q)]->sends(group)) {
-      PodMessage message;
-      message.kind = kPart;
-      message.step = step;
-      message.fragment = int32_t(group);
-      message.codec = int32_t(options_.spec.codec);
-      message.weight = own.weight;
-      if (own.weight > 0) message.payload = PackPart(part, own.coded, &packed_);
-      mail_->Post({q, part.rank}, std::move(message));
-    }
-  }
-}
-
-void PodSwap::Offer(int64_t step, int64_t group, double weight, void* values, void* residual) {
-  Own own;
-  if (weight > 0) {
-    own = store_.ops().dtype() == DType::kF64
-              ? Encode(step, group, weight, static_cast<double*>(values),
-                       static_cast<double*>(residual))
-              : Encode(step, group, weight, static_cast<float*>(values),
-                       static_cast<float*>(residual));
-  }
-  mail_->Hold(own.coded.bytes());
-  PostParts(step, group, own);
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    own_[{step, group}] = std::move(own);
-  }
-  mail_->Changed();
-}
-
-bool PodSwap::LacksPart(int64_t step, int64_t group, int64_t pod) const {
-  if (pod == pod_) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return own_.count({step, group}) == 0;
-  }
-  for (const ExchangePart& part : layouts_[size_t(pod)]->receives(group)) {
-    if (!mail_->Has(PartKey(step, group, pod, part.rank))) return true;
-  }
-  return false;
-}
-
 // -1 once all of a group is here, else a pod whose share is missing; its own last.
 int64_t PodSwap::Missing(int64_t step, int64_t group) const {
   for (const int64_t q : mail_->view().members) {
@@ -310,36 +251,6 @@ void PodSwap::Repeat(const MembershipView& view) {
   }
 }
 
-absl::StatusOr<std::vector<PodShare>> PodSwap::TakeShares(int64_t step, int64_t group) {
-  std::vector<PodShare> shares;
-  for (const int64_t q : taking_part_) {
-    PodShare& share = shares.emplace_back();
-    share.pod = q;
-    if (q == pod_) {
-      {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = own_.find({step, group});
-        TOROID_CHECK(found != own_.end());
-        share.weight = found->second.weight;
-        share.own = std::move(found->second.coded);
-        own_.erase(found);
-      }
-      mail_->Hold(-share.own.bytes());
-      continue;
-    }
-    for (const ExchangePart& part : layouts_[size_t(q)]->receives(group)) {
-      PodMessage message = mail_->Take(PartKey(step, group, q, part.rank));
-      if (message.weight > 0 && message.codec != int32_t(options_.spec.codec)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("from rank ", part.rank, " of pod ", q, ": codec ", message.codec));
-      }
-      share.weight = message.weight;
-      share.parts.push_back(std::move(message.payload));
-    }
-  }
-  return shares;
-}
-
 absl::StatusOr<double> PodSwap::Merge(int64_t step, int64_t group, void* out, uint64_t* hash) {
   TOROID_ASSIGN_OR_RETURN(const std::vector<PodShare> shares, TakeShares(step, group));
   if (history_ != nullptr) history_->Take(group, shares);
@@ -381,17 +292,6 @@ uint64_t PodSwap::HashOf(int64_t group, const void* values) const {
 
 void PodSwap::EndMerge(uint64_t result) {
   if (history_ != nullptr) history_->End(result);
-}
-
-int64_t PodSwap::OfferBytes(int64_t group) const {
-  int64_t bytes = 0;
-  for (const auto& layout : layouts_) {
-    if (layout == nullptr) continue;
-    for (const ExchangePart& part : layout->sends(group)) {
-      bytes += PayloadBytes(part, /*sent=*/true, options_.spec.codec);
-    }
-  }
-  return bytes;
 }
 
 // --- cards ---------------------------------------------------------------------------------------

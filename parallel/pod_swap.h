@@ -33,8 +33,12 @@
 #include "parallel/merge_history.h"
 #include "parallel/param_store.h"
 #include "parallel/pod_mail.h"
+#include "parallel/stored_rows.h"
 
 namespace toroid {
+
+// Of what pods send each other: raised with what another build would not understand.
+inline constexpr int kExchangeFormat = 2;
 
 class PodSwap {
  public:
@@ -53,7 +57,9 @@ class PodSwap {
     kTakenIn,    // a pod that has been taken in is there
     kStateText,  // state_copy.h
     kState,
-    kReached  // the sender waits for this merge itself; no payload
+    kReached,    // the sender waits for this merge itself; no payload
+    kRowsFirst,  // in place of one kPart: chosen rows of it, and
+    kRowsRest    // all else (exchange_rows.h)
   };
 
   struct Options {
@@ -90,6 +96,11 @@ class PodSwap {
   // memory, of the store's type, as are `residual` (null: no error feedback), which is added and
   // gets what the codec left out. weight 0: values are not read, nothing is to be added.
   void Offer(int64_t step, int64_t group, double weight, void* values, void* residual);
+  // The same of chosen rows alone, which are whole before the rest of the group; Offer then gives
+  // the rest, of the same weight. Elements of neither are read or written. REQUIRES: a weight, a
+  // codec that SplitsByRows.
+  void OfferRows(int64_t step, int64_t group, double weight, const StoredRows& rows, void* values,
+                 void* residual);
   // Waits until all that the view's pods give to the merge of `step` is here, of groups that
   // has(group) and their cards, and it is agreed whose shares count. Collective; errors are
   // PodMail::Await's, but that a new view is no error. Where the others go on without a lost pod,
@@ -159,6 +170,11 @@ class PodSwap {
     double weight = 0;
     CodedRange coded;
   };
+  // Of a group whose rows have been offered, but not the rest.
+  struct Begun {
+    Own own;
+    StoredRows rows;
+  };
   // What was agreed on, in which view: whose shares, or squares, count (1, else 0, by pod).
   struct Agreed {
     Kind kind = kHave;
@@ -191,12 +207,19 @@ class PodSwap {
   absl::StatusOr<int64_t> AgreeOnPod(Kind kind, int64_t step, absl::string_view what);
   void SendHave(const Agreed& agreed, uint64_t view);
   void Repeat(const MembershipView& view);
-  PodMail::Key PartKey(int64_t step, int64_t group, int64_t pod, int64_t rank) const {
-    return {kPart, step, int32_t(group), {pod, rank}};
+  PodMail::Key PartKey(Kind kind, int64_t step, int64_t group, PodRank from) const {
+    return {kind, step, int32_t(group), from};
   }
-  void PostParts(int64_t step, int64_t group, const Own& own);
+  bool HasPart(int64_t step, int64_t group, PodRank from) const;
+  absl::StatusOr<PodMessage> TakePart(int64_t step, int64_t group, PodRank from,
+                                      const ExchangePart& part);
+  void PostParts(Kind kind, int64_t step, int64_t group, double weight,
+                 const std::function<SharedBytes(const ExchangePart& part)>& pack);
+  void Encode(int64_t step, int64_t group, const std::vector<Range>& elements, void* values,
+              void* residual, CodedRange& coded);
   template <typename T>
-  Own Encode(int64_t step, int64_t group, double weight, T* values, T* residual);
+  void Encode(int64_t step, int64_t group, const std::vector<Range>& elements, T* values,
+              T* residual, CodedRange& coded);
   absl::StatusOr<std::vector<PodShare>> TakeShares(int64_t step, int64_t group);
 
   // What a pod is told that is taken in.
@@ -227,8 +250,9 @@ class PodSwap {
   std::unique_ptr<const ExchangeCoder> coder_;
   MergeRule rule_;
   ThreadPool encode_pool_, merge_pool_;
-  BytePool packed_;                        // payloads that are not the codes themselves
-  std::unique_ptr<MergeHistory> history_;  // may be null
+  BytePool packed_, joined_;  // payloads that are not the codes themselves, sent and received
+  std::map<std::pair<int64_t, int64_t>, Begun> begun_;  // by step and group; of who offers
+  std::unique_ptr<MergeHistory> history_;               // may be null
   std::vector<int64_t> taking_part_;
   std::function<void(int64_t pod, double seconds)> on_slow_;  // may be null
   std::optional<Waiting> waiting_;

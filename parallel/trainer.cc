@@ -25,6 +25,15 @@ using Kind = ParamStore::Kind;
 
 constexpr int64_t kUnbounded = int64_t{1} << 56;  // bytes: the counting backend's arenas
 
+// By row of a vocabulary: whether none of the ids is its.
+std::vector<bool> RowsWithout(const std::vector<int32_t>& ids, int64_t vocab) {
+  std::vector<bool> rows(size_t(vocab), true);
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < vocab) rows[size_t(id)] = false;
+  }
+  return rows;
+}
+
 }  // namespace
 
 // This rank's tokens of a micro-batch, in the layout's local order.
@@ -333,7 +342,8 @@ void Trainer::Forward(MicroBatchOf& micro) {
 }
 
 // The loss, which makes dx, and the layers in reverse; each group's gradients leave as it is done.
-void Trainer::Backward(MicroBatchOf& micro, bool last) {
+// To rows of the embedding that none of the tokens is of, nothing comes behind the head's.
+void Trainer::Backward(MicroBatchOf& micro, const Tokens& tokens, bool last) {
   const ParamGroups& groups = store_->groups();
   At("loss", -1);
   const ModelEnds ends =
@@ -342,6 +352,9 @@ void Trainer::Backward(MicroBatchOf& micro, bool last) {
   CrossEntropy(micro.pass, ends, micro.targets, micro.x_uD, micro.log_p_t, micro.log_z_t,
                micro.dx_uD, BindEnds(config(), *layout_, gradients));
   Reduce(groups.head(), gradients, last && groups.head() != groups.embedding());
+  if (last) {
+    store_->RowsWhole(groups.embedding(), kEmbeddingTable, RowsWithout(tokens.ids, config().vocab));
+  }
   for (int64_t layer = layers_ - 1; layer >= 0; --layer) {
     At("backward", layer);
     const int64_t next = layer > 0 ? groups.layer(layer - 1) : -1;
@@ -367,7 +380,7 @@ void Trainer::Reduce(int64_t group, const FindParam& gradients, bool whole) {
 double Trainer::Accumulate(int64_t step, const Tokens& tokens, double weight, bool last) {
   MicroBatchOf micro(*this, step, tokens, weight);
   Forward(micro);
-  Backward(micro, last);
+  Backward(micro, tokens, last);
   ring_bytes_ = std::max(ring_bytes_, micro.ring.buffer_bytes());
   std::vector<double> log_p(micro.t), log_z(micro.t);
   ops_->Download(s_, micro.log_p_t, log_p.data());

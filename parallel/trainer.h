@@ -180,7 +180,7 @@ class Trainer {
   // This rank's part of the loss. last: no micro-batch follows in this step.
   double Accumulate(int64_t step, const Tokens& tokens, double weight, bool last);
   void Forward(MicroBatchOf& micro);
-  void Backward(MicroBatchOf& micro, bool last);
+  void Backward(MicroBatchOf& micro, const Tokens& tokens, bool last);
   Tensor Upload(const char* name, DType type, int64_t size, const void* host);
   void Reduce(int64_t group, const FindParam& gradients, bool whole);
   std::vector<double> SquaredSums(ParamStore::Kind kind);

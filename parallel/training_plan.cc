@@ -109,7 +109,8 @@ std::vector<std::string> PodTerms(const TrainingPlan& plan, const ModelConfig& m
   }
   const LearningRateSchedule& rate = options.optimizer.rate;
   // The version first: other differences may be its.
-  std::vector<std::string> terms = {absl::StrCat("version: ", kVersion)};
+  std::vector<std::string> terms = {absl::StrCat("version: ", kVersion),
+                                    absl::StrCat("exchange format: ", kExchangeFormat)};
   const nlohmann::json fields = ModelConfigJson(model);
   for (const auto& [name, value] : fields.items()) {
     terms.push_back(absl::StrCat("model ", name, ": ", value.dump()));

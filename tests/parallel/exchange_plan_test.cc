@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "core/io/random_model.h"
@@ -137,8 +138,11 @@ class ExchangeCostTest : public ::testing::Test {
  protected:
   ExchangeCostTest() {
     const auto turns = PlanTurns(config_, Job(kTwins, Spec(Mode::kExact, Codec::kFp32)), 0);
-    link_.bytes_per_s = double(turns[0][0].line);
-    last_ = double(turns[0][0].last) / link_.bytes_per_s;
+    const TurnBytes& turn = turns[0][0];
+    link_.bytes_per_s = double(turn.line);
+    first_ = double(turn.first) / link_.bytes_per_s;
+    // Of two layers the lower one's, and all of the embedding's: it isn't said how many tokens.
+    last_ = (1 - first_ + double(turn.last) / link_.bytes_per_s) / 2;
   }
   ExchangeCost Cost(ExchangeSpec spec, double step, double latency = 0) {
     link_.latency_s = latency;
@@ -147,7 +151,7 @@ class ExchangeCostTest : public ::testing::Test {
   const std::vector<MeshShape> kTwins = {{1, 1, 1}, {1, 1, 1}};
   const ModelConfig config_ = TestSource(kModel)->config;
   PodLinkSpeed link_;
-  double last_ = 0;
+  double first_ = 0, last_ = 0;
 };
 
 TEST_F(ExchangeCostTest, ExposedIsWhatComputationDoesNotCover) {
@@ -155,7 +159,9 @@ TEST_F(ExchangeCostTest, ExposedIsWhatComputationDoesNotCover) {
   ASSERT_GT(last_, 0.01);
   ASSERT_LT(last_, 0.9);
   EXPECT_NEAR(Cost(exact, 1.2).exposed_s, std::max(1 - 0.8, last_), 1e-9);
-  EXPECT_NEAR(Cost(exact, 30).exposed_s, last_, 1e-9);  // the embedding's comes last
+  EXPECT_NEAR(Cost(exact, 0.15).exposed_s, 1 - 0.1, 1e-9);
+  EXPECT_NEAR(Cost(exact, 0.81).exposed_s, 1 - first_ - 0.54 / 2, 1e-9);  // from the top layer on
+  EXPECT_NEAR(Cost(exact, 30).exposed_s, last_, 1e-9);  // what becomes whole at the end
   EXPECT_NEAR(Cost(exact, 30, 0.5).exposed_s, last_ + 1, 1e-9);
   EXPECT_NEAR(Cost(exact, 30).speed_up, 2 * 30 / (30 + last_), 1e-9);
   const ExchangeSpec delayed = Spec(Mode::kDelayed, Codec::kFp32);
@@ -173,6 +179,35 @@ TEST_F(ExchangeCostTest, ExposedIsWhatComputationDoesNotCover) {
   EXPECT_EQ(*Cost(streaming, 1).least_every, 4);
 }
 
+// Where a pod is one rank, rows of the embedding that no token is of leave with the head's
+// gradient.
+TEST(ExchangePlanTest, RowsThatNoTokenIsOfAreNotExposed) {
+  const auto shape = RandomShape("smollm2-135m");
+  ASSERT_TRUE(shape.ok()) << shape.status();
+  ASSERT_TRUE(shape->tied_embeddings);
+  const StepSeconds seconds = {27, 18, 2};
+  const auto cost = [&](const MeshShape& mesh, Codec codec, int64_t tokens) {
+    const PlannedExchange job = {
+        {mesh, mesh}, shape->layers, false, Spec(Mode::kExact, codec), tokens};
+    const double needed = CostOf(*shape, job, {}, seconds).needed_bytes_per_s;
+    return CostOf(*shape, job, {1.3 * needed, 0}, seconds);
+  };
+  const ExchangeCost own = cost({1, 1, 1}, Codec::kBf16, 2048);
+  EXPECT_GT(own.speed_up / 2, 0.96);
+  const double table = double(shape->vocab * shape->dim) * 2, rate = 1.3 * own.needed_bytes_per_s;
+  for (const auto& [mesh, codec, tokens] :
+       {std::tuple(MeshShape{1, 1, 1}, Codec::kBf16, int64_t{0}),  // any row may be touched
+        {MeshShape{1, 1, 1}, Codec::kInt8, int64_t{2048}},         // scales
+        {MeshShape{1, 2, 1}, Codec::kBf16, int64_t{2048}}}) {      // sums over ranks are owed
+    const ExchangeCost other = cost(mesh, codec, tokens);
+    EXPECT_LT(other.speed_up / 2, 0.91);
+    EXPECT_GT(other.exposed_s, own.exposed_s + 0.9 * table / rate);
+  }
+  // More tokens, more rows.
+  EXPECT_GT(cost({1, 1, 1}, Codec::kBf16, 8192).exposed_s, own.exposed_s);
+  EXPECT_EQ(cost({1, 1, 1}, Codec::kBf16, 8192).turn_bytes, own.turn_bytes);
+}
+
 // What is advised hides the exchange, and nothing less of its kind does.
 TEST_F(ExchangeCostTest, TheChangeThatHides) {
   PlannedExchange job = Job(kTwins, Spec(Mode::kExact, Codec::kFp32));
@@ -183,7 +218,7 @@ TEST_F(ExchangeCostTest, TheChangeThatHides) {
   const auto easy = hidden(1000);
   ASSERT_TRUE(easy.has_value());
   EXPECT_EQ(easy->spec, job.spec);  // nothing is to be changed
-  const auto coarse = hidden(1.2);
+  const auto coarse = hidden(6);
   ASSERT_TRUE(coarse.has_value());
   EXPECT_EQ(coarse->spec.mode, Mode::kExact);
   EXPECT_EQ(coarse->spec.codec, Codec::kInt8);
