@@ -46,6 +46,9 @@ v1::TrainTask ToProto(const TrainTask& task);
 absl::StatusOr<TrainTask> FromProto(const v1::TrainTask& task);
 v1::TrainResult ToProto(const TrainResult& result);
 TrainResult FromProto(const v1::TrainResult& result);
+// The codec that the mode of an exchange names becomes the exchange's, which is what is read.
+// BadField: both name one, and not the same.
+absl::Status LiftCodec(v1::Exchange& exchange);
 
 // --- results (convert_result.cc)
 v1::ModelInfo ToProto(const ModelStatus& model);

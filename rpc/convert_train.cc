@@ -335,7 +335,8 @@ v1::Exchange ToProto(const PodsOptions& pods) {
   return out;
 }
 
-absl::StatusOr<ExchangeSpec> FromProto(const v1::Exchange& in) {
+absl::StatusOr<ExchangeSpec> FromProto(v1::Exchange in) {
+  TOROID_RETURN_IF_ERROR(LiftCodec(in));
   ExchangeSpec out;
   const auto every = [](int64_t said) { return said == 0 ? ExchangeSpec().every : said; };
   if (in.has_delayed()) out.mode = ExchangeSpec::Mode::kDelayed;
@@ -365,6 +366,30 @@ absl::StatusOr<ExchangeSpec> FromProto(const v1::Exchange& in) {
 }
 
 }  // namespace
+
+absl::Status LiftCodec(v1::Exchange& exchange) {
+  const char* mode = "";
+  v1::Exchange::Codec codec = v1::Exchange::CODEC_UNSPECIFIED;
+  const auto take = [&](const char* name, auto* arm) {
+    mode = name;
+    codec = arm->codec();
+    arm->clear_codec();
+  };
+  if (exchange.has_exact()) take("exact", exchange.mutable_exact());
+  if (exchange.has_delayed()) take("delayed", exchange.mutable_delayed());
+  if (exchange.has_diloco()) take("diloco", exchange.mutable_diloco());
+  if (exchange.has_streaming()) take("streaming", exchange.mutable_streaming());
+  if (codec == v1::Exchange::CODEC_UNSPECIFIED || codec == exchange.codec()) {
+    return absl::OkStatus();
+  }
+  if (exchange.codec() != v1::Exchange::CODEC_UNSPECIFIED) {
+    return BadField("train.exchange.codec",
+                    absl::StrCat(v1::Exchange::Codec_Name(exchange.codec()), ", and ", mode,
+                                 " { codec: ", v1::Exchange::Codec_Name(codec), " }: name one"));
+  }
+  exchange.set_codec(codec);
+  return absl::OkStatus();
+}
 
 v1::TrainTask ToProto(const TrainTask& task) {
   v1::TrainTask out;

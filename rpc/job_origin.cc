@@ -59,8 +59,8 @@ void SaidInJson(const Descriptor& message, const Struct& object, const std::stri
   }
 }
 
-// Paths that the text gives a value to, be it the default.
-std::set<std::string> Said(const std::string& text) {
+// Paths that the text gives a value to, be it the default, as they are in it.
+std::set<std::string> SaidAt(const std::string& text) {
   std::set<std::string> said;
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first != std::string::npos && text[first] == '{') {
@@ -77,6 +77,13 @@ std::set<std::string> Said(const std::string& text) {
   parser.RecordErrorsTo(&silence);
   parser.WriteLocationsTo(&tree);
   if (parser.MergeFromString(text, &spec)) SaidInText(*spec.GetDescriptor(), tree, "", said);
+  return said;
+}
+
+// Those, and where the values are once read.
+std::set<std::string> Said(const std::string& text) {
+  std::set<std::string> said = SaidAt(text);
+  for (const std::string& path : std::set<std::string>(said)) said.insert(PathOnceRead(path));
   return said;
 }
 
@@ -160,14 +167,14 @@ std::vector<std::pair<JobField, std::string>> VariablesThatCount(const JobSource
   for (const std::string& path : said) Choose(path, arms);
   for (const std::string& setting : sources.settings) {
     const std::string path = PathOf(Trail(setting.substr(0, setting.find('='))));
-    said.insert(path);
+    said.insert({path, PathOnceRead(path)});
     Choose(path, arms);
   }
   std::vector<std::pair<JobField, std::string>> counting;
   for (const JobField& field : JobFields()) {
     const auto variable = sources.environment.find(field.variable);
     if (variable == sources.environment.end() || variable->second.empty()) continue;
-    if (said.count(field.path) > 0 || !Fits(field.path, arms)) continue;
+    if (said.count(PathOnceRead(field.path)) > 0 || !Fits(field.path, arms)) continue;
     Choose(field.path, arms);
     counting.emplace_back(field, variable->second);
   }
@@ -182,6 +189,13 @@ std::vector<JobField> JobFields() {
   return fields;
 }
 
+std::string PathOnceRead(const std::string& path) {
+  const std::vector<std::string> names = absl::StrSplit(path, '.');
+  const bool of_mode =
+      names.size() == 4 && names[0] == "train" && names[1] == "exchange" && names[3] == "codec";
+  return of_mode ? "train.exchange.codec" : path;
+}
+
 std::vector<std::string> SettingsOfVariables(const JobSources& sources) {
   std::vector<std::string> settings;
   for (const auto& [field, value] : VariablesThatCount(sources)) {
@@ -193,11 +207,11 @@ std::vector<std::string> SettingsOfVariables(const JobSources& sources) {
 std::map<std::string, std::string> JobOrigins(const JobSources& sources) {
   std::map<std::string, std::string> origins;
   for (const auto& [field, value] : VariablesThatCount(sources)) {
-    origins[field.path] = field.variable;
+    origins[PathOnceRead(field.path)] = field.variable;
   }
   for (const std::string& path : Said(sources.text)) origins[path] = "file";
   for (const std::string& setting : sources.settings) {
-    origins[PathOf(Trail(setting.substr(0, setting.find('='))))] = "--set";
+    origins[PathOnceRead(PathOf(Trail(setting.substr(0, setting.find('=')))))] = "--set";
   }
   return origins;
 }

@@ -20,6 +20,10 @@ struct JobField {
 // Every field that has a variable, in the order of `config schema`.
 std::vector<JobField> JobFields();
 
+// Where the value of the field is once the spec is read: at its path, but for a codec that the mode
+// of an exchange names, "train.exchange.streaming.codec": "train.exchange.codec".
+std::string PathOnceRead(const std::string& path);
+
 // Variables by name.
 using Environment = std::map<std::string, std::string>;
 
@@ -35,8 +39,8 @@ struct JobSources {
 // them.
 std::vector<std::string> SettingsOfVariables(const JobSources& sources);
 
-// By path: "--set", "file" or the variable's name. A path that is not there has its default. A
-// message that the file says is there too; a repeated one counts as one field.
+// By path once read: "--set", "file" or the variable's name. A path that is not there has its
+// default. A message that the file says is there too; a repeated one counts as one field.
 std::map<std::string, std::string> JobOrigins(const JobSources& sources);
 
 }  // namespace toroid

@@ -16,6 +16,7 @@
 #include "rpc/client.h"
 #include "rpc/convert.h"
 #include "rpc/error_info.h"
+#include "rpc/job_origin.h"
 
 namespace toroid {
 namespace {
@@ -148,6 +149,8 @@ std::string DefaultOf(const Message& filled, const FieldDescriptor& field) {
   const std::string& name = field.full_name();
   if (name == "toroid.v1.Adafactor.weight_decay") return "lr^2";
   if (name == "toroid.v1.Model.layout") return "striped:16; of a job that trains zigzag";
+  const Descriptor* const around = field.containing_type()->containing_type();
+  if (around == v1::Exchange::descriptor() && field.name() == "codec") return "exchange.codec";
   if (name == "toroid.v1.Mesh.data") return "0; of a job that trains and says no mesh -1";
   std::string value;
   google::protobuf::TextFormat::PrintFieldValueToString(filled, &field, -1, &value);
@@ -254,6 +257,14 @@ absl::StatusOr<JobSpec> ParseJobSpec(const std::string& text,
       return BadField("job", std::string(parsed.message().data(), parsed.message().size()));
   } else {
     TOROID_RETURN_IF_ERROR(MergeText(text, &spec));
+  }
+  // Of two paths to one value a setting by either beats the text by either.
+  if (spec.train().has_exchange()) {
+    TOROID_RETURN_IF_ERROR(LiftCodec(*spec.mutable_train()->mutable_exchange()));
+    for (const std::string& setting : settings) {
+      const std::string path = setting.substr(0, setting.find('='));
+      if (PathOnceRead(path) != path) spec.mutable_train()->mutable_exchange()->clear_codec();
+    }
   }
   std::set<std::string> begun;
   for (const std::string& setting : settings) {

@@ -10,6 +10,7 @@
 namespace toroid {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::IsEmpty;
 using testing::Pair;
@@ -91,6 +92,21 @@ TEST(JobOrigin, NamesWhereEachValueComesFrom) {
                                    Pair("generate.more_prompts", "--set"),
                                    Pair("generate.prompt.text", "--set"), Pair("priority", "--set"),
                                    Pair("pod", "TOROID_POD")));
+}
+
+// Two paths to one value.
+TEST(JobOrigin, TheCodecOfAModeIsTheExchanges) {
+  const std::string text = "train { exchange { streaming { codec: INT8 } } }";
+  const Environment environment = {{"TOROID_TRAIN_EXCHANGE_CODEC", "BF16"}};
+  EXPECT_THAT(Counting("", environment), ElementsAre("train.exchange.codec=BF16"));
+  EXPECT_THAT(Counting(text, environment), IsEmpty());
+  EXPECT_THAT(Counting("", environment, {"train.exchange.diloco.codec=FP32"}), IsEmpty());
+  EXPECT_THAT(Counting("train { exchange { codec: FP32 } }",
+                       {{"TOROID_TRAIN_EXCHANGE_STREAMING_CODEC", "BF16"}}),
+              IsEmpty());
+  EXPECT_THAT(JobOrigins({text, {}, {}}), Contains(Pair("train.exchange.codec", "file")));
+  EXPECT_THAT(JobOrigins({text, {"train.exchange.streaming.codec=E3M0"}, {}}),
+              Contains(Pair("train.exchange.codec", "--set")));
 }
 
 TEST(JobOrigin, WhatCannotBeReadSaysNothing) {

@@ -135,6 +135,48 @@ TEST(TrainText, TheExchangeOfPodsSurvivesTheRoundTrip) {
             "codec int8");
 }
 
+// A mode may name the codec in the exchange's stead: the rest of the program knows of one.
+TEST(TrainText, TheCodecMayStandInTheMode) {
+  const std::string pods = kPods;
+  const auto parse = [&](const std::string& exchange, const std::vector<std::string>& set = {}) {
+    return ParseJobSpec(absl::StrReplaceAll(pods, {{"exact {}", exchange}}), set);
+  };
+  const auto codec = [&](const std::string& exchange, const std::vector<std::string>& set = {}) {
+    const auto spec = parse(exchange, set);
+    EXPECT_TRUE(spec.ok()) << spec.status();
+    if (!spec.ok()) return std::string();
+    EXPECT_THAT(JobSpecText(*spec), HasSubstr("  exchange {\n"));
+    EXPECT_EQ(JobSpecText(*ParseJobSpec(JobSpecText(*spec), {})), JobSpecText(*spec));
+    return std::string(CodecName(TaskOf(*spec).plan.options.pods.exchange.codec));
+  };
+  EXPECT_EQ(codec("exact { codec: FP64 }"), "fp64");
+  EXPECT_EQ(codec("delayed { codec: BF16 }"), "bf16");
+  EXPECT_EQ(codec("diloco { every: 9 codec: E3M0 }"), "e3m0");
+  EXPECT_EQ(codec("streaming { every: 50  fragments: 4  codec: INT8 }"), "int8");
+  EXPECT_EQ(codec("streaming { every: 50  fragments: 4  codec: INT8 } codec: INT8"), "int8");
+  EXPECT_EQ(codec("streaming { every: 50  fragments: 4 }"), "fp32");
+  // Both, and not the same: which one was meant?
+  const auto both =
+      HasSubstr("train.exchange.codec: BF16, and streaming { codec: INT8 }: name one");
+  EXPECT_THAT(std::string(parse("codec: BF16 streaming { codec: INT8 }").status().message()), both);
+  EXPECT_THAT(std::string(parse("exact {}", {"train.exchange.streaming.codec=INT8",
+                                             "train.exchange.codec=BF16"})
+                              .status()
+                              .message()),
+              both);
+  // A setting beats the text, wherever either stands, and stays when the mode changes.
+  EXPECT_EQ(codec("streaming { codec: INT8 }", {"train.exchange.codec=E3M0"}), "e3m0");
+  EXPECT_EQ(codec("streaming {} codec: INT8", {"train.exchange.streaming.codec=E3M0"}), "e3m0");
+  EXPECT_EQ(codec("streaming { codec: INT8 }", {"train.exchange.streaming.codec=E3M0"}), "e3m0");
+  EXPECT_EQ(codec("streaming { codec: INT8 }", {"train.exchange.diloco={}"}), "int8");
+  // As a message that no text was.
+  v1::JobSpec message = ToProto(*parse("streaming { codec: INT8 }"));
+  EXPECT_EQ(message.train().exchange().codec(), v1::Exchange::INT8);
+  message.mutable_train()->mutable_exchange()->mutable_streaming()->set_codec(v1::Exchange::FP32);
+  EXPECT_THAT(std::string(FromProto(message).status().message()),
+              HasSubstr("INT8, and streaming { codec: FP32 }"));
+}
+
 TEST(TrainText, AnExchangeThatCannotBeIsRefusedByItsField) {
   const auto refusal = [](const std::vector<std::string>& set) {
     const auto spec = ParseJobSpec(kPods, set);
