@@ -18,8 +18,18 @@ namespace exchange {
 
 constexpr absl::Duration kLinger = absl::Seconds(5);
 
+namespace {
+
+// The first term: of other frames nothing can be understood.
+PodIdentity WithFrameFormat(PodIdentity identity) {
+  identity.terms.insert(identity.terms.begin(), absl::StrCat(kFrameFormatTerm, kPodFrameFormat));
+  return identity;
+}
+
+}  // namespace
+
 Link::Link(PodIdentity identity, const GrpcPodLinkOptions& options)
-    : identity_(std::move(identity)), options_(options), service_(this) {
+    : identity_(WithFrameFormat(std::move(identity))), options_(options), service_(this) {
   (void)getrandom(&incarnation_, sizeof(incarnation_), 0);
 }
 
@@ -46,7 +56,8 @@ Link::~Link() {
     const absl::Time limit = absl::Now() + kLinger;
     const auto delivered = [&] {
       for (const auto& [rank, peer] : peers_) {
-        if (refused_.ok() && peer.up() && !peer.address.empty() && !peer.out.received_all()) {
+        if (refused_.ok() && !peer.removed && peer.up() && !peer.address.empty() &&
+            !peer.out.received_all()) {
           return false;
         }
       }

@@ -2,15 +2,20 @@
 //
 // A rank dials the ranks that it sends to: `flows` connections each, frames one way,
 // acknowledgements back. A flow that is cut is dialled again; what it had not delivered goes over
-// the others meanwhile (pod_stream.h has the numbering). Both directions between two ranks are such
-// pairs of their own. A launch is known by its epoch: a higher one ends what the earlier launch
-// sent, a lower one is refused. Beside its flows a rank dials one more, on which it gives a sign of
-// life four times a second that the peer acknowledges: so LastHeard of a peer that stands still is
-// older than a second although the line is up. A dead line is noticed by keepalive within 15 s.
-// Thread-safe.
+// the others meanwhile (parallel/pod_stream.h has the numbering). Both directions between two ranks
+// are such pairs of their own. A launch is known by its epoch: a higher one ends what the earlier
+// launch sent, a lower one is refused. Beside its flows a rank dials one more, on which it gives a
+// sign of life four times a second that the peer acknowledges: so LastHeard of a peer that stands
+// still is older than a second although the line is up. A dead line is noticed by keepalive within
+// 15 s. Thread-safe.
 //
 // A peer that was never reached where it listens, because TLS keeps the two apart (rpc/tls.h), is
 // waited for no longer: Send and Receive say so from then on, Unauthenticated.
+//
+// To the terms that both sides must have alike comes the format of frames (parallel/pod_frame.h). A
+// frame that was spoilt on its way is sent again, three times in one place is once too often; one
+// that no link makes is not taken however often it comes. Both sides say so then, InvalidArgument,
+// and nothing of that launch is taken any more.
 #pragma once
 
 #include <memory>

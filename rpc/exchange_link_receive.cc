@@ -7,6 +7,9 @@
 
 namespace toroid::exchange {
 
+// Frames that come spoilt in one place of a stream: a line that spoils as many is none.
+constexpr int kMostSpoilt = 3;
+
 std::shared_ptr<Arrival> Link::NewArrival() {
   const auto arrival = std::make_shared<Arrival>(this);
   const std::lock_guard lock(mutex_);
@@ -29,8 +32,11 @@ absl::Status Link::Hello(Arrival* arrival, const wire::ExchangeIdentity& card) {
     counters_.stale_dropped += std::count_if(inbox_.begin(), inbox_.end(), stale);
     inbox_.erase(std::remove_if(inbox_.begin(), inbox_.end(), stale), inbox_.end());
     peer.in = PodReceiveQueue(options_.queue_bytes);
+    peer.spoilt = 0;
+    peer.forbids = absl::OkStatus();
     if (peer.takes.known && !(peer.takes == launch)) peer.out.LineLost();
   }
+  TOROID_RETURN_IF_ERROR(peer.forbids);
   peer.sends = launch;
   arrival->from = other.self;
   arrival->launch = launch;
@@ -58,48 +64,80 @@ absl::Status Link::OfItsStream(const Arrival& arrival, const PodFrame& frame) {
   return absl::FailedPreconditionError(said);
 }
 
-absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
-  TOROID_ASSIGN_OR_RETURN(const ReceivedFrame received, FromBytes(bytes));
-  const bool hello = received.hello.has_value();
-  const PodFrame& frame = received.frame;
-  if (!hello && !received.alive && FrameChecksum(frame) != received.crc32c) {
-    return absl::DataLossError(absl::StrCat("wrong checksum: frame ", frame.number));
-  }
-  wire::StreamAck ack;
-  {
-    const std::lock_guard lock(mutex_);
-    if (hello == arrival->launch.known) {
-      return absl::InvalidArgumentError("broken stream: hello comes first, and once");
-    }
-    if (hello) {
-      const absl::Status met = Hello(arrival, *received.hello);
-      arrival->refused = !met.ok();
-      TOROID_RETURN_IF_ERROR(met);
-      *ack.mutable_hello() = Card();
-    }
-    Peer& peer = PeerOf(arrival->from);
-    if (!(arrival->launch == peer.sends)) {
-      if (frame.offset == 0 && !received.alive) ++counters_.stale_dropped;
-      return absl::FailedPreconditionError(
-          absl::StrCat("a later launch of ", ToString(arrival->from), " is there"));
-    }
-    peer.heard = absl::Now();
-    if (!hello && !received.alive) {
-      TOROID_RETURN_IF_ERROR(OfItsStream(*arrival, frame));
-      TOROID_ASSIGN_OR_RETURN(const bool fresh, peer.in.Take(frame));
-      (void)fresh;
-      while (std::optional<PodMessage> message = peer.in.PopWhole()) {
-        message->from = arrival->from;
-        message->epoch = arrival->launch.epoch;
-        inbox_.push_back({arrival->from, arrival->launch, *std::move(message)});
-      }
-    }
-    ack.set_received(peer.in.received());
-    ack.set_taken(peer.in.taken());
-    arrival->Push(std::move(ack));
-    changed_.notify_all();
+absl::Status Link::TakeFrame(const Arrival& arrival, Peer& peer, const PodFrame& frame) {
+  TOROID_RETURN_IF_ERROR(OfItsStream(arrival, frame));
+  const uint64_t before = peer.in.received();
+  TOROID_RETURN_IF_ERROR(peer.in.Take(frame).status());
+  if (peer.in.received() > before) peer.spoilt = 0;
+  while (std::optional<PodMessage> message = peer.in.PopWhole()) {
+    message->from = arrival.from;
+    message->epoch = arrival.launch.epoch;
+    inbox_.push_back({arrival.from, arrival.launch, *std::move(message)});
   }
   return absl::OkStatus();
+}
+
+// What came whole. It is a sign of life only once it is taken.
+absl::Status Link::Take(Arrival* arrival, const ReceivedFrame& received) {
+  const bool hello = received.hello.has_value();
+  if (hello == arrival->launch.known) {
+    return absl::InvalidArgumentError("broken stream: hello comes first, and once");
+  }
+  wire::StreamAck ack;
+  if (hello) {
+    const absl::Status met = Hello(arrival, *received.hello);
+    arrival->refused = !met.ok();
+    TOROID_RETURN_IF_ERROR(met);
+    *ack.mutable_hello() = Card();
+  }
+  Peer& peer = PeerOf(arrival->from);
+  if (!(arrival->launch == peer.sends)) {
+    if (received.frame.offset == 0 && !received.alive) ++counters_.stale_dropped;
+    return absl::FailedPreconditionError(
+        absl::StrCat("a later launch of ", ToString(arrival->from), " is there"));
+  }
+  TOROID_RETURN_IF_ERROR(peer.forbids);
+  if (!hello && !received.alive) {
+    TOROID_RETURN_IF_ERROR(TakeFrame(*arrival, peer, received.frame));
+  }
+  peer.heard = absl::Now();
+  ack.set_received(peer.in.received());
+  ack.set_taken(peer.in.taken());
+  arrival->Push(std::move(ack));
+  return absl::OkStatus();
+}
+
+// What the sender is told. DataLoss is the line's doing, and it sends again; anything else would be
+// refused again, and both sides know so.
+absl::Status Link::NotTaken(Arrival* arrival, const absl::Status& why) {
+  if (!arrival->launch.known) return why;
+  Peer& peer = PeerOf(arrival->from);
+  if (!(arrival->launch == peer.sends) || absl::IsFailedPrecondition(why)) return why;
+  const bool spoilt = absl::IsDataLoss(why);
+  if (spoilt && ++peer.spoilt < kMostSpoilt) return why;
+  arrival->refused = true;
+  if (!peer.forbids.ok()) return peer.forbids;
+  const std::string remedy =
+      spoilt ? absl::StrCat(", ", kMostSpoilt, " times: test memory and network of both hosts")
+             : ": start all pods with the same build";
+  peer.forbids = absl::InvalidArgumentError(
+      absl::StrCat(ToString(identity_.self), " takes nothing more of ", ToString(arrival->from),
+                   ": ", why.message(), remedy));
+  Refuse(arrival->from, peer.forbids);
+  return peer.forbids;
+}
+
+absl::Status Link::Arrived(Arrival* arrival, grpc::ByteBuffer& bytes) {
+  const absl::StatusOr<ReceivedFrame> received = FromBytes(bytes);
+  absl::Status whole = received.status();
+  if (whole.ok() && !received->hello && !received->alive &&
+      FrameChecksum(received->frame) != received->crc32c) {
+    whole = absl::DataLossError(absl::StrCat("wrong checksum: frame ", received->frame.number));
+  }
+  const std::lock_guard lock(mutex_);
+  const absl::Status taken = whole.ok() ? Take(arrival, *received) : whole;
+  changed_.notify_all();
+  return taken.ok() ? taken : NotTaken(arrival, taken);
 }
 
 void Link::Ended(Arrival* arrival) {

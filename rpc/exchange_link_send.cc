@@ -70,7 +70,7 @@ void Link::Written(Flow* flow, bool) {
     Peer& peer = PeerOf(flow->peer);
     if (peer.line.has_value()) {
       pump_.notify_all();
-    } else if (peer.refused.ok() && !stopping_) {
+    } else if (peer.refused.ok() && !peer.removed && !stopping_) {
       (void)PlanFrames(peer, absl::Now(), &work);  // here and now: no other thread has to wake
     }
   }
@@ -96,7 +96,10 @@ void Link::Ended(Flow* flow, const grpc::Status& status) {
   peer.flows[flow->index] = nullptr;
   peer.out.FlowCut(flow->index);
   peer.trouble = FromGrpc(status);
-  if (peer.trouble.code() == absl::StatusCode::kFailedPrecondition && !flow->abandoned) {
+  // Not for the line's sake, and so again and again.
+  const bool for_good = peer.trouble.code() == absl::StatusCode::kFailedPrecondition ||
+                        peer.trouble.code() == absl::StatusCode::kInvalidArgument;
+  if (for_good && !flow->abandoned) {
     Refuse(flow->peer, peer.trouble);
   }
   if (peer.trouble.code() == absl::StatusCode::kUnavailable && !flow->abandoned) {
@@ -112,7 +115,7 @@ void Link::Ended(Flow* flow, const grpc::Status& status) {
 // When something is to be done for this peer again.
 absl::Time Link::Plan(Peer& peer, PodRank rank, absl::Time now, Work* work) {
   absl::Time next = absl::InfiniteFuture();
-  if (!peer.wanted || !peer.refused.ok()) return next;
+  if (!peer.wanted || peer.removed || !peer.refused.ok()) return next;
   if (peer.line.has_value()) {
     if (peer.line->Cut(now)) {
       for (const auto& flow : peer.flows) {

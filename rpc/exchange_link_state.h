@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/pod_stream.h"
 #include "rpc/exchange_flows.h"
 #include "rpc/exchange_link.h"
 #include "rpc/link_throttle.h"
@@ -39,7 +40,9 @@ struct Peer {
   std::optional<LinkThrottle> line;
   Launch takes;  // that receives from us
   PodReceiveQueue in;
-  Launch sends;  // that sends to us
+  Launch sends;          // that sends to us
+  int spoilt = 0;        // frames of it since `in` came further
+  absl::Status forbids;  // once it has sent what is never taken: what it is told from then on
   // The last one has signs of life alone, which no frame holds up: each is acknowledged.
   std::vector<std::shared_ptr<Flow>> flows;
   std::vector<bool> came_up;  // once, by flow, to the launch that receives
@@ -118,6 +121,9 @@ class Link final : public GrpcPodLink {
   absl::Status Compare(const PodIdentity& other);
   absl::Status Hello(Arrival* arrival, const wire::ExchangeIdentity& identity);
   absl::Status OfItsStream(const Arrival& arrival, const PodFrame& frame);
+  absl::Status Take(Arrival* arrival, const ReceivedFrame& received);
+  absl::Status TakeFrame(const Arrival& arrival, Peer& peer, const PodFrame& frame);
+  absl::Status NotTaken(Arrival* arrival, const absl::Status& why);
   void Refuse(PodRank peer, const absl::Status& why);
   void Doubt(Peer& peer, PodRank rank);
   void Probe();

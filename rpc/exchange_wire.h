@@ -8,8 +8,8 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "parallel/pod_frame.h"
 #include "parallel/pod_link.h"
-#include "rpc/pod_stream.h"
 #include "toroid/internal/v1/exchange.pb.h"
 
 namespace toroid::exchange {
@@ -24,13 +24,12 @@ struct Launch {
 };
 
 Launch LaunchOf(const wire::ExchangeIdentity& identity);
+// Of whatever build: one that names no format of its frames has "frame format: none".
 PodIdentity FromProto(const wire::ExchangeIdentity& in);
+constexpr char kFrameFormatTerm[] = "frame format: ";  // the first of the terms
 
-// A frame's bytes are most of what a rank sends: they leave from where they lie in the message and
-// are copied once, into the message at the other end. So frames are read and written here, and not
-// by protobuf, which copies them twice more.
-
-// A StreamFrame whose `data` refers to the frame's own, which is kept until gRPC is done with it.
+// A StreamFrame whose `data` refers to the frame's own, which is kept until gRPC is done with it
+// (parallel/pod_frame.h says why protobuf does not do it).
 grpc::ByteBuffer ToBytes(const PodFrame& frame);
 grpc::ByteBuffer ToBytes(const wire::StreamFrame& frame);
 grpc::ByteBuffer ToBytes(const wire::StreamAck& ack);
@@ -42,7 +41,7 @@ struct ReceivedFrame {
   uint32_t crc32c = 0;
   bool alive = false;  // nothing but a sign of life
 };
-// Takes the bytes out of `in`. InvalidArgument: they are no StreamFrame.
+// Takes the bytes out of `in`. DataLoss: they are no StreamFrame.
 absl::StatusOr<ReceivedFrame> FromBytes(grpc::ByteBuffer& in);
 
 }  // namespace toroid::exchange

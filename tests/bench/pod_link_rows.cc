@@ -20,11 +20,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "core/check.h"
+#include "parallel/pod_stream.h"
 #include "rpc/exchange_link.h"
 #include "rpc/grpc_credentials.h"
 #include "rpc/grpc_status.h"
 #include "rpc/pki.h"
-#include "rpc/pod_stream.h"
 #include "toroid/internal/v1/exchange.grpc.pb.h"
 
 namespace toroid {

@@ -1,5 +1,5 @@
-"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config, token_shard, checkpoint_manifest and merge_log:
-tests/fuzz/corpus/NAME/*."""
+"""Seeds of the fuzz targets gguf, safetensors, hugging_face_config, token_shard, checkpoint_manifest, merge_log and
+pod_frame: tests/fuzz/corpus/NAME/*."""
 import json
 import pathlib
 import struct
@@ -105,6 +105,36 @@ def main():
     write("token_shard", "empty", shard(1, []))
     manifests()
     merges()
+    frames()
+
+
+def frames():
+    def varint(value):
+        value &= (1 << 64) - 1
+        out = b""
+        while value >= 0x80:
+            out += bytes([value & 0x7F | 0x80])
+            value >>= 7
+        return out + bytes([value])
+
+    def number(field, value):
+        return varint(field * 8) + varint(value) if value else b""
+
+    def frame(n, message, offset, size, data, job=b"j", step=-3):
+        out = number(2, n) + number(3, message) + number(4, offset) + number(5, size) + b"\x3d" + bytes(4)
+        out += number(8, 7) + number(9, 2) + number(10, step) + number(11, 1) + number(12, 3)
+        out += b"\x69" + struct.pack("<d", 0.5) + b"\x7a" + varint(len(job)) + job + number(16, 1) + number(17, 2)
+        return out + b"\x32" + varint(len(data)) + data
+
+    def stream(name, step, *all):
+        write("pod_frame", name, bytes([step]) + b"".join(struct.pack("<H", len(f)) + f for f in all))
+
+    stream("one", 255, frame(1, 1, 0, 7, b"payload"))
+    stream("empty", 3, frame(1, 1, 0, 0, b""), frame(2, 2, 0, 0, b""))
+    stream("pieces", 0, *(frame(1 + i, 1, 4 * i, 12, b"abcd") for i in range(3)))
+    stream("mixed", 16, frame(3, 2, 0, 3, b"xyz"), frame(2, 1, 4, 8, b"efgh"), frame(1, 1, 0, 8, b"abcd"),
+           frame(1, 1, 0, 8, b"abcd"))
+    stream("hello", 9, b"\x0a\x06" + b"\x0a\x01j\x32\x01t", b"\x70\x01", number(127, 5))
 
 
 def merges():

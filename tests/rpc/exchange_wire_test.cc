@@ -158,7 +158,7 @@ TEST(ExchangeWire, SpoiltBytesAreReadAsProtobufReadsThemOrRefused) {
     grpc::ByteBuffer bytes = Cut(text, draw);
     const auto received = FromBytes(bytes);
     if (!received.ok()) {
-      EXPECT_EQ(received.status().code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_EQ(received.status().code(), absl::StatusCode::kDataLoss);
       ++refused;
       continue;
     }

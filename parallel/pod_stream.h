@@ -13,35 +13,13 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
+#include "parallel/pod_frame.h"
 #include "parallel/pod_link.h"
 
 namespace toroid {
-
-constexpr int64_t kPodFrameBytes = int64_t{1} << 20;  // the most data of one frame
-
-// A piece of a message. Numbers count from 1, of frames and of messages, without a gap.
-struct PodFrame {
-  uint64_t number = 0;
-  uint64_t message = 0;
-  int64_t offset = 0, size = 0;  // of the data in the payload; of the whole payload
-  // The message's words without its payload, the same in all of its frames. words.from.pod and
-  // words.epoch are of the launch that sends it, and so is `job`: the link's to fill in.
-  PodMessage words;
-  std::string job;
-  std::vector<absl::string_view> data;  // in pieces, as it lies in memory
-  std::shared_ptr<const void> owner;    // keeps `data` alive
-
-  int64_t bytes() const;  // of data
-};
-
-// CRC-32C of all of it but `owner` and words.from.rank.
-uint32_t FrameChecksum(const PodFrame& frame);
 
 class PodSendQueue {
  public:

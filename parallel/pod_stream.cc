@@ -1,4 +1,4 @@
-#include "rpc/pod_stream.h"
+#include "parallel/pod_stream.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
-#include "core/io/crc32c.h"
 #include "core/status_macros.h"
 
 namespace toroid {
@@ -27,40 +26,6 @@ bool SameWords(const PodMessage& a, const PodMessage& b) {
 }
 
 }  // namespace
-
-int64_t PodFrame::bytes() const {
-  size_t bytes = 0;
-  for (const absl::string_view piece : data) bytes += piece.size();
-  return static_cast<int64_t>(bytes);
-}
-
-uint32_t FrameChecksum(const PodFrame& frame) {
-  const PodMessage& words = frame.words;
-  uint64_t numbers[12] = {frame.number,
-                          frame.message,
-                          static_cast<uint64_t>(frame.offset),
-                          static_cast<uint64_t>(frame.size),
-                          words.view,
-                          static_cast<uint64_t>(words.kind),
-                          static_cast<uint64_t>(words.step),
-                          static_cast<uint64_t>(words.fragment),
-                          static_cast<uint64_t>(words.codec),
-                          static_cast<uint64_t>(words.from.pod),
-                          words.epoch,
-                          0};
-  std::memcpy(&numbers[11], &words.weight, sizeof(words.weight));
-  uint8_t bytes[sizeof(numbers)];  // little-endian, whatever the host is
-  for (size_t i = 0; i < sizeof(bytes); ++i) {
-    bytes[i] = static_cast<uint8_t>(numbers[i / 8] >> (8 * (i % 8)));
-  }
-  uint32_t checksum = Crc32c(bytes);
-  checksum =
-      Crc32c({reinterpret_cast<const uint8_t*>(frame.job.data()), frame.job.size()}, checksum);
-  for (const absl::string_view piece : frame.data) {
-    checksum = Crc32c({reinterpret_cast<const uint8_t*>(piece.data()), piece.size()}, checksum);
-  }
-  return checksum;
-}
 
 void PodSendQueue::Add(PodMessage message) {
   const int64_t bytes = static_cast<int64_t>(message.payload.size());
