@@ -13,7 +13,8 @@ struct ExchangeLoops {
   void (*from_bf16)(const uint8_t* codes, int64_t n, float* x);
   // sum += weight x, in double: two roundings.
   void (*add_weighted)(const float* x, double weight, int64_t n, double* sum);
-  // out = sum / weights, rounded to double, then to float.
+  // out = sum / weights, rounded to double, then to float. What is no number becomes one NaN,
+  // 0x7fc00000: which of two a sum keeps, and the sign of inf - inf, are the instruction set's.
   void (*divide)(const double* sum, double weights, int64_t n, float* out);
   // The sum modulo 2^64 of HashElement(x[i], first + i * kHashStep).
   uint64_t (*hash)(const float* x, uint64_t first, int64_t n);

@@ -31,7 +31,10 @@ void AddWeightedLoop(const float* __restrict x, double weight, int64_t n, double
 }
 
 void DivideLoop(const double* __restrict sum, double weights, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = float(sum[i] / weights);
+  for (int64_t i = 0; i < n; ++i) {
+    const float mean = float(sum[i] / weights);
+    out[i] = mean == mean ? mean : __builtin_nanf("");
+  }
 }
 
 // HashElement, written out.

@@ -1,6 +1,7 @@
 #include "parallel/pod_merge.h"
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
@@ -68,7 +69,10 @@ void Divide(const double* sum, double weights, int64_t n, T* out) {
   if constexpr (std::is_same_v<T, float>) {
     CurrentExchangeLoops().divide(sum, weights, n, out);
   } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = T(sum[i] / weights);
+    for (int64_t i = 0; i < n; ++i) {
+      const double mean = sum[i] / weights;
+      out[i] = mean == mean ? T(mean) : std::numeric_limits<T>::quiet_NaN();
+    }
   }
 }
 
