@@ -45,8 +45,7 @@ OuterExchange::OuterExchange(PodSwap& swap)
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     most = std::max(most, store_.Stored(Kind::kWeights, g).bytes());
   }
-  reading_.resize(size_t(most));
-  own_.resize(size_t(most));
+  buffer_.resize(size_t(most));
   BeginHere();
 }
 
@@ -144,14 +143,13 @@ void OuterExchange::Send(int64_t fragment, int64_t steps, int64_t word) {
     if (!HasGroup(fragment, g)) continue;
     swap_.mail().Do([this, g, steps, weight] {
       const Tensor own = store_.Stored(Kind::kWeights, g);
-      store_.ops().Download(read_s_, own, reading_.data());
+      store_.ops().Download(read_s_, own, buffer_.data());
       if (own.dtype == DType::kF64) {
-        Subtract<double>(own.rows(), At(outer_, g), reading_.data());
+        Subtract<double>(own.rows(), At(outer_, g), buffer_.data());
       } else {
-        Subtract<float>(own.rows(), At(outer_, g), reading_.data());
+        Subtract<float>(own.rows(), At(outer_, g), buffer_.data());
       }
-      swap_.Offer(steps, g, weight, reading_.data(),
-                  residual_.empty() ? nullptr : At(residual_, g));
+      swap_.Offer(steps, g, weight, buffer_.data(), residual_.empty() ? nullptr : At(residual_, g));
       return absl::OkStatus();
     });
   }
@@ -180,7 +178,7 @@ absl::Status OuterExchange::Merge() {
   swap_.BeginMerge(sent, fragment);
   for (int64_t g = 0; g < store_.groups().count(); ++g) {
     if (!HasGroup(fragment, g)) continue;
-    status.Update(swap_.Merge(sent, g, own_.data()).status());
+    status.Update(swap_.Merge(sent, g, buffer_.data()).status());
     if (store_.ops().dtype() == DType::kF64) {
       Step<double>(g);
     } else {
@@ -194,11 +192,11 @@ absl::Status OuterExchange::Merge() {
   return absl::OkStatus();
 }
 
-// own_: the mean delta.
+// buffer_: the mean delta.
 template <typename T>
 void OuterExchange::Step(int64_t group) {
   OuterStep(pool_, {spec_.outer_rate, spec_.outer_momentum},
-            store_.Stored(Kind::kWeights, group).rows(), reinterpret_cast<const T*>(own_.data()),
+            store_.Stored(Kind::kWeights, group).rows(), reinterpret_cast<const T*>(buffer_.data()),
             reinterpret_cast<T*>(At(outer_, group)), reinterpret_cast<T*>(At(momentum_, group)));
 }
 
@@ -221,7 +219,7 @@ absl::Status OuterExchange::Apply() {
 template <typename T>
 void OuterExchange::Mix(int64_t group) {
   const Tensor weights = store_.Stored(Kind::kWeights, group);
-  T* own = reinterpret_cast<T*>(own_.data());
+  T* own = reinterpret_cast<T*>(buffer_.data());
   store_.ops().Download(store_.stream(), weights, own);
   MixWeights(pool_, spec_.alpha, weights.rows(), reinterpret_cast<const T*>(At(outer_, group)),
              own);

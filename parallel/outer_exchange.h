@@ -76,7 +76,7 @@ class OuterExchange {
   int64_t state_bytes() const {
     return int64_t(outer_.size() + momentum_.size() + residual_.size());
   }
-  int64_t buffer_bytes() const { return int64_t(reading_.size() + own_.size()); }
+  int64_t buffer_bytes() const { return int64_t(buffer_.size()); }
   // The fragment that is on its way is waited for, and its outer step made. Collective.
   absl::Status Settle();
   // Numbers that go with it; Restore takes them back, when all memory above was filled.
@@ -119,9 +119,9 @@ class OuterExchange {
   const int64_t width_;
   ThreadPool pool_;
   std::vector<char> outer_, momentum_, residual_;  // all groups
-  // Of the largest group: what is read to be sent, on the mail's thread; the mean delta, and own
-  // weights.
-  std::vector<char> reading_, own_;
+  // Of the largest group, so no more than fragment 0: what is read to be sent, on the mail's
+  // thread; once the last group of a fragment was read (Gather), the mean delta and own weights.
+  std::vector<char> buffer_;
   std::vector<double> labels_;  // by fragment, since it was last sent
   std::optional<Flight> flight_;
   int64_t word_ = 0, heard_ = 0, staleness_ = 0;

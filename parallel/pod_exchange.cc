@@ -296,7 +296,7 @@ ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec
     if (go_on) bytes.given = GivenBytes(store, 3 + delay);
     return bytes;
   }
-  bytes.buffers = 2 * largest * width;
+  bytes.buffers = largest * width;
   bytes.queues =
       coded(*std::max_element(fragments.begin(), fragments.end())) * (1 + 3 * (pods - 1));
   if (go_on) bytes.given = GivenBytes(store, 4);
