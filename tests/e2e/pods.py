@@ -165,14 +165,15 @@ def test_a_slow_link_takes_what_plan_says():
     exchange does. The link takes 0.6 s for a step's gradients, of a model that computes it in a fiftieth of that: what
     a busy machine adds is little beside it."""
     def run_pods(settings, steps, link):
-        """Each step's seconds of the slower pod, and the share of them that was waited."""
+        """Each step's seconds of the slower pod, and the share of them for which both waited: for the link. A pod that
+        waits for one that is behind does so alone, whatever else the machine does."""
         with tempfile.TemporaryDirectory() as top:
             for result in pods(top, "mesh.pods=2", "train.checkpoint.every=0", *settings, ranks=(1, 1),
                                more=(link, link), steps=steps):  # a checkpoint waits for what is on its way
                 good(result)
-            both = [lines(of_pod(top, pod)) for pod in range(2)]
-        waited = [sum(line["pods"]["wait_s"] for line in own) / sum(line["step_s"] for line in own) for own in both]
-        return [max(line["step_s"] for line in step) for step in zip(*both)], max(waited)
+            both = list(zip(*(lines(of_pod(top, pod)) for pod in range(2)), strict=True))
+        took = [max(line["step_s"] for line in step) for step in both]
+        return took, sum(min(line["pods"]["wait_s"] for line in step) for step in both) / sum(took)
 
     def plan(settings, rate, step_s, *more):
         asked = run("plan", *words("unused", 20, "mesh.pods=2", *settings)[1:], "--mesh", "data=1", "--link-rate",
@@ -184,7 +185,8 @@ def test_a_slow_link_takes_what_plan_says():
         alone = min(line["step_s"] for line in lines(top))  # whatever else the machine does
     rate = plan((), 1e9, alone, "-o", "json").json()["exchange"]["own"]["turn_bytes"] / 0.6
     link = ("--link-rate", int(rate))
-    for settings, steps, every in (((), 6, 1), (("train.exchange.diloco.every=2",), 10, 2)):
+    for settings, steps, every in (((), 6, 1), (("train.exchange.delayed={}",), 6, 1),
+                                   (("train.exchange.diloco.every=2",), 10, 2)):
         exposed, doubled = (plan(settings, speed, alone, "-o", "json").json()["exchange"]["own"]["exposed_s"]
                             for speed in (rate, 2 * rate))
         took, waited = run_pods(settings, steps, link)
@@ -194,27 +196,18 @@ def test_a_slow_link_takes_what_plan_says():
         check(abs((alone + doubled) / took - 1) > 0.1, "negative control: a link twice as fast")
         check(waited > 0.8, settings, waited)
 
-    def hides(speed):
-        """What hides the exchange on such a link: settings, and the steps of a round."""
-        text = plan((), speed, alone).out
-        advice = re.search(r"hidden with (--set .*?): speed-up", text)
-        check("it is not hidden" in text and advice, text)
-        return ([word for word in shlex.split(advice.group(1)) if word != "--set"],
-                int(re.search(r"every=(\d+)", advice.group(1)).group(1)))
-
-    hidden, every = hides(rate)
-    # Pods that take turns on a core wait for each other: what they do without a slow link is not the link's.
-    waits, undisturbed = [], []
-    while len(waits) < 3 and min(waits, default=1) >= 0.2 + min(undisturbed, default=0):
-        if waits:
-            undisturbed.append(run_pods(hidden, 2 * every, ())[1])
-        waits.append(run_pods(hidden, 2 * every, link)[1])
-    least = min(undisturbed, default=0)
-    check(min(waits) < 0.2 + least, hidden, waits, undisturbed)
-    # Rounds that would hide it on a link six times as fast: five sixths of the time are waited.
-    shorter, every = hides(6 * rate)
-    waited = run_pods(shorter, 6 * every, link)[1]
-    check(waited > 0.2 + least, "negative control:", shorter, waited, waits, undisturbed)
+    text = plan((), rate, alone).out
+    advice = re.search(r"hidden with (--set .*?): speed-up", text)
+    check("it is not hidden" in text and advice, text)
+    hidden = " ".join(word for word in shlex.split(advice.group(1)) if word != "--set")
+    every, fragments, tau = (int(re.search(rf"streaming.{name}=(\d+)", hidden).group(1))
+                             for name in ("every", "fragments", "tau"))
+    check(tau > 2, "one step is to hide far less:", hidden)
+    waited = run_pods(hidden.split(), 2 * every, link)[1]
+    check(waited < 0.2, hidden, waited)
+    short = hidden.replace(f"every={every}", f"every={2 * fragments}").replace(f"tau={tau}", "tau=1")
+    waited = run_pods(short.split(), 6 * fragments, link)[1]
+    check(waited > 0.3, "negative control: the same, applied too early:", short, waited)
     no_orphans()
 
 
