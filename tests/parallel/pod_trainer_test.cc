@@ -22,8 +22,11 @@ class GradientIdentityTest : public ::testing::TestWithParam<PodIdentityCase> {}
 
 TEST_P(GradientIdentityTest, Holds) { GetParam().run(NewInProcessNetwork); }
 
+const auto name_of = [](const auto& info) { return std::string(info.param.name); };
 INSTANTIATE_TEST_SUITE_P(InProcess, GradientIdentityTest, ::testing::ValuesIn(GradientIdentities()),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(InABowl, GradientIdentityTest, ::testing::ValuesIn(DelayedIdentities()),
+                         name_of);
 
 // A gradient that is not finite on one pod is skipped by all.
 TEST(PodTrainerTest, WhatOnePodMustSkipAllSkip) {

@@ -29,6 +29,8 @@ TEST_P(GrpcPodIdentities, Holds) { GetParam().run(TlsNetwork()); }
 const auto name_of = [](const auto& info) { return std::string(info.param.name); };
 INSTANTIATE_TEST_SUITE_P(Gradients, GrpcPodIdentities, ::testing::ValuesIn(GradientIdentities()),
                          name_of);
+INSTANTIATE_TEST_SUITE_P(Delayed, GrpcPodIdentities, ::testing::ValuesIn(DelayedIdentities()),
+                         name_of);
 INSTANTIATE_TEST_SUITE_P(Outer, GrpcPodIdentities, ::testing::ValuesIn(OuterIdentities()), name_of);
 
 // From one length of a run to another, so without greetings: payloads are the plan's to the byte;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel/gradient_exchange.h"
+#include "tests/support/pod_identities.h"
 #include "tests/support/train_on_pods.h"
 #include "tests/support/training_store.h"
 
@@ -20,10 +21,10 @@ using Mode = ExchangeSpec::Mode;
 
 // One weight after each step of SGD by 1 with the mean gradient x w of two pods, each of which has
 // its own half of it.
-std::vector<double> Descend(Mode mode, double x, int64_t steps) {
+std::vector<double> Descend(const NewPodLinkNetwork& network, Mode mode, double x, int64_t steps) {
   std::vector<double> path;
-  RunOnPods({{1, 1, 1}, {1, 1, 1}}, [&](int64_t pod, std::unique_ptr<Communicator> world,
-                                        PodLink& link) {
+  const std::vector<MeshShape> meshes = {{1, 1, 1}, {1, 1, 1}};
+  RunOnPods(network, meshes, [&](int64_t pod, std::unique_ptr<Communicator> world, PodLink& link) {
     Mesh mesh(std::move(world), {1, 1, 1});
     const ModelConfig config = SmallestModel();
     TrainingStore filled(mesh, config, DType::kF64);
@@ -64,10 +65,10 @@ double Growth(const std::vector<double>& path, double x) {
 }
 
 // A10: z^2 - z + x = 0 has its roots inside the circle for 0 < x < 1.
-TEST(DelayedBowlTest, ConvergesBelowTheClosedFormLimitAlone) {
-  constexpr int64_t kSteps = 200;
+void DelayedConvergesBelowTheClosedFormLimitAlone(const NewPodLinkNetwork& network) {
+  constexpr int64_t kSteps = 160;
   for (const double x : {0.5, 0.95, 1.05, 1.5}) {
-    const std::vector<double> path = Descend(Mode::kDelayed, x, kSteps);
+    const std::vector<double> path = Descend(network, Mode::kDelayed, x, kSteps);
     ASSERT_EQ(int64_t(path.size()), kSteps);
     EXPECT_NEAR(Growth(path, x), std::sqrt(x), 1e-6) << x;
     const double moved = std::abs(path[kSteps - 1]) + std::abs(path[kSteps - 2]);
@@ -77,11 +78,19 @@ TEST(DelayedBowlTest, ConvergesBelowTheClosedFormLimitAlone) {
       EXPECT_GT(moved, 20 * std::abs(path[0])) << x;
     }
   }
-  const std::vector<double> real = Descend(Mode::kDelayed, 0.2, 60);  // real roots
+  const std::vector<double> real = Descend(network, Mode::kDelayed, 0.2, 60);  // real roots
   EXPECT_NEAR(real[59] / real[58], (1 + std::sqrt(0.2)) / 2, 1e-9);
-  const std::vector<double> exact = Descend(Mode::kExact, 1.5, 30);  // control
+  const std::vector<double> exact = Descend(network, Mode::kExact, 1.5, 30);  // control
   EXPECT_NEAR(exact[29] / exact[28], -0.5, 1e-9);
 }
 
 }  // namespace
+
+const std::vector<PodIdentityCase>& DelayedIdentities() {
+  static const auto* const cases =
+      new std::vector<PodIdentityCase>{{"DelayedConvergesBelowTheClosedFormLimitAlone",
+                                        DelayedConvergesBelowTheClosedFormLimitAlone}};
+  return *cases;
+}
+
 }  // namespace toroid

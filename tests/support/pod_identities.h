@@ -15,8 +15,10 @@ struct PodIdentityCase {
 };
 inline void PrintTo(const PodIdentityCase& c, std::ostream* out) { *out << c.name; }
 
-// Of gradients, with a model: exact, delayed. Of weights, in a bowl: diloco, streaming.
+// Of gradients, with a model: exact, delayed; delayed in a bowl. Of weights, in a bowl: diloco,
+// streaming.
 const std::vector<PodIdentityCase>& GradientIdentities();
+const std::vector<PodIdentityCase>& DelayedIdentities();
 const std::vector<PodIdentityCase>& OuterIdentities();
 
 }  // namespace toroid
