@@ -78,7 +78,9 @@ absl::Status ReplayRun(const Arguments& arguments) {
   ReplayResult result;
   for (const std::string& directory : directories) {
     ReplayOptions options;
-    options.param_hashes = ParamHashes(directory);
+    ToldHashes told = ParamHashes(directory);
+    options.param_hashes = std::move(told.by_step);
+    options.told_by_last_launch = told.by_last_launch;
     options.on_progress = [&](int64_t done, int64_t all) {
       meter.Update(absl::StrCat("replay ", directory), done, all, "merges");
     };

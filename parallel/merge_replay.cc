@@ -336,7 +336,9 @@ absl::StatusOr<ReplayedMerges> ReplayAll(FileSystem& files, const std::string& d
                                          const ReplayOptions& options) {
   ReplayedMerges result;
   result.merges = int64_t(records.size());
-  Replay<T> replay(files, directory, options.param_hashes);
+  std::map<int64_t, uint64_t> told = options.param_hashes;
+  if (!options.told_by_last_launch) told.erase(told.upper_bound(launches.back()), told.end());
+  Replay<T> replay(files, directory, told);
   int64_t launch = -1;
   for (const MergeRecord& record : records) {
     options.on_progress(result.replayed, result.merges);

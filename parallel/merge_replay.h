@@ -43,6 +43,9 @@ struct ReplayedMerges {
 struct ReplayOptions {
   // What the run has told of its weights: ParamHash after so many steps.
   std::map<int64_t, uint64_t> param_hashes;
+  // False: of steps behind the beginning of the last launch an earlier one has told, which is not
+  // compared.
+  bool told_by_last_launch = true;
   std::function<void(int64_t done, int64_t all)> on_progress = [](int64_t, int64_t) {};  // merges
 };
 

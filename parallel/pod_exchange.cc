@@ -266,6 +266,10 @@ absl::Status PodExchange::WriteBegin(ContributionWriter& writer) {
   return absl::OkStatus();
 }
 
+// By the sizes of codes and messages. As memory they take up to 2 MiB more each from 2 MiB on,
+// whole large pages (shared_bytes.cc), and the own share of a layer whose keys and values have
+// biases of heads that no 64 divides has a scale for each unit (CodedRange), of which 64 elements
+// may have several: as 2 bytes are to 64 codes, little.
 ExchangeBytes PodExchange::HostBytes(const ParamStore& store, const ExchangeSpec& spec,
                                      int64_t pods, bool go_on, bool on_host) {
   const int64_t width = RowBytes(store.ops().dtype(), 1), size = store.groups().stored_size();

@@ -1,5 +1,6 @@
 #include "rpc/training_job.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -64,20 +65,33 @@ absl::Status Replace(const std::string& path, const std::string& text) {
 
 }  // namespace
 
-std::map<int64_t, uint64_t> ParamHashes(const std::string& directory) {
-  std::map<int64_t, uint64_t> hashes;
+ToldHashes ParamHashes(const std::string& directory) {
+  ToldHashes told;
+  int64_t launch = 0, last_launch = 0;
+  const auto epoch_of = [](const Json& json) -> int64_t {
+    if (!json.is_object() || !json.contains("epoch") || !json["epoch"].is_number_integer())
+      return 0;
+    return json["epoch"].get<int64_t>();
+  };
+  std::ifstream log(RunLogPath(directory, /*rank=*/0));
+  for (std::string line; std::getline(log, line);) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    last_launch = std::max(last_launch, epoch_of(json));
+  }
   std::ifstream file(absl::StrCat(directory, "/", kMetrics));
   for (std::string line; std::getline(file, line);) {
     const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    launch = std::max(launch, epoch_of(json));
     uint64_t hash = 0;
     if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() ||
         !json.contains("param_hash") || !json["param_hash"].is_string() ||
         !absl::SimpleHexAtoi(json["param_hash"].get<std::string>(), &hash)) {
       continue;
     }
-    hashes[json["step"].get<int64_t>()] = hash;
+    told.by_step[json["step"].get<int64_t>()] = hash;
   }
-  return hashes;
+  told.by_last_launch = launch >= last_launch;
+  return told;
 }
 
 absl::StatusOr<std::unique_ptr<TrainingJob>> TrainingJob::Open(const JobSpec& spec,

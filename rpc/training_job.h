@@ -38,8 +38,14 @@ struct FlopsUse {
   std::optional<double> model, hardware;  // of the peak, with recomputation not counted and counted
 };
 
-// Hashes of the weights that metrics.jsonl of a run directory has, by step; none if there is none.
-std::map<int64_t, uint64_t> ParamHashes(const std::string& directory);
+// What metrics.jsonl of a run directory tells of its weights.
+struct ToldHashes {
+  std::map<int64_t, uint64_t> by_step;
+  // False: the last launch has begun (logs/) and told of no step. Steps behind the one that it went
+  // on from are then of an earlier launch, and may have been others.
+  bool by_last_launch = true;
+};
+ToldHashes ParamHashes(const std::string& directory);
 
 class TrainingJob {
  public:

@@ -187,6 +187,16 @@ class MergeReplayTest : public TrainingRunTest {
     ExpectSame(2);
     EXPECT_EQ(Replay(0)->weights->compared, 7);
 
+    // What an earlier launch has told of steps behind the last one's beginning is not compared.
+    ReplayOptions told;
+    told.param_hashes = ParamHashesOf(launches_[0]);
+    told.param_hashes[7] ^= 1;
+    EXPECT_THAT(ReplayMerges(PosixFiles(), OfPod(0), told)->differs, StartsWith("step 7"));
+    told.told_by_last_launch = false;
+    const auto replayed = ReplayMerges(PosixFiles(), OfPod(0), told);
+    EXPECT_EQ(replayed->differs, "");
+    EXPECT_EQ(replayed->weights->compared, 5);
+
     FlipBit(OfPod(1) + "/contributions/from-00000005/begin.rank-0001", kFirstWeight);
     EXPECT_THAT(Differs(1), StartsWith("the launch from step 5 began with other weights"));
   }

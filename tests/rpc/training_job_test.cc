@@ -474,6 +474,31 @@ TEST_F(TrainingJobTest, ALaterLaunchTakesBackWhatItDoesAnew) {
   EXPECT_EQ(Losses(directory_).size(), 2u);
 }
 
+// So lines of an earlier launch may be beside the log of a later one.
+TEST_F(TrainingJobTest, TellsWhoseHashesOfWeightsItHas) {
+  fs::create_directories(directory_ + "/logs");
+  const auto begin = [&](int64_t epoch) {
+    std::ofstream(directory_ + "/logs/rank-0000.log", std::ios::app)
+        << "{\"epoch\":" << epoch << ",\"event\":\"begin\"}\n";
+  };
+  const auto tell = [&](int64_t step, int64_t epoch, const char* hash) {
+    std::ofstream(directory_ + "/metrics.jsonl", std::ios::app)
+        << "{\"step\":" << step << ",\"epoch\":" << epoch << ",\"param_hash\":\"" << hash
+        << "\"}\n";
+  };
+  EXPECT_TRUE(ParamHashes(directory_).by_step.empty());
+  begin(3);
+  tell(1, 3, "00000000000000aa");
+  tell(2, 3, "00000000000000bb");
+  EXPECT_THAT(ParamHashes(directory_).by_step,
+              ElementsAre(std::pair(1, 0xaau), std::pair(2, 0xbbu)));
+  EXPECT_TRUE(ParamHashes(directory_).by_last_launch);
+  begin(4);
+  EXPECT_FALSE(ParamHashes(directory_).by_last_launch);
+  tell(3, 4, "00000000000000cc");
+  EXPECT_TRUE(ParamHashes(directory_).by_last_launch);
+}
+
 TEST_F(TrainingJobTest, AFullDiskIsToldOnceAndStopsNothing) {
   fs::create_directories(directory_ + "/metrics.jsonl.new");  // where a file has to be
   Launch({Report(0, 5), Report(1, 4)});
