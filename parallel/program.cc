@@ -107,7 +107,8 @@ void TrainFields(Stream&& field, P& p) {
   field(p.data.shuffle), field(p.data.epochs), field(p.data.join_documents);
   field(p.data.skipped);
   field(p.steps), field(p.seed), field(p.directory), field(p.checkpoint_every), field(p.keep);
-  field(p.epoch), field(p.joins), field(p.spike), field(p.skip_limit);
+  field(p.epoch), field(p.joins), field(p.committed_step), field(p.committed_branch);
+  field(p.spike), field(p.skip_limit);
   field(p.param_hash_every), field(p.memory_limit);
 }
 template <typename Stream, typename P>

@@ -30,6 +30,10 @@ struct TrainingPlan {
   // The job's other pods train already: this one takes their state, and goes on with them. Policy
   // `continue`.
   bool joins = false;
+  // Somebody knows that this run has a durable checkpoint of this step; 0: of none. One that finds
+  // neither it nor a later one does not begin. The branch is of `directory`, kMostBranches: another
+  // pod's directory has it.
+  int64_t committed_step = 0, committed_branch = 0;
   std::optional<SpikeRule> spike;
   int64_t skip_limit = 10;       // steps in a row whose gradient is not finite
   int64_t param_hash_every = 0;  // steps from one hash of all weights to the next; 0: never

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "core/io/checkpoint_directory.h"
 #include "core/io/directory_lock.h"
 #include "core/io/ticking_files.h"
@@ -101,10 +102,11 @@ class TrainingRun {
   // the data and loads the newest checkpoint of plan.directory, if there is one. Collective; an
   // error is the same on all ranks. InvalidArgument: Validate's, a vocabulary that is not the
   // model's, data that ends before plan.steps or has nothing to predict. FailedPrecondition: a
-  // checkpoint of another run, a directory that another run uses, or more memory than there is,
-  // with the smallest change that fits. With other pods, `link` leads to them and outlives the run:
-  // it begins where all have been, or, if it joins, where they are, and ends when one is asked to
-  // stop, behind the same step on all.
+  // checkpoint of another run, none as new as plan.committed_step (with other pods: on no pod that
+  // begins), a directory that another run uses, or more memory than there is, with the smallest
+  // change that fits. With other pods, `link` leads to them and outlives the run: it begins where
+  // all have been, or, if it joins, where they are, and ends when one is asked to stop, behind the
+  // same step on all.
   static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(
       std::unique_ptr<Communicator> world, std::shared_ptr<const ModelSource> source,
       std::shared_ptr<const Tokenizer> tokenizer, const TrainingPlan& plan,
@@ -126,6 +128,8 @@ class TrainingRun {
   absl::Status Lock();
   absl::Status OpenDirectory(const ModelSource& source);
   absl::Status Resume();
+  bool HasCommitted(const std::vector<CheckpointEntry>& entries) const;
+  absl::Status LacksCommitted(absl::string_view what) const;
   absl::Status Restore(const TrainingState& state);
   absl::Status RestoreExchange(const TrainingState& state);
   TrainingState State() const;

@@ -79,9 +79,33 @@ absl::Status TrainingRun::OpenDirectory(const ModelSource& source) {
   return absl::OkStatus();
 }
 
+// Damaged ones count: what is left of them is told as they are refused.
+bool TrainingRun::HasCommitted(const std::vector<CheckpointEntry>& entries) const {
+  return plan_.committed_step == 0 ||
+         std::any_of(entries.begin(), entries.end(), [this](const CheckpointEntry& entry) {
+           return entry.step >= plan_.committed_step || entry.branch > plan_.committed_branch;
+         });
+}
+
+// A run that began all the same would do its steps again, or lose them, and nobody would know.
+absl::Status TrainingRun::LacksCommitted(absl::string_view what) const {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "checkpoint lost: the job has committed one of step ", plan_.committed_step, ", ", what,
+      ": copy it there, or run where it lies (pod, or an output_dir that all hosts share); to go "
+      "on without it submit the job anew"));
+}
+
 absl::Status TrainingRun::Resume() {
   if (board_ != nullptr) board_->At("resume");
   const bool alone = trainer_->exchange() == nullptr;
+  if (alone && plan_.committed_step > 0) {
+    TOROID_ASSIGN_OR_RETURN(const auto entries, LoadableCheckpoints());
+    if (!HasCommitted(entries)) {
+      return LacksCommitted(absl::StrCat(
+          Checkpoints(),
+          entries.empty() ? " has none" : absl::StrCat(" ends with ", entries[0].name)));
+    }
+  }
   const absl::StatusOr<LoadedCheckpoint> loaded =
       alone ? LoadNewestCheckpoint(Checkpoints(), trainer_->config(), trainer_->store(), files_)
             : LoadWithPods();

@@ -15,6 +15,7 @@ namespace {
 
 // Checkpoints that a pod offers to resume from, the newest; no run keeps so many.
 constexpr size_t kMostOffered = 1024;
+// Behind them stands whether the pod has what was committed, then which pod it is.
 
 // Steps that are among all pods' offers, newest first.
 std::vector<int64_t> CommonSteps(const std::vector<std::vector<double>>& offers) {
@@ -81,12 +82,18 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
   TOROID_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, LoadableCheckpoints());
   std::vector<std::string> refused;
   for (;;) {
-    std::vector<double> own(kMostOffered + 1, -1.0);
+    std::vector<double> own(kMostOffered + 2, -1.0);
     own.back() = double(pods.pod());
     for (size_t i = 0; i < std::min(entries.size(), kMostOffered); ++i) {
       own[i] = double(entries[i].step);
     }
+    own[kMostOffered] = HasCommitted(entries) ? 1 : 0;
     TOROID_ASSIGN_OR_RETURN(const auto offers, pods.Swap(own, "its checkpoints"));
+    const auto has = [](const std::vector<double>& offer) { return offer[kMostOffered] == 1; };
+    if (refused.empty() && std::none_of(offers.begin(), offers.end(), has)) {
+      return LacksCommitted(absl::StrCat("no pod that begins has it in ", Checkpoints(), " (",
+                                         OffersText(offers), ")"));
+    }
     const bool none = std::all_of(offers.begin(), offers.end(),
                                   [](const std::vector<double>& o) { return o[0] < 0; });
     if (none && refused.empty()) return absl::NotFoundError("no pod has a checkpoint");

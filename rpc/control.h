@@ -69,9 +69,11 @@ struct LoadTask {
 };
 // Loads its model for itself.
 struct TrainOrder {
-  JobSpec spec;        // its placement is resolved
-  int64_t pod = 0;     // of the job's
-  bool joins = false;  // the others train already
+  JobSpec spec;                // its placement is resolved
+  int64_t pod = 0;             // of the job's
+  bool joins = false;          // the others train already
+  int64_t committed_step = 0;  // of the newest checkpoint that is known to be durable; 0: none is
+  std::string committed_path;  // its, as clients are told
 };
 struct ExitTask {};
 

@@ -176,6 +176,8 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
     waiting->push_back({wanted.size(), placement.mesh, placement.pod, job->spec.priority,
                         job->order, job->pods(), placement.pod_meshes});
     waiting->back().least = job->least_pods();
+    // Another pod's host may not see what it has written.
+    if (job->pods() == 1 && job->status.checkpoint) waiting->back().prefers = job->status.pod;
     wanted.push_back({0, job.get()});
   }
   return wanted;

@@ -171,10 +171,15 @@ WorldProgram Controller::ProgramOf(const World& world, const Request& request,
   program.number = number;
   program.output_dir = request.output_dir;
   std::visit(Overloaded{[&](const TrainTask&) {
-                          TrainOrder order{jobs_.at(request.job)->spec};
+                          const Job& job = *jobs_.at(request.job);
+                          TrainOrder order{job.spec};
                           order.spec.placement.load.mesh = world.placement.load.mesh;
                           order.pod = world.pod;
                           order.joins = world.joins;
+                          if (job.status.checkpoint) {
+                            order.committed_step = job.status.checkpoint->step;
+                            order.committed_path = job.status.checkpoint->path;
+                          }
                           program.task = std::move(order);
                         },
                         [&](const auto& task) { program.task = task; }},

@@ -112,6 +112,8 @@ internal::v1::WorldMessage ToProto(const WorldId& world, const WorldProgram& pro
     out.mutable_train()->set_output_dir(program.output_dir);
     out.mutable_train()->set_pod(train->pod);
     out.mutable_train()->set_joins(train->joins);
+    out.mutable_train()->set_committed_step(train->committed_step);
+    out.mutable_train()->set_committed_path(train->committed_path);
   } else if (const auto* verify = std::get_if<VerifyTask>(&program.task)) {
     *out.mutable_verify() = ToProto(*verify);
   } else if (const auto* tokenize = std::get_if<TokenizeTask>(&program.task)) {
@@ -160,6 +162,8 @@ absl::StatusOr<WorldProgram> FromProto(const internal::v1::WorldMessage& in) {
       order.spec.placement.mesh = {mesh.data, mesh.ring, mesh.tensor};
       order.pod = in.train().pod();
       order.joins = in.train().joins();
+      order.committed_step = in.train().committed_step();
+      order.committed_path = in.train().committed_path();
       out.task = std::move(order);
       out.output_dir = in.train().output_dir();
       return out;

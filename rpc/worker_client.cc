@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "core/io/checkpoint_directory.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "parallel/gang_queue.h"
@@ -311,10 +312,23 @@ class Connection final : public WorkerConnection {
     program.number = number_ = order.number;
     pod_ = std::get<TrainOrder>(order.task).pod;
     program.train.joins = std::get<TrainOrder>(order.task).joins;
+    ReadCommitted(std::get<TrainOrder>(order.task), program.train);
     pods_ = std::get<TrainTask>(spec.task).plan.options.pods.count;
     // A pool's world does not outlive its stream: its other programs would wait for nobody.
     if (!order.pool.has_value()) link_.Hold(program.number);
     return true;
+  }
+
+  // What is durable of the job. Branches are of one directory: of another's they say nothing.
+  void ReadCommitted(const TrainOrder& order, TrainingPlan& plan) const {
+    plan.committed_step = order.committed_step;
+    plan.committed_branch = kMostBranches;
+    const auto [directory, name] = SplitCheckpointPath(order.committed_path);
+    CheckpointEntry entry;
+    if (ParseCheckpointName(name, entry) &&
+        directory == NameRoots(absl::StrCat(output_dir_, "/", kCheckpointsName), options_.roots)) {
+      plan.committed_branch = entry.branch;
+    }
   }
 
   // Where all pods of the job listen, once the controller says so; waits a second at most.

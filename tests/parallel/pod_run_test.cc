@@ -103,6 +103,35 @@ TEST_F(PodRunTest, WithoutACommonCheckpointNothingBegins) {
   }
 }
 
+// Substitutes for all pods of a job, without its directories, are no new job.
+TEST_F(PodRunTest, WithoutWhatWasCommittedNothingBegins) {
+  TrainingPlan plan = Plan({1, 1, 1}, 4);
+  plan.committed_step = 6;
+  plan.committed_branch = kMostBranches;
+  const auto refused = [&](const std::string& offers) {
+    for (const Outcome& pod : RunPods(plan, kTwins)) {
+      EXPECT_EQ(pod.status.code(), absl::StatusCode::kFailedPrecondition) << pod.status;
+      EXPECT_THAT(std::string(pod.status.message()), HasSubstr("has committed one of step 6"));
+      EXPECT_THAT(std::string(pod.status.message()), HasSubstr(offers));
+    }
+  };
+  refused("(pod 0: none; pod 1: none)");
+  plan.committed_step = 0;
+  ExpectOk(RunPods(plan, kTwins));  // control
+  plan.committed_step = 6;
+  refused("(pod 0: 4; pod 1: 4)");
+  // The step that all have is taken, if what was committed is not lost.
+  plan.committed_step = 0;
+  plan.checkpoint_every = 2;
+  plan.steps = 6;
+  ExpectOk(RunPods(plan, kTwins));
+  std::filesystem::remove_all(Directory("run/pod-1/checkpoints/step-00000006"));
+  plan.committed_step = 6;
+  const std::vector<Outcome> pods = RunPods(plan, kTwins);
+  ExpectOk(pods);
+  EXPECT_EQ(pods[0].reports.size(), 2u);
+}
+
 TEST_F(PodRunTest, OnePodsStopIsAllPods) {
   TrainingPlan plan = Plan({1, 1, 1}, 40);
   std::vector<TrainingEvents> events(2);

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <filesystem>
 
 #include "core/io/model_checkpoint.h"
 #include "core/version.h"
@@ -191,6 +192,42 @@ TEST_F(TrainingResumeTest, OneCurveOf200StepsHoweverOftenTheyAreKilled) {
   plan.steps = 9;
   plan.options.dropout_seed = 4;
   EXPECT_NE(Run(plan).losses.at(8), whole.losses.at(8));
+}
+
+// What the job has committed, and a host that has not got it.
+TEST_F(TrainingResumeTest, ARunDoesNotBeginWithoutWhatWasCommitted) {
+  TrainingPlan plan = Plan({2, 1, 1}, 4);
+  plan.committed_step = 6;
+  const auto refusal = [&] {
+    const Outcome refused = Run(plan);
+    EXPECT_EQ(refused.status.code(), absl::StatusCode::kFailedPrecondition) << refused.status;
+    EXPECT_TRUE(refused.reports.empty());
+    EXPECT_THAT(std::string(refused.status.message()),
+                HasSubstr("checkpoint lost: the job has committed one of step 6"));
+    return std::string(refused.status.message());
+  };
+  EXPECT_THAT(refusal(), HasSubstr("/run/checkpoints has none: copy it there"));
+  plan.committed_step = 0;  // control: nobody knows of any
+  ASSERT_TRUE(Run(plan).status.ok());
+  plan.committed_step = 6;
+  plan.steps = 8;
+  EXPECT_THAT(refusal(), HasSubstr("/run/checkpoints ends with step-00000004: copy"));
+  plan.committed_branch = kMostBranches;  // of another pod's directory
+  refusal();
+  plan.committed_branch = 0;
+  plan.committed_step = 4;
+  EXPECT_EQ(Run(plan).reports.size(), 4u);
+  // A damaged one is there: the run goes back as it always does, and says so.
+  plan.committed_step = 8;
+  std::filesystem::resize_file(Directory("run/checkpoints/step-00000008/manifest.json"), 9);
+  const Outcome again = Run(plan);
+  EXPECT_TRUE(again.Notes("step-00000008")) << again.status;
+  EXPECT_EQ(again.reports.size(), 4u);
+  EXPECT_THAT(again.result.checkpoint, HasSubstr("step-00000008-b1"));
+  // A later branch is newer, whatever its steps.
+  plan.committed_step = 9;
+  plan.steps = 10;
+  EXPECT_EQ(Run(plan).reports.size(), 2u);
 }
 
 TEST_F(TrainingResumeTest, ResumesOnAnotherMesh) {

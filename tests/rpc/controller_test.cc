@@ -644,6 +644,29 @@ TEST_F(ControllerTest, AJobThatMovesToAnotherPodHasALaterEpoch) {
   EXPECT_EQ(Get(job.id).epoch, 2u);
 }
 
+// A launch hears what the job has committed, and is where that lies if it can be.
+TEST_F(ControllerTest, ALaunchIsToldWhatIsCommitted) {
+  JobSpec spec = Training(Job("book"));
+  const auto b = Connect("b");
+  const JobStatus job = Submit(spec);
+  const auto order = [](const FakeWorld& world) {
+    return std::get<TrainOrder>(world.programs.back().task);
+  };
+  auto world = Attach(*b);
+  EXPECT_EQ(order(*world).committed_step, 0);
+  EXPECT_EQ(order(*world).committed_path, "");
+  const auto a = Connect("a");  // it comes first by name
+  Tell(*world, JobCheckpoint{0, 5, "runs/book/checkpoints/step-00000005", 55});
+  EndWorld(*b, world->id, {137, 9, 1, "h", "died"});
+  Advance(absl::Milliseconds(1100));
+  EXPECT_TRUE(a->launches.empty());
+  ASSERT_EQ(b->launches.size(), 2u);
+  world = Attach(*b);
+  EXPECT_EQ(order(*world).committed_step, 5);
+  EXPECT_EQ(order(*world).committed_path, "runs/book/checkpoints/step-00000005");
+  EXPECT_EQ(Get(job.id).checkpoint->step, 5);
+}
+
 TEST_F(ControllerTest, AJobThatIsVerifiedHasItsVerdict) {
   auto agent = Connect("a");
   JobSpec spec = Job("proof");
