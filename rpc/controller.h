@@ -184,6 +184,9 @@ class Controller {
   // controller_jobs.cc
   absl::Status SetState(Job& job, JobState state, const std::string& reason,
                         const std::string& message);
+  void Publish(const Job& job, const JobEvent& event);
+
+  // controller_job_runs.cc
   absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
   std::vector<Pod*> PodsToBegin(const Job& job, const std::vector<Pod*>& free) const;
   bool BeginsWith(Job& job, size_t pods);
@@ -197,7 +200,6 @@ class Controller {
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);
   void CheckJob(Job& job);
-  void Publish(const Job& job, const JobEvent& event);
 
   // controller_members.cc
   void TellPods(Job& job);

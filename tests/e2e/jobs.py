@@ -196,21 +196,6 @@ def test_a_training_job_goes_on_after_a_dead_rank():
     no_orphans()
 
 
-def test_a_training_job_does_not_begin_again_where_its_checkpoints_are_not():
-    with tempfile.TemporaryDirectory() as runs, training_up(runs) as up:
-        id = good(up.run("job", "submit", TRAIN, "--set", "train.steps=1000000", "--set", "train.schedule.kind=CONSTANT",
-                         "--set", "train.checkpoint.every=10")).out.strip()
-        job = lambda: up.run("job", "get", id, "-o", "json").json()
-        wait_for("a checkpoint is committed", lambda: "checkpoint" in job(), 60)
-        # As on a host that does not see this one's disk.
-        os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
-        os.rename(os.path.join(runs, "licence"), os.path.join(runs, "elsewhere"))
-        refused(up.run("job", "watch", id, timeout=60), 5, id, "checkpoint lost: the job has committed one of step ",
-                "runs/licence/checkpoints has none", "submit the job anew")
-        check(job()["restarts"] == 1, job())
-    no_orphans()
-
-
 class Services:
     """A controller and its agents, each a process of its own: one can be killed and started again."""
 

@@ -4,6 +4,7 @@
 #include <sys/inotify.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <future>
 #include <numeric>
@@ -50,6 +51,32 @@ TEST_F(ServicesTest, JobFromSubmitToDelete) {
 
 // While the first client's program runs (it waits for the gate) the second's is made ready: its
 // file is read, and may go away.
+// From the controller's store to the ranks' plan: what lies in this directory is told with its
+// branch.
+TEST_F(ServicesTest, ALaunchThatTrainsHearsWhatIsCommitted) {
+  StartPod();
+  const std::string directory = absl::StrCat(::testing::TempDir(), "/committed-", getpid());
+  std::filesystem::create_directories(directory);
+  std::ofstream(directory + "/text.txt") << "text";
+  auto spec = ParseJobSpec(
+      R"(output { dir: "out" } model { path: "random:tiny" } max_restarts: 1 train { steps: 7
+         data { path: "text" sequence_length: 8 batch_tokens: 16 } optimizer { adamw { lr: 1 } } })",
+      {});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  std::get<TrainTask>(spec->task).plan.data.paths = {directory + "/text.txt"};
+  spec->output_dir = directory;
+  const auto job = client_->SubmitJob(*spec, "");
+  ASSERT_TRUE(job.ok()) << job.status();
+  const JobStatus ended = AwaitEnd(job->id);
+  EXPECT_EQ(ended.state, JobState::kSucceeded) << ended.message;
+  EXPECT_EQ(ended.restarts, 1);
+  ASSERT_EQ(gate_.trained.size(), 2u);
+  EXPECT_EQ(gate_.trained[0].committed_step, 0);
+  EXPECT_EQ(gate_.trained[1].committed_step, 5);
+  EXPECT_EQ(gate_.trained[1].committed_branch, 2);
+  std::filesystem::remove_all(directory);
+}
+
 TEST_F(ServicesTest, ProgramsOfAPoolArePreparedWhileOthersRun) {
   StartPod();
   JobSpec pool;
