@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <optional>
+#include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -129,30 +131,45 @@ TEST(GrpcPodLink, CutsAreTheSeeds) {
       if (cuts == count && early && quiet > absl::Seconds(3)) return seed;
     }
   };
+  // Streams of such a line that went on until the next cut is near, three seconds from the
+  // beginning at the least.
+  const auto reconnects = [](const GrpcPodLinkOptions& options, int64_t expected) {
+    const auto b = NewLink(kB), a = NewLink(kA, options);
+    const absl::Time begin = absl::Now();
+    a->AddPeer(kB, AddressOf(*b));
+    const auto goes_on = [&] {
+      const absl::Duration gone = absl::Now() - begin;
+      return gone < absl::Milliseconds(1700) ||
+             (gone < absl::Milliseconds(2900) && a->counters().reconnects < expected);
+    };
+    for (int64_t i = 0; goes_on(); ++i) {
+      PodMessage message = Payload(1000);
+      message.step = i;
+      EXPECT_TRUE(a->Send(kB, std::move(message), Late()).ok());
+      const auto got = b->Receive(Late());
+      if (!got.ok() || !got->has_value() || (*got)->step != i) {
+        ADD_FAILURE() << "message " << i << " was not what came";
+        break;
+      }
+    }
+    const int64_t counted = a->counters().reconnects;
+    const bool in_time = absl::Now() - begin < absl::Seconds(3);
+    EXPECT_TRUE(counted <= expected || !in_time) << counted << " instead of " << expected;
+    return counted;
+  };
   std::vector<std::thread> lines;
   for (const int cuts : {0, 1, 3}) {
-    lines.emplace_back([&seed_of, cuts] {
+    lines.emplace_back([&, cuts] {
       GrpcPodLinkOptions options;
       options.throttle.cut_every = absl::Milliseconds(400);
       options.throttle.seed = seed_of(cuts);
-      const auto b = NewLink(kB), a = NewLink(kA, options);
-      const absl::Time begin = absl::Now();
-      a->AddPeer(kB, AddressOf(*b));
-      // The next cut after these is three seconds from the beginning at the least.
-      const auto goes_on = [&] {
-        const absl::Duration gone = absl::Now() - begin;
-        return gone < absl::Milliseconds(1700) ||
-               (gone < absl::Milliseconds(2900) && a->counters().reconnects < options.flows * cuts);
-      };
-      for (int64_t i = 0; goes_on(); ++i) {
-        PodMessage message = Payload(1000);
-        message.step = i;
-        ASSERT_TRUE(a->Send(kB, std::move(message), Late()).ok());
-        const auto got = b->Receive(Late());
-        ASSERT_TRUE(got.ok() && got->has_value());
-        ASSERT_EQ((*got)->step, i);
+      const int64_t expected = options.flows * cuts;
+      // On a busy machine a stream may not be up again when the next cut comes, and misses it.
+      int64_t counted = reconnects(options, expected);
+      for (int line = 0; line < 9 && counted != expected; ++line) {
+        counted = reconnects(options, expected);
       }
-      EXPECT_EQ(a->counters().reconnects, options.flows * cuts);
+      EXPECT_EQ(counted, expected);
     });
   }
   for (std::thread& line : lines) line.join();
@@ -221,10 +238,17 @@ TEST(GrpcPodLink, SignsOfLifeGoBothWays) {
     EXPECT_TRUE(both_are_heard_after(last + absl::Milliseconds(200), Late())) << i;
     last = absl::Now();
   }
+  const absl::Time cut = absl::Now(), on_its_way = cut + absl::Seconds(1), end = Late();
   a->Cut(kB, absl::Seconds(3));
-  absl::SleepFor(absl::Milliseconds(400));  // what was on its way
-  EXPECT_FALSE(both_are_heard_after(absl::Now(), absl::Now() + absl::Seconds(1)));
-  EXPECT_TRUE(both_are_heard_after(absl::Now(), Late()));
+  std::optional<absl::Time> at_a, at_b;  // first heard again; what was on its way aside
+  while ((!at_a || !at_b) && absl::Now() < end) {
+    if (!at_a && a->LastHeard(kB.pod) > on_its_way) at_a = a->LastHeard(kB.pod);
+    if (!at_b && b->LastHeard(kA.pod) > on_its_way) at_b = b->LastHeard(kA.pod);
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_TRUE(at_a && at_b);
+  EXPECT_GE(*at_a, cut + absl::Seconds(3));
+  EXPECT_GE(*at_b, cut + absl::Seconds(3));
   EXPECT_EQ(a->counters().payload_sent, 0);
 }
 
@@ -316,10 +340,15 @@ TEST(GrpcPodLink, WhoIsRefusedIsToldWhyByALinkThatEnds) {
 
 // A ends while B asks it, and nothing is wrong with either: another launch of A is waited for.
 TEST(GrpcPodLink, MeetWaitsForThePodThatFollowsOneThatEnds) {
-  auto a = NewLink(kA);
   const auto b = NewLink(kB);
   GrpcPodLinkOptions same;
-  same.listen = AddressOf(*a);
+  std::unique_ptr<GrpcPodLink> a;
+  std::random_device random;
+  while (a == nullptr) {  // a port that nobody is given who asks for any, or dials, meanwhile
+    same.listen = absl::StrCat("127.0.0.1:", 10000 + random() % 20000);
+    auto listens = NewGrpcPodLink(Identity(kA), same);
+    if (listens.ok()) a = *std::move(listens);
+  }
   absl::StatusOr<std::vector<std::string>> met;
   std::thread asks([&] { met = b->Meet(kA.pod, same.listen, Late()); });
   absl::SleepFor(absl::Milliseconds(50));  // it is asked again and again: it does not know yet
