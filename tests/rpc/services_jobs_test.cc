@@ -49,8 +49,6 @@ TEST_F(ServicesTest, JobFromSubmitToDelete) {
   EXPECT_EQ(GetErrorInfo(client_->CancelJob("nope").status()).reason, "NO_JOB");
 }
 
-// While the first client's program runs (it waits for the gate) the second's is made ready: its
-// file is read, and may go away.
 // From the controller's store to the ranks' plan: what lies in this directory is told with its
 // branch.
 TEST_F(ServicesTest, ALaunchThatTrainsHearsWhatIsCommitted) {
@@ -70,6 +68,7 @@ TEST_F(ServicesTest, ALaunchThatTrainsHearsWhatIsCommitted) {
   const JobStatus ended = AwaitEnd(job->id);
   EXPECT_EQ(ended.state, JobState::kSucceeded) << ended.message;
   EXPECT_EQ(ended.restarts, 1);
+  const std::lock_guard lock(gate_.mutex);
   ASSERT_EQ(gate_.trained.size(), 2u);
   EXPECT_EQ(gate_.trained[0].committed_step, 0);
   EXPECT_EQ(gate_.trained[1].committed_step, 5);
@@ -77,6 +76,8 @@ TEST_F(ServicesTest, ALaunchThatTrainsHearsWhatIsCommitted) {
   std::filesystem::remove_all(directory);
 }
 
+// While the first client's program runs (it waits for the gate) the second's is made ready: its
+// file is read, and may go away.
 TEST_F(ServicesTest, ProgramsOfAPoolArePreparedWhileOthersRun) {
   StartPod();
   JobSpec pool;
