@@ -1,5 +1,6 @@
 #include "rpc/connect_pods.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -19,7 +20,8 @@
 namespace toroid {
 namespace {
 
-constexpr absl::Duration kRound = absl::Seconds(1);
+// Pods that are missing are asked in turn: so long in all, but each for so long at least.
+constexpr absl::Duration kRound = absl::Seconds(1), kLeastShare = absl::Milliseconds(200);
 
 // Where a rank listens, as plain bytes that a collective carries.
 struct AddressCard {
@@ -71,9 +73,12 @@ class Table {
 
   // One round of asking; true: all have answered.
   absl::StatusOr<bool> Ask() {
-    const absl::Time end = absl::Now() + kRound;
+    // One that is not there takes no time of those behind it.
+    const absl::Duration share =
+        std::max(kLeastShare, kRound / static_cast<int64_t>(std::max<size_t>(1, missing_.size())));
     for (const size_t pod : std::set<size_t>(missing_)) {
-      const auto met = link_->Meet(static_cast<int64_t>(pod), options_.peers[pod], end);
+      const auto met =
+          link_->Meet(static_cast<int64_t>(pod), options_.peers[pod], absl::Now() + share);
       if (met.ok()) {
         for (size_t rank = 0; rank < met->size(); ++rank) {
           absl::StrAppend(&text_, pod, " ", rank, " 0 ", (*met)[rank], "\n");

@@ -116,6 +116,34 @@ TEST(ConnectPods, EveryRankReachesEveryRankOfTheOtherPods) {
   }
 }
 
+// Pod 1 is not there: pod 2, which is, is met in the same round.
+TEST(ConnectPods, WhoIsMissingTakesNoTimeOfTheOthers) {
+  ConnectPodsOptions options;
+  options.peers = FreeAddresses(3);
+  std::atomic<bool> listens = false, done = false;
+  const auto connect = [](int64_t pod, const ConnectPodsOptions& own) {
+    RunOnRanks(1, [&](std::unique_ptr<Communicator> world) {
+      const absl::Status status = ConnectPods(*world, Identity(pod), own).status();
+      EXPECT_TRUE(absl::IsCancelled(status)) << status;
+    });
+  };
+  std::thread other([&] {
+    ConnectPodsOptions own = options;
+    own.note = [&](const std::string&) { listens = true; };
+    own.stop = [&] { return done.load(); };
+    connect(2, own);
+  });
+  while (!listens) absl::SleepFor(absl::Milliseconds(1));
+  std::vector<std::string> waits;
+  ConnectPodsOptions own = options;
+  own.note = [&](const std::string& note) { waits.push_back(note); };
+  own.stop = [] { return true; };
+  connect(0, own);
+  done = true;
+  other.join();
+  EXPECT_THAT(waits, testing::ElementsAre(HasSubstr("waiting for pod 1")));
+}
+
 // What a controller does: the table comes once all pods have said where they listen.
 TEST(JoinPods, EveryRankReachesEveryRankOfTheOtherPods) {
   const std::vector<int> ranks = {2, 1, 3};
