@@ -121,10 +121,12 @@ Json Verify(const VerifyResult& result) {
 }
 
 Json CheckpointJson(const JobCheckpoint& checkpoint) {
-  return {{"step", checkpoint.step},
-          {"epoch", checkpoint.epoch},
-          {"path", checkpoint.path},
-          {"hash", absl::StrFormat("%016x", checkpoint.hash)}};
+  Json json = {{"step", checkpoint.step},
+               {"epoch", checkpoint.epoch},
+               {"path", checkpoint.path},
+               {"hash", absl::StrFormat("%016x", checkpoint.hash)}};
+  if (!checkpoint.pod.empty()) json["pod"] = checkpoint.pod;
+  return json;
 }
 
 Json ProgressJson(const TaskProgress& progress) {

@@ -69,13 +69,20 @@ absl::Status ShareStatus(Communicator& world, const absl::Status& status) {
   gethostname(own.host, sizeof(own.host) - 1);
   const std::vector<Card> cards = GatherHost(world, own);
   if (!world.Health().ok()) return world.Health();
-  for (const Card& card : cards) {
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    const Card& card = cards[rank];
     if (card.code == 0) continue;
     std::string message = card.message;
     if (std::strcmp(card.host, cards[0].host) != 0) {
       message = absl::StrCat("on host ", card.host, ": ", message);
     }
-    return absl::Status(static_cast<absl::StatusCode>(card.code), message);
+    absl::Status shared(static_cast<absl::StatusCode>(card.code), message);
+    if (static_cast<int64_t>(rank) == world.rank()) {
+      status.ForEachPayload([&shared](absl::string_view type, const absl::Cord& payload) {
+        shared.SetPayload(type, payload);
+      });
+    }
+    return shared;
   }
   return absl::OkStatus();
 }

@@ -40,7 +40,7 @@ void MaxHost(Communicator& world, std::vector<double>& values);
 void SumHost(Communicator& world, std::vector<double>& values);
 
 // The same answer on all ranks: OK if all are OK, else the error of the lowest rank that has one,
-// naming its host where it is another than rank 0's.
+// naming its host where it is another than rank 0's. That rank's own has its payloads too.
 absl::Status ShareStatus(Communicator& world, const absl::Status& status);
 
 }  // namespace toroid

@@ -8,6 +8,7 @@
 #include "core/io/model_origin.h"
 #include "core/status_macros.h"
 #include "core/version.h"
+#include "parallel/checkpoint_lost.h"
 #include "parallel/host_exchange.h"
 #include "parallel/progress_board.h"
 #include "parallel/training_run.h"
@@ -89,7 +90,7 @@ bool TrainingRun::HasCommitted(const std::vector<CheckpointEntry>& entries) cons
 
 // A run that began all the same would do its steps again, or lose them, and nobody would know.
 absl::Status TrainingRun::LacksCommitted(absl::string_view what) const {
-  return absl::FailedPreconditionError(absl::StrCat(
+  return CheckpointLost(absl::StrCat(
       "checkpoint lost: the job has committed one of step ", plan_.committed_step, ", ", what,
       ": copy it there, or run where it lies (pod, or an output_dir that all hosts share); to go "
       "on without it submit the job anew"));

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
+#include "parallel/checkpoint_lost.h"
 #include "parallel/host_exchange.h"
 #include "parallel/training_run.h"
 
@@ -99,9 +100,11 @@ absl::StatusOr<LoadedCheckpoint> TrainingRun::LoadWithPods() {
     if (none && refused.empty()) return absl::NotFoundError("no pod has a checkpoint");
     const std::vector<int64_t> common = CommonSteps(offers);
     if (common.empty()) {
-      return absl::FailedPreconditionError(absl::StrCat(
+      const std::string why = absl::StrCat(
           Checkpoints(), ": there is no step of which all pods have a checkpoint (",
-          OffersText(offers), "): give the pods that lack one a copy, or all a new directory"));
+          OffersText(offers), "): give the pods that lack one a copy, or all a new directory");
+      if (plan_.committed_step > 0) return CheckpointLost(why);
+      return absl::FailedPreconditionError(why);
     }
     const auto chosen =
         std::find_if(entries.begin(), entries.end(),

@@ -26,6 +26,7 @@ Controller::Controller(JobStore* store, LogStore* logs, JobCodec codec, Controll
       codec_(std::move(codec)),
       times_(times),
       now_(std::move(now)),
+      started_(now_()),
       leases_(times.lease) {
   view_ = store_->BumpView().value_or(1);
   for (const std::string& name : store_->Draining().value_or(std::vector<std::string>())) {
@@ -176,8 +177,7 @@ std::vector<Controller::Wanted> Controller::WhatWaits(std::vector<Waiting>* wait
     waiting->push_back({wanted.size(), placement.mesh, placement.pod, job->spec.priority,
                         job->order, job->pods(), placement.pod_meshes});
     waiting->back().least = job->least_pods();
-    // Another pod's host may not see what it has written.
-    if (job->pods() == 1 && job->status.checkpoint) waiting->back().prefers = job->status.pod;
+    AskWhereItLies(*job, waiting->back());
     wanted.push_back({0, job.get()});
   }
   return wanted;
@@ -212,8 +212,7 @@ void Controller::ScheduleWork() {
     if (of.job == nullptr) continue;
     const std::vector<Pod*>& pods = starts[key];
     if (of.returns < 0) {
-      const std::vector<Pod*> begin = PodsToBegin(*of.job, pods);
-      if (BeginsWith(*of.job, begin.size())) (void)StartJob(*of.job, begin);
+      if (BeginsWith(*of.job, pods.size())) (void)StartJob(*of.job, pods);
     } else if (!pods.empty()) {
       (void)StartReturn(*of.job, of.returns, *pods[0]);
     }

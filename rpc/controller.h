@@ -12,10 +12,12 @@
 // others are told a view without it and train on, while it is launched again and joins them; and
 // such a job begins with the pods that are free, a short while after the first: the others join.
 // Whatever takes too long is ended through the agent; what an agent cannot confirm is relaunched
-// only once its lease and five more seconds have passed. A world whose job trains outlives its
-// stream, and the controller: rank 0 attaches again and the program goes on. A controller that was
-// started anew waits for the agents of such jobs to report their worlds, a lease and five seconds
-// at most.
+// only once its lease and five more seconds have passed. A job that goes on from a checkpoint
+// begins where that lies, waits for that pod while it is busy or away for a moment, and tries
+// others only if it drains or is lost: what such a launch misses sends the job back to wait. A
+// world whose job trains outlives its stream, and the controller: rank 0 attaches again and the
+// program goes on. A controller that was started anew waits for the agents of such jobs to report
+// their worlds, a lease and five seconds at most.
 //
 // A pool is a job whose world runs the programs of other jobs and of requests, in one order: each
 // is stamped with its place in it, and some are sent ahead, to be prepared beside those that run.
@@ -57,6 +59,7 @@ struct ControllerTimes {
   absl::Duration backoff = absl::Seconds(1);       // before the first restart; doubles, up to 60
   absl::Duration progress = absl::Seconds(1);      // between what watchers hear of a job's progress
   absl::Duration gather = absl::Seconds(5);        // for a job's other pods, if fewer will do
+  absl::Duration holder = absl::Minutes(10);  // for a lost agent that alone has a job's checkpoint
 };
 
 class Controller {
@@ -134,10 +137,9 @@ class Controller {
   void ScheduleWork();
   bool GiveToKeptWorld(Request& request);
   absl::Status CannotServe(const Placement& placement, int64_t pods = 1) const;
-  void ExplainWaiting(Job& job);
-  std::string WhatOthersDo(const Job& job) const;
   PodStatus Describe(const Pod& pod) const;
   World* WorldOf(uint64_t agent_session, const WorldId& id);
+  std::string NameOf(const World& world) const;
   void StopAgain(Pod& pod);
 
   // controller_worlds.cc
@@ -188,7 +190,6 @@ class Controller {
 
   // controller_job_runs.cc
   absl::Status StartJob(Job& job, const std::vector<Pod*>& pods);
-  std::vector<Pod*> PodsToBegin(const Job& job, const std::vector<Pod*>& free) const;
   bool BeginsWith(Job& job, size_t pods);
   Request& NewRequest(const Job& job, int64_t pod = 0);
   void EndJob(Job& job);
@@ -200,6 +201,19 @@ class Controller {
   void JobWorldEnded(Job& job, const absl::Status& failure, const WorldExit& exit,
                      absl::Time earliest);
   void CheckJob(Job& job);
+
+  // controller_waiting.cc
+  enum class Holding;
+  Holding HoldingOf(const std::string& agent) const;
+  std::vector<std::string> HoldersOf(const Job& job) const;
+  std::vector<std::string> HoldersToAwait(const Job& job) const;
+  void AskWhereItLies(const Job& job, Waiting& waiting) const;
+  std::string WhatAgentDoes(const Job& job, const std::string& agent) const;
+  std::string WhatHoldersDo(const Job& job) const;
+  std::string WhatOthersDo(const Job& job) const;
+  void ExplainWaiting(Job& job);
+  void GoToHolders(Job& job, const std::string& why, absl::Time earliest);
+  bool HoldersAreGone(Job& job);
 
   // controller_members.cc
   void TellPods(Job& job);
@@ -228,6 +242,7 @@ class Controller {
   const JobCodec codec_;
   const ControllerTimes times_;
   const std::function<absl::Time()> now_;
+  const absl::Time started_;
 
   mutable std::mutex mutex_;
   FailureDetector leases_;

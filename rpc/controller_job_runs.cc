@@ -1,12 +1,10 @@
-// The controller's jobs on their way: where and when they begin, what they tell, how they end or
-// begin again, why they wait.
+// The controller's jobs on their way: when they begin, what they tell, how they end or begin again.
 #include <algorithm>
 #include <map>
 #include <set>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "rpc/controller_state.h"
 #include "rpc/error_info.h"
@@ -16,10 +14,9 @@ namespace {
 
 // A job that trains fails if so many restarts brought no checkpoint of a later step.
 constexpr int64_t kRestartsWithoutCheckpoint = 3;
-// Explanations of why a job waits that become events.
-constexpr size_t kMostExplained = 20;
 
-// "RANK_FAILED" -> "RankFailed".
+}  // namespace
+
 std::string CamelCase(const std::string& reason) {
   std::string out;
   for (absl::string_view word : absl::StrSplit(reason, '_', absl::SkipEmpty())) {
@@ -27,8 +24,6 @@ std::string CamelCase(const std::string& reason) {
   }
   return out;
 }
-
-}  // namespace
 
 // The job's task, for a world: that of its pod `pod`.
 Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
@@ -51,31 +46,6 @@ Controller::Request& Controller::NewRequest(const Job& job, int64_t pod) {
   Request& task = *request;
   requests_[request->id] = std::move(request);
   return task;
-}
-
-// Of so many free pods those to begin on. A job that goes on from a checkpoint begins where its
-// newest one lies: who has none, or an older one, joins and copies the state. Begun with, such a
-// pod would take the job back, or end it for want of a step that all have. Where none of those is
-// free as many others as it has pods may see the same directories; else it waits.
-std::vector<Controller::Pod*> Controller::PodsToBegin(const Job& job,
-                                                      const std::vector<Pod*>& free) const {
-  if (!job.goes_on() || !job.status.checkpoint) return free;
-  std::vector<Pod*> holders;
-  size_t named = 0;
-  for (Pod* pod : free) {
-    const std::string& name = pod->registration.pod;
-    for (const JobPod& part : job.status.pods) {
-      if (part.pod != name || !part.checkpoint) continue;
-      if (part.checkpoint->step < job.status.checkpoint->step) continue;
-      holders.push_back(pod);
-      named += job.spec.placement.pod_meshes.count(name);
-    }
-  }
-  if (named == job.spec.placement.pod_meshes.size() &&
-      static_cast<int64_t>(holders.size()) >= job.least_pods()) {
-    return holders;
-  }
-  return static_cast<int64_t>(free.size()) == job.pods() ? free : std::vector<Pod*>();
 }
 
 // Whether it starts on so many free pods, now: on fewer than it has only a while after the first
@@ -146,8 +116,9 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
   for (size_t number = 0; number < job.status.pods.size(); ++number) {
     const auto part = parts.find(static_cast<int64_t>(number));
     JobPod& pod = job.status.pods[number];
+    if (number < before.size()) pod.checkpoint = before[number].checkpoint;  // it is still there
     if (part == parts.end()) {
-      job.away[static_cast<int64_t>(number)].prefers = job.holders[number];
+      job.away[static_cast<int64_t>(number)].prefers = pod.pod = job.holders[number];
       // The mesh that the pods that begin take it to have (parallel/pod_swap.cc, Meet).
       pod.mesh = parts.rbegin()->second.second->placement.load.mesh;
       pod.state = "WAITING";
@@ -159,10 +130,8 @@ absl::Status Controller::StartJob(Job& job, const std::vector<Pod*>& pods) {
            world.placement.load.mesh,
            world.id.epoch,
            {},
-           {},
+           std::move(pod.checkpoint),
            "STARTING"};
-    const bool same = number < before.size() && before[number].pod == pod.pod;
-    if (same) pod.checkpoint = before[number].checkpoint;  // it lies there
   }
   const World& first = *parts.begin()->second.second;
   job.status.mesh = first.placement.load.mesh;
@@ -201,6 +170,7 @@ void Controller::JobCommits(const World& world, const std::string& id, uint64_t 
   }
   Job& job = *found->second;
   checkpoint.epoch = epoch;
+  checkpoint.pod = NameOf(world);
   PodCommits(job, world, checkpoint);  // epochs of pods are not each other's: the store keeps one
   JobStatus status = job.status;
   const bool later = !status.checkpoint || checkpoint.step > status.checkpoint->step;
@@ -211,7 +181,10 @@ void Controller::JobCommits(const World& world, const std::string& id, uint64_t 
   const absl::Status committed = store_->Commit(
       status.id, {epoch, checkpoint.step, checkpoint.hash}, codec_.encode_status(status));
   if (committed.code() == absl::StatusCode::kFailedPrecondition) ++stale_dropped_;
-  if (committed.ok()) job.status = std::move(status);
+  if (!committed.ok()) return;
+  job.status = std::move(status);
+  job.holders_alone = false;
+  job.without.clear();
 }
 
 // As it was told to. Destroys `job`.
@@ -226,6 +199,7 @@ void Controller::EndJob(Job& job) {
 // The world of the job's pod `pod` has answered its task.
 void Controller::JobFinished(Job& job, int64_t pod, const absl::StatusOr<RequestResult>& result) {
   if (job.ending) return EndJob(job);
+  if (job.failed) return;  // all begin again, and it ends on the way there
   if (!result.ok()) {
     for (const auto& [name, other] : pods_) {  // they would wait for this one
       World* world = other->world.get();
@@ -237,9 +211,16 @@ void Controller::JobFinished(Job& job, int64_t pod, const absl::StatusOr<Request
       }
     }
     const ErrorInfo info = GetErrorInfo(result.status());
+    if (info.reason == kCheckpointLostReason && job.pool.empty()) {
+      job.failed = Job::Failure{result.status(), WorldExit(), Now()};
+      return;
+    }
+    std::string message(result.status().message());
+    if (info.reason == kCheckpointLostReason && job.status.checkpoint) {  // where its pool runs now
+      absl::StrAppend(&message, "; it lies on pod ", job.status.checkpoint->pod);
+    }
     (void)SetState(job, JobState::kFailed,
-                   info.reason.empty() ? "TaskFailed" : CamelCase(info.reason),
-                   std::string(result.status().message()));
+                   info.reason.empty() ? "TaskFailed" : CamelCase(info.reason), message);
     return;
   }
   if (pod == 0 || job.answered == 0) {
@@ -281,6 +262,9 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldE
   job.status.exit = failed.exit;
   if (job.ending) return EndJob(job);
   const ErrorInfo info = GetErrorInfo(failure);
+  if (info.reason == kCheckpointLostReason) {
+    return GoToHolders(job, std::string(failure.message()), failed.earliest);
+  }
   const std::string reason = info.reason.empty() ? "LaunchRefused" : CamelCase(info.reason);
   const std::string message(failure.message());
   // What the spec itself got wrong will be wrong again.
@@ -308,60 +292,6 @@ void Controller::JobWorldEnded(Job& job, const absl::Status& ended, const WorldE
   (void)SetState(job, JobState::kRestarting, reason, message);
 }
 
-// What keeps pods of a job on several from it, if enough of them are there.
-std::string Controller::WhatOthersDo(const Job& job) const {
-  std::vector<std::string> busy;
-  int64_t free = 0;
-  for (const auto& [name, pod] : pods_) {
-    const Placement& placement = job.spec.placement;
-    const bool fits =
-        ResolveMesh(MeshOn(name, placement.mesh, placement.pod_meshes), pod->registration.slots)
-            .ok();
-    if (pod->session == 0 || !fits) continue;
-    const World* world = pod->world.get();
-    if (pod->draining) {
-      busy.push_back(absl::StrCat(name, " drains"));
-    } else if (world != nullptr && !world->job.empty()) {
-      busy.push_back(absl::StrCat(name, " runs job ", world->job));
-    } else if (world != nullptr && world->request != 0) {
-      busy.push_back(absl::StrCat(name, " answers a request"));
-    } else {
-      ++free;
-    }
-  }
-  if (free >= job.least_pods() || busy.empty()) return "";
-  return absl::StrCat("the job needs ", job.least_pods(), " pods, ", free,
-                      free == 1 ? " is" : " are", " free: ", absl::StrJoin(busy, ", "));
-}
-
-// A queued job says why, if no live pod can ever take it; on several pods, also who keeps it. Pods
-// come and go, and are free and busy, for as long as it waits: an event that is kept says an
-// explanation once, and a few at most; beyond them those that watch are told, once a second.
-void Controller::ExplainWaiting(Job& job) {
-  if (job.status.state != JobState::kQueued) return;
-  const absl::Status why = CannotServe(job.spec.placement, job.least_pods());
-  std::string message(why.message()), reason = CamelCase(GetErrorInfo(why).reason);
-  if (why.ok() && job.pods() > 1) {
-    message = WhatOthersDo(job);
-    reason = message.empty() ? "" : "PodsBusy";
-  }
-  const absl::Time now = Now();
-  if (message != job.status.message) {
-    job.untold = true;
-    if (job.explained.size() < kMostExplained && job.explained.insert(message).second) {
-      (void)SetState(job, JobState::kQueued, reason, message);
-      job.untold = false;
-      job.told = now;
-    }
-    job.status.reason = reason;
-    job.status.message = message;
-  }
-  if (!job.untold || now < job.told + times_.progress) return;
-  job.untold = false;
-  job.told = now;
-  Publish(job, {job.sequence, now, job.status});
-}
-
 // Ends a job that is cancelled or out of time. May destroy `job`.
 void Controller::CheckJob(Job& job) {
   const bool awaited = job.awaited != absl::InfinitePast();
@@ -376,6 +306,7 @@ void Controller::CheckJob(Job& job) {
                                    absl::FormatDuration(job.spec.active_deadline), " has passed");
   }
   if (!job.ending) {
+    if (waits && !awaited && HoldersAreGone(job)) return;
     if (awaited && job.awaited <= Now()) StopAwaiting(job, "did not come back in time", Now());
     return;
   }

@@ -92,7 +92,7 @@ bool Controller::OthersGoOn(const Job& job, const World& without) const {
 std::string NamesOf(const std::vector<JobPod>& pods) {
   std::vector<std::string> names;
   for (const JobPod& pod : pods) {
-    if (!pod.pod.empty()) names.push_back(pod.pod);
+    if (!pod.pod.empty() && pod.state != "WAITING") names.push_back(pod.pod);
   }
   return absl::StrJoin(names, ",");
 }
@@ -229,10 +229,7 @@ absl::Status Controller::StartReturn(Job& job, int64_t number, Pod& pod) {
   // What it told of its weights in its last launch was of those; checkpoints stay on their host.
   job.told_by_pods.resize(job.status.pods.size());
   job.told_by_pods[number].hashes.clear();
-  if (part.pod != name) {
-    job.told_by_pods[number].checkpoints.clear();
-    part.checkpoint.reset();
-  }
+  if (part.pod != name) job.told_by_pods[number].checkpoints.clear();
   part.pod = name;
   part.mesh = (*world)->placement.load.mesh;
   part.epoch = job.status.epoch = (*world)->id.epoch;

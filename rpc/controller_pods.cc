@@ -126,6 +126,14 @@ void Controller::AgentGone(uint64_t session) {
   }
 }
 
+// The pod that it is on.
+std::string Controller::NameOf(const World& world) const {
+  for (const auto& [name, pod] : pods_) {
+    if (pod->world.get() == &world) return name;
+  }
+  return "";
+}
+
 // The world that a message of this agent is about; null if the message is stale.
 Controller::World* Controller::WorldOf(uint64_t agent_session, const WorldId& id) {
   for (const auto& [name, pod] : pods_) {

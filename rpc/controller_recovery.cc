@@ -66,6 +66,7 @@ void Controller::AwaitPods(Job& job) {
     }
     if (part.state == "WAITING") {
       job.away[number].counts = false;
+      job.away[number].prefers = part.pod;
       continue;
     }
     const bool lost = part.state == "LOST", joins = part.state == "JOINING";

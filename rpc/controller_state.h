@@ -17,8 +17,10 @@ namespace toroid {
 
 inline constexpr size_t kMaxJobs = 10000;  // that have not ended
 
-// Of a job's pods those that have, or had, a place: "a,b".
+// Of a job's pods those that had a place in its last launch: "a,b".
 std::string NamesOf(const std::vector<JobPod>& pods);
+// "RANK_FAILED" -> "RankFailed".
+std::string CamelCase(const std::string& reason);
 
 struct Controller::World {
   enum class State {
@@ -109,6 +111,9 @@ struct Controller::Job {
   absl::Time told = absl::InfinitePast();  // its progress, to those that watch it
   std::set<std::string> explained;         // why it waits: events say each once, and a few at most
   bool untold = false;  // why it waits is another thing now, and no event says so
+  // What the last event said; the message has, behind it, what the job waits for.
+  std::string said;
+  uint64_t said_by = 0;  // the event
   // Its world may still run on status.pod, whose agent may yet report it; InfinitePast: no such.
   absl::Time awaited = absl::InfinitePast();
   std::string unconfirmed_pod;  // whose last world of this job nobody has seen end
@@ -146,6 +151,11 @@ struct Controller::Job {
     return !lost.counts || status.restarts < spec.max_restarts;
   }
   std::string WhoIsAway() const;  // a sentence
+  // A launch has shown that others do not see the newest checkpoint: those that hold it alone will
+  // do, but for those that turned out to lack it.
+  bool holders_alone = false;
+  std::set<std::string> without;
+  absl::Time given_up = absl::InfiniteFuture();  // those that hold it being lost
   // The fewest pods that it begins with. Of those that have meshes of their own all, and if there
   // are others one of them: the rest will have the mesh of that.
   int64_t least_pods() const {

@@ -258,11 +258,12 @@ v1::Checkpoint ToProto(const JobCheckpoint& checkpoint) {
   out.set_step(checkpoint.step);
   out.set_path(MendUtf8(checkpoint.path));
   out.set_hash(checkpoint.hash);
+  out.set_pod(checkpoint.pod);
   return out;
 }
 
 JobCheckpoint FromProto(const v1::Checkpoint& in) {
-  return {in.epoch(), in.step(), in.path(), in.hash()};
+  return {in.epoch(), in.step(), in.path(), in.hash(), in.pod()};
 }
 
 v1::JobPod ToProto(const JobPod& pod) {

@@ -25,6 +25,8 @@ struct ErrorInfo {
 };
 
 inline constexpr char kErrorDomain[] = "toroid";
+// Of a launch that trains: what the job has committed does not lie where it was launched.
+inline constexpr char kCheckpointLostReason[] = "CHECKPOINT_LOST";
 
 // A status with its info. REQUIRES: code is not OK.
 absl::Status MakeError(absl::StatusCode code, absl::string_view message, const ErrorInfo& info);

@@ -155,16 +155,17 @@ struct JobCheckpoint {
   uint64_t epoch = 0;  // of the launch that told of it
   int64_t step = 0;    // steps done
   std::string path;
-  uint64_t hash = 0;  // of its manifest
+  uint64_t hash = 0;     // of its manifest
+  std::string pod = {};  // the agent whose world told of it: it lies there
 };
 
 // One pod of a job that trains on several, in its last launch.
 struct JobPod {
-  std::string pod;
+  std::string pod;  // WAITING: where it was before; empty: nowhere
   MeshShape mesh;
   uint64_t epoch = 0;
   std::optional<TaskProgress> progress;
-  std::optional<JobCheckpoint> checkpoint;  // the last one of this pod
+  std::optional<JobCheckpoint> checkpoint;  // the last one of this pod, of whichever launch
   // STARTING, TRAINING, DONE; WAITING, LOST: the others go on; JOINING: launched beside them.
   std::string state;
 };

@@ -33,8 +33,10 @@ struct Waiting {
   int64_t pods = 1;           // so many, or none
   PodMeshes pod_meshes = {};  // these pods take part in any case, each with a mesh of its own
   bool any_pod = false;       // even so: none of them has to
-  std::string prefers = {};   // this one, among those that are free
+  std::string prefers = {};   // this one, be it that a kept world ends for it
   int64_t least = 0;          // begins with so many of its pods, if no more are free; 0: with all
+  std::vector<std::string> must = {};   // these take part in any case, as pod_meshes'
+  std::vector<std::string> among = {};  // none but these; empty: any
 };
 
 struct Assignment {
@@ -48,10 +50,12 @@ struct Assignment {
 };
 
 // At most one assignment a pod and, for each of its pods, a waiting item, in order of priority,
-// then of arrival. A free pod is preferred to an ending one, that to the kept world idle for
-// longest; among free pods the one with the fewest slots that are enough. What waits for several
-// pods starts once all are free, and keeps those that are (kWait) if there are others that may
-// become so; what begins with fewer starts on those that are free, and the others are made free.
+// then of arrival. After those that it names, or prefers, a free pod is preferred to an ending one,
+// that to the kept world idle for longest; among free pods the one with the fewest slots that are
+// enough. One whose pod, or pods that take part in any case, are busy waits for these alone. What
+// waits for several pods starts once all are free, and keeps those that are (kWait) if there are
+// others that may become so; what begins with fewer starts on those that are free, and the others
+// are made free.
 std::vector<Assignment> Schedule(const std::vector<PodView>& pods, std::vector<Waiting> waiting);
 
 }  // namespace toroid

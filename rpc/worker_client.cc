@@ -13,6 +13,7 @@
 #include "core/io/checkpoint_directory.h"
 #include "core/status_macros.h"
 #include "core/text/tokenizer.h"
+#include "parallel/checkpoint_lost.h"
 #include "parallel/gang_queue.h"
 #include "parallel/host_exchange.h"
 #include "rpc/connect_pods.h"
@@ -37,6 +38,11 @@ absl::Status NoTokenizer() {
   return MakeError(absl::StatusCode::kFailedPrecondition,
                    "the model has no tokenizer: give token ids instead of text",
                    {"NO_TOKENIZER", {}, {}});
+}
+
+// What the controller can do something about.
+absl::Status WithReason(const absl::Status& ended) {
+  return IsCheckpointLost(ended) ? WithErrorInfo(ended, {kCheckpointLostReason, {}, {}}) : ended;
 }
 
 // This rank's way to the job's other pods; pod and controller count on rank 0.
@@ -129,7 +135,7 @@ class Connection final : public WorkerConnection {
                                      : run.status();
       if (!ended.ok()) {
         job_->End(ended);
-        return TellDurably(number, Told(ended));
+        return TellDurably(number, Told(WithReason(ended)));
       }
       TrainResult result = job_->Result(*run);
       job_->End(absl::OkStatus());

@@ -7,6 +7,7 @@
 
 #include "core/io/model_checkpoint.h"
 #include "core/version.h"
+#include "parallel/checkpoint_lost.h"
 #include "tests/support/training_runs.h"
 
 namespace toroid {
@@ -202,6 +203,7 @@ TEST_F(TrainingResumeTest, ARunDoesNotBeginWithoutWhatWasCommitted) {
     const Outcome refused = Run(plan);
     EXPECT_EQ(refused.status.code(), absl::StatusCode::kFailedPrecondition) << refused.status;
     EXPECT_TRUE(refused.reports.empty());
+    EXPECT_TRUE(IsCheckpointLost(refused.status));
     EXPECT_THAT(std::string(refused.status.message()),
                 HasSubstr("checkpoint lost: the job has committed one of step 6"));
     return std::string(refused.status.message());

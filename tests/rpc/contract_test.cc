@@ -329,6 +329,48 @@ TEST(Scheduler, AJobThatMayBeginWithFewerPods) {
   EXPECT_EQ(out[1].action, Action::kWait);  // for the one that is named
 }
 
+TEST(Scheduler, WhereAJobMustBeItWaits) {
+  using State = PodView::State;
+  using Action = Assignment::Action;
+  const absl::Time t = absl::FromUnixSeconds(1000);
+  std::vector<PodView> pods = {
+      {"a", 2, State::kIdleKept, t}, {"b", 2, State::kFree, t}, {"c", 2, State::kFree, t}};
+  Waiting one{1, {0, 2, 0}, "", 0, 1};
+  EXPECT_EQ(Schedule(pods, {one})[0].pod, "b");  // control
+  one.prefers = "a";
+  auto out = Schedule(pods, {one});
+  ASSERT_EQ(out.size(), 1u);
+  EXPECT_EQ(out[0].pod, "a");
+  EXPECT_EQ(out[0].action, Action::kEvict);
+  pods[0].state = State::kBusy;  // no more than preferred
+  EXPECT_EQ(Schedule(pods, {one})[0].pod, "b");
+  one.pod = "a";  // where its checkpoint lies
+  EXPECT_TRUE(Schedule(pods, {one}).empty());
+
+  Waiting two{2, {0, 2, 0}, "", 0, 2, 2};
+  two.must = {"a"};
+  out = Schedule(pods, {two});
+  ASSERT_EQ(out.size(), 1u);  // one is kept for it, and no more
+  EXPECT_EQ(out[0].action, Action::kWait);
+  pods[0].state = State::kFree;
+  out = Schedule(pods, {two});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(out[0].pod + out[1].pod, "ab");
+  two.must = {"a", "b", "c"};  // more than it has: never
+  EXPECT_TRUE(Schedule(pods, {two}).empty());
+  pods[0].state = State::kClosed;
+  two.must = {"a"};
+  EXPECT_TRUE(Schedule(pods, {two}).empty());
+
+  two.must = {};
+  two.among = {"a", "c"};
+  two.least = 1;
+  out = Schedule(pods, {two});
+  ASSERT_EQ(out.size(), 1u);
+  EXPECT_EQ(out[0].pod, "c");
+  EXPECT_EQ(out[0].action, Action::kStart);
+}
+
 TEST(Scheduler, APodThatHasAMeshOfItsOwnTakesPart) {
   using State = PodView::State;
   using Action = Assignment::Action;
