@@ -3,6 +3,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 import tempfile
 
@@ -270,6 +271,50 @@ def test_a_controller_that_dies_stops_no_training():
                  "RUNNING" and j["epoch"] == 2, 60)
         good(services.run("job", "cancel", id))
         check(wait_for_end(services, id)["state"] == "CANCELLED", id)
+    no_orphans()
+
+
+def test_a_job_waits_for_the_pod_that_has_its_checkpoint():
+    with tempfile.TemporaryDirectory() as of_a, tempfile.TemporaryDirectory() as of_b, tempfile.TemporaryDirectory() as state, \
+            Services(state, "--root", f"text={TEXT}", "--root", f"runs={of_a}", slots=1) as services:
+        run_of_job = os.path.join(of_a, "licence")
+        sets = ["--set", "train.steps=1000000", "--set", "train.schedule.kind=CONSTANT", "--set", "train.checkpoint.every=10"]
+        id = good(services.run("job", "submit", TRAIN, *sets)).out.strip()
+        wait_for("a checkpoint", lambda: len(losses(run_of_job)) >= 25, 60)
+        # Another host, with a directory of its own.
+        services.words = ("--root", f"text={TEXT}", "--root", f"runs={of_b}")
+        services.start_agent("b")
+        wait_for("b is there", lambda: "READY" in services.run("pods").out)
+
+        def job():
+            return good(services.run("job", "get", id, "-o", "json")).json()
+
+        def kill_and_wait_for(said):
+            os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+            wait_for(said, lambda: said in job()["message"], 60)
+            check(job()["state"] == "RESTARTING" and "the job waits for pod a, which has the checkpoint of step " in
+                  job()["message"], job())
+
+        def goes_on():
+            made = len(losses(run_of_job))
+            wait_for("it goes on", lambda: len(losses(run_of_job)) >= made + 20, 60)
+            steps = [step for step, _ in losses(run_of_job)]
+            check(steps == list(range(1, len(steps) + 1)) and not losses(os.path.join(of_b, "licence")), steps)
+
+        other = good(services.run("job", "submit", GENERATE, *ENDLESS, "--set", "pod=a", "--set", "priority=1",
+                                  "--set", "mesh.ring=1")).out.strip()
+        kill_and_wait_for(f"a runs job {other}")  # b is free
+        good(services.run("job", "cancel", other))
+        goes_on()
+        good(services.run("pod", "drain", "a"))  # b is tried, and lacks it
+        kill_and_wait_for("a drains")
+        check(job()["reason"] == "CheckpointLost" and job()["restarts"] == 2, job())
+        good(services.run("pod", "drain", "a", "--undo"))
+        goes_on()
+        shutil.rmtree(os.path.join(run_of_job, "checkpoints"))
+        os.kill(processes(r"^\S*toroid worker ")[-1], signal.SIGKILL)
+        refused(services.run("job", "watch", id, timeout=60), 5, id, "pod a has told of the checkpoint of step ", "lacks it now")
+        check(job()["state"] == "FAILED" and job()["reason"] == "CheckpointLost", job())
     no_orphans()
 
 
