@@ -11,7 +11,7 @@ need: bytes a second of a mode on which it is hidden, as `toroid plan` prints th
   exact      a link of 1.3 times exact's need, P b / T_backward
   delayed    a link of 1.3 times its own need, P b / t
   streaming  a hundredth of exact's link: the least tau and `every` that plan says hide it there, steps taken 3%
-             shorter than they were
+             shorter than the shortest was
   throttle   streaming on that link beside the same streaming on no link at all, in turns
   control    streaming with the same tau on half of that link: what is not hidden shows, as the formula has it
 
@@ -92,7 +92,7 @@ train {{
   peak_flops: 1
 }}
 """)
-        self.alone = []  # seconds of a step, and load, of each baseline run
+        self.alone = []  # of each baseline run: seconds of a step, load, seconds of its shortest step
 
     def words(self, settings):
         return [word for setting in settings for word in ("--set", setting)]
@@ -115,12 +115,12 @@ train {{
         return [f"train.exchange.streaming.every={every}", f"train.exchange.streaming.fragments={self.a.fragments}",
                 f"train.exchange.streaming.tau={tau}", f"train.exchange.codec={self.a.codec}"]
 
-    def runs(self, t):
-        """Of each row asked for, in order, for steps of t seconds."""
+    def runs(self, t, shortest):
+        """Of each row asked for, in order, for steps of t seconds, of which the shortest is what a send hides behind."""
         a = self.a
         wide = NEEDS * self.plan(self.mode("exact"), 1e9, t)["needed_bytes_per_s"]
         thin = wide / THINNER
-        least = self.plan(self.streaming(10 ** 6, 0), thin, 0.97 * t)
+        least = self.plan(self.streaming(10 ** 6, 0), thin, 0.97 * shortest)
         tau, every = least["least_tau"], least["least_every"]
         streaming = self.streaming(every, tau)
         self.tau = tau
@@ -201,7 +201,7 @@ train {{
         # The sum of two rates is that of twice their harmonic mean.
         t = statistics.harmonic_mean([statistics.median(seconds) for seconds in pods])
         say(f"alone: {t:.3f} s a step, load {load:.1f}: {pods}")
-        self.alone.append((t, load))
+        self.alone.append((t, load, min(pods[0] + pods[1])))
 
     def measure(self, run):
         top = self.folder(run.name.replace(" ", "-"))
@@ -230,20 +230,21 @@ train {{
 
     def results(self):
         if self.a.estimate:
-            self.tell(self.runs(self.a.estimate), self.a.estimate, before=True)
+            self.tell(self.runs(self.a.estimate, self.a.estimate), self.a.estimate, before=True)
             return
         self.measure_alone()
-        rows = self.runs(self.alone[0][0])
-        self.tell(rows, self.alone[0][0], before=False)
+        t, _, shortest = self.alone[0]
+        rows = self.runs(t, shortest)
+        self.tell(rows, t, before=False)
         measured = []
         for row, runs in rows.items():
             measured.append((row, [(run, self.measure(run)) for run in runs]))
             if self.has_baseline(row):
                 self.measure_alone()  # in turns: neighbours slow both sides alike
-        t = statistics.median(seconds for seconds, _ in self.alone)
+        t = statistics.median(alone[0] for alone in self.alone)
         yield {"case": "alone", "link": None, "seconds": t, "share": 1, "formula": 1, "sent": 0, "waited": 0,
-               "load": max(load for _, load in self.alone), "wanted": "",
-               "spread": [seconds for seconds, _ in self.alone]}
+               "load": max(alone[1] for alone in self.alone), "wanted": "",
+               "spread": [alone[0] for alone in self.alone]}
         for row, runs in measured:
             beside = statistics.median([result["seconds"] for run, result in runs if not run.link] or [t])
             for run, result in runs:
