@@ -1,5 +1,7 @@
 #include "core/cuda_backend_fusion.h"
 
+#include <algorithm>
+
 #include "kernels/rms_norm.h"
 
 namespace toroid {
@@ -7,18 +9,20 @@ namespace {
 
 bool IsF32(const Tensor& x) { return x.dtype == DType::kF32; }
 
-// Bytes that rows of float32 lie in.
-struct Bytes {
-  Bytes(const float* data, int64_t stride, int64_t rows, int64_t cols)
-      : begin(reinterpret_cast<uintptr_t>(data)),
-        end(rows == 0 ? begin : begin + uintptr_t((rows - 1) * stride + cols) * sizeof(float)) {}
-  bool Meets(const Bytes& other) const { return begin < other.end && other.begin < end; }
-  uintptr_t begin, end;
-};
+using Bytes = FewRowWork::Bytes;
 Bytes InOf(const MatMulArgs<float>& p) { return {p.x, p.x_stride, p.m, p.k}; }
 Bytes OutOf(const MatMulArgs<float>& p) { return {p.out, p.out_stride, p.m, p.n}; }
 
+Bytes OutOf(const SmallOp& op) {
+  return {op.out, op.out_stride, op.rows, op.cols, Info(op.out_type).bytes};
+}
+
 }  // namespace
+
+FewRowWork::Bytes::Bytes(const void* data, int64_t stride, int64_t rows, int64_t cols,
+                         int64_t element)
+    : begin(reinterpret_cast<uintptr_t>(data)),
+      end(rows == 0 ? begin : begin + uintptr_t(((rows - 1) * stride + cols) * element)) {}
 
 void FewRowWork::Begin(CudaStream s, bool overlap) {
   stream_ = s;
@@ -35,6 +39,7 @@ void FewRowWork::Flush() {
   if (small_.count > 0) {
     RunSmallWork(stream_, small_, overlap_);
     small_.count = 0;
+    small_read_.clear(), small_written_.clear();
   }
   if (fused_.count > 0) {
     if (norm_) fused_.products[0].x = normed_.x, fused_.products[0].x_stride = normed_.x_stride;
@@ -136,10 +141,19 @@ bool FewRowWork::Add(const Tensor& x, const Tensor& y) {
   return true;
 }
 
-bool FewRowWork::Collect(const SmallOp& op) {
+bool FewRowWork::Collect(SmallOp op, const Bytes& written) {
   if (!active() || !IsSmall(op)) return false;
   if (op.rows * op.cols == 0) return true;
   if (norm_ || fused_.count > 0 || small_.count == SmallWork::kMost) Flush();
+  const Bytes read =
+      op.x == nullptr ? written : Bytes(op.x, op.x_stride, op.rows, op.cols, Info(op.x_type).bytes);
+  const auto meets = [](const std::vector<Bytes>& all, const Bytes& one) {
+    return std::any_of(all.begin(), all.end(), [&](const Bytes& b) { return b.Meets(one); });
+  };
+  op.waits =
+      meets(small_written_, read) || meets(small_written_, written) || meets(small_read_, written);
+  if (op.waits) small_read_.clear(), small_written_.clear();
+  small_read_.push_back(read), small_written_.push_back(written);
   small_.ops[small_.count++] = op;
   return true;
 }
@@ -150,7 +164,7 @@ bool FewRowWork::Copy(const Tensor& x, const Tensor& out) {
   op.x_type = x.dtype, op.x = x.data, op.x_stride = x.stride;
   op.out_type = out.dtype, op.out = out.data, op.out_stride = out.stride;
   op.rows = x.rows(), op.cols = x.cols();
-  return Collect(op);
+  return Collect(op, OutOf(op));
 }
 
 bool FewRowWork::Fill(const Tensor& x, double value) {
@@ -158,7 +172,7 @@ bool FewRowWork::Fill(const Tensor& x, double value) {
   op.kind = SmallOp::Kind::kFill;
   op.out_type = x.dtype, op.out = x.data, op.out_stride = x.stride;
   op.rows = x.rows(), op.cols = x.cols(), op.number = value;
-  return Collect(op);
+  return Collect(op, OutOf(op));
 }
 
 bool FewRowWork::Rope(const Tensor& x_thK, const Tensor& positions, const Tensor& inv_freq,
@@ -169,7 +183,7 @@ bool FewRowWork::Rope(const Tensor& x_thK, const Tensor& positions, const Tensor
   op.rows = x_thK.rows(), op.cols = x_thK.cols(), op.head_dim = x_thK.dims[2];
   op.positions = positions.as<const int32_t>(), op.inv_freq = inv_freq.as<const double>();
   op.number = scale;
-  return Collect(op);
+  return Collect(op, OutOf(op));
 }
 
 bool FewRowWork::KvWrite(const Tensor& x_tgK, const Tensor& slots, const Tensor& cache) {
@@ -178,7 +192,8 @@ bool FewRowWork::KvWrite(const Tensor& x_tgK, const Tensor& slots, const Tensor&
   op.x_type = x_tgK.dtype, op.x = x_tgK.data, op.x_stride = x_tgK.stride;
   op.out_type = cache.dtype, op.out = cache.data, op.out_stride = cache.stride;
   op.rows = x_tgK.rows(), op.cols = x_tgK.cols(), op.slots = slots.as<const int64_t>();
-  return Collect(op);
+  return Collect(op,
+                 {cache.data, cache.stride, cache.rows(), cache.cols(), Info(cache.dtype).bytes});
 }
 
 }  // namespace toroid

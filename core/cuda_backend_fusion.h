@@ -2,15 +2,17 @@
 // captured to be kept (Backend::Repeat): there a launch costs more than the work of most of them.
 //
 // Between Begin and End an op that it takes is not launched at once:
-//   small ops (copies, fills, RoPE, cache writes) are collected and run in one launch, in order;
-//   products of one x, with the RMS norm that made x before them, with SwiGLU or the addition to
-//   the residual behind them, are one launch.
+//   small ops (copies, fills, RoPE, cache writes) are collected and run in one launch, at once
+//   where they do not touch each other's results; products of one x, with the RMS norm that made x
+//   before them, with SwiGLU or the addition to the residual behind them, are one launch.
 // Whatever else comes calls Flush first, so that all is as if each op had run in its turn: nothing
 // that an op writes is left out. Sums are made in another order, so bits differ from those of the
 // ops one by one.
 //
 // One thread at a time.
 #pragma once
+
+#include <vector>
 
 #include "core/tensor.h"
 #include "kernels/matvec_fused.h"
@@ -37,14 +39,23 @@ class FewRowWork {
   bool Rope(const Tensor& x_thK, const Tensor& positions, const Tensor& inv_freq, double scale);
   bool KvWrite(const Tensor& x_tgK, const Tensor& slots, const Tensor& cache);
 
+  // Bytes that rows lie in.
+  struct Bytes {
+    Bytes(const void* data, int64_t stride, int64_t rows, int64_t cols,
+          int64_t element = sizeof(float));
+    bool Meets(const Bytes& other) const { return begin < other.end && other.begin < end; }
+    uintptr_t begin, end;
+  };
+
  private:
-  bool Collect(const SmallOp& op);
+  bool Collect(SmallOp op, const Bytes& written);
   bool Joins(const MatMulArgs<float>& product) const;
 
   CudaStream stream_ = nullptr;
   bool overlap_ = false;
   // At most one of the two is not empty. norm_: fused_ has a norm, whose x and rows these are.
   SmallWork small_;
+  std::vector<Bytes> small_read_, small_written_;  // since an op of small_ waited
   FusedMatVecArgs fused_;
   bool norm_ = false;
   MatMulArgs<float> normed_;  // x, x_stride, m, k of the norm

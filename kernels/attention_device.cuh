@@ -40,7 +40,11 @@ __device__ inline KeyRange VisibleKeys(const AttentionArgs<float>& a, int64_t qu
   const int64_t position = a.q_positions[query];
   KeyRange seen = {begin, end};
   if (a.window > 0) seen.begin = UpperBound(a.k_positions, begin, end, position - a.window);
-  if (a.causal) seen.end = UpperBound(a.k_positions, begin, end, position);
+  // A step of decoding sees all keys: one reading says so, where the search takes one behind the
+  // other.
+  if (a.causal && begin < end && a.k_positions[end - 1] > position) {
+    seen.end = UpperBound(a.k_positions, begin, end, position);
+  }
   return seen;
 }
 

@@ -30,7 +30,8 @@ struct Carry {
 };
 
 // Query heads [begin, end) of the group, which read one KV head, against the keys of this part. A
-// team takes kKeys of every 16 kKeys, fetched together.
+// team takes kKeys of every 16 kKeys, fetched together. The group's other heads are computed with
+// them and see nothing: without branches what is done to one head does not wait for another.
 template <typename E, int kFours, int kHeads, int kKeys, bool kVector>
 __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t head, int begin,
                           int end, const KeyRange& seen, Carry<kFours, kHeads>& carry) {
@@ -42,9 +43,10 @@ __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t 
   float4 query[kHeads][kFours];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    if (h < begin || h >= end) continue;
 #pragma unroll
     for (int c = 0; c < kFours; ++c) {
+      query[h][c] = {0, 0, 0, 0};
+      if (h < begin || h >= end) continue;
       query[h][c] = LoadFour<kVector>(q + h * a.head_dim, c * 32 + lane * 4, a.head_dim);
     }
   }
@@ -64,7 +66,6 @@ __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t 
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      if (h < begin || h >= end) continue;
       float score[kKeys], higher = carry.max[h];
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
@@ -72,12 +73,12 @@ __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t 
 #pragma unroll
         for (int c = 0; c < kFours; ++c) dot += Dot(query[h][c], key[j][c]);
         for (int i = kTeam / 2; i > 0; i /= 2) dot += __shfl_xor_sync(kAllLanes, dot, i);
-        const bool here = first + j * kTeams + team < seen.end;
+        const bool here = first + j * kTeams + team < seen.end && h >= begin && h < end;
         score[j] = here ? dot * float(a.scale) : -INFINITY;
         higher = fmaxf(higher, score[j]);
       }
-      if (higher == -INFINITY) continue;
-      const float kept = expf(carry.max[h] - higher);
+      const float base = higher > -INFINITY ? higher : 0.0f;  // no -inf - -inf
+      const float kept = expf(carry.max[h] - base);
       carry.max[h] = higher;
       carry.sum[h] *= kept;
 #pragma unroll
@@ -87,7 +88,7 @@ __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t 
       }
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
-        const float weight = expf(score[j] - higher);
+        const float weight = expf(score[j] - base);
         carry.sum[h] += weight;
 #pragma unroll
         for (int c = 0; c < kFours; ++c) {
@@ -101,7 +102,8 @@ __device__ void AttendRun(const AttentionArgs<float>& a, int64_t token, int64_t 
 }
 
 // Continues the carry with all parts of the group's heads, as AttentionMerge does: the last block
-// of a group to arrive calls it.
+// of a group to arrive calls it. kElements: of o, to a thread.
+template <int kElements>
 __device__ void MergeParts(const AttentionArgs<float>& a, const PartRoom& room, int64_t token,
                            int64_t head, int heads) {
   __shared__ float weights[4][kMostParts], first_weights[4];
@@ -135,17 +137,28 @@ __device__ void MergeParts(const AttentionArgs<float>& a, const PartRoom& room, 
     if (lane == 0 && max > -INFINITY) *lse_out = lse;
   }
   __syncthreads();  // waits for the weights
-  const int dim = int(a.head_dim);
-  for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
-    const int h = i / dim, d = i % dim;
-    const float kept = first_weights[h];
-    float total = kept > 0 ? o[i] * kept : 0.0f;
-    for (int part = 0; part < parts; ++part) {
-      const float weight = weights[h][part];
-      if (weight == 0) continue;
-      total += weight * __ldcg(room.o + (part * part_rows + row + h) * dim + d);
+  const int dim = int(a.head_dim), size = heads * dim;
+  const float* from = room.o + row * dim;
+  int at[kElements];
+  const float* weight[kElements];
+  float total[kElements] = {};
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    at[e] = min(e * kThreads + int(threadIdx.x), size - 1);
+    weight[e] = weights[at[e] / dim];
+  }
+#pragma unroll 8  // without a branch, so that what is read of eight parts is on its way at once
+  for (int part = 0; part < parts; ++part) {
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      total[e] += weight[e][part] * __ldcg(from + part * part_rows * dim + at[e]);
     }
-    o[i] = total;
+  }
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    if (e * kThreads + int(threadIdx.x) >= size) break;
+    const float kept = first_weights[at[e] / dim];
+    o[at[e]] = total[e] + (kept > 0 ? o[at[e]] * kept : 0.0f);
   }
 }
 
@@ -154,7 +167,7 @@ __device__ void MergeParts(const AttentionArgs<float>& a, const PartRoom& room, 
 template <typename E, int kFours, int kHeads, int kKeys, bool kVector>
 __global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a, PartRoom room) {
   __shared__ __align__(16) float team_o[kTeams][kHeads][kFours * 32];
-  __shared__ float team_max[kTeams][kHeads], team_sum[kTeams][kHeads];
+  __shared__ float team_max[kHeads][kTeams], team_sum[kHeads][kTeams];  // then the team's weight
   __shared__ bool is_last;
   AwaitEarlierKernels();
   LetNextKernelBegin();
@@ -171,9 +184,14 @@ __global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a,
 #pragma unroll
     for (int c = 0; c < kFours; ++c) carry.o[h][c] = {0, 0, 0, 0};
   }
+  int kv_heads[kHeads];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) kv_heads[h] = h < heads ? a.kv_index[head + h] : -1;
+  unsigned begins = 1u << heads;  // bit h: a run of heads begins at h, or ends before
+#pragma unroll
+  for (int h = 1; h < kHeads; ++h) begins |= unsigned(kv_heads[h] != kv_heads[h - 1]) << h;
   for (int from = 0; from < heads;) {
-    int to = from + 1;
-    while (to < heads && a.kv_index[head + to] == a.kv_index[head + from]) ++to;
+    const int to = from + __ffs(int(begins >> (from + 1)));
     AttendRun<E, kFours, kHeads, kKeys, kVector>(a, token, head, from, to, seen, carry);
     from = to;
   }
@@ -183,23 +201,32 @@ __global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a,
     for (int c = 0; c < kFours; ++c) {
       *reinterpret_cast<float4*>(&team_o[team][h][c * 32 + lane * 4]) = carry.o[h][c];
     }
-    if (lane == 0) team_max[team][h] = carry.max[h], team_sum[team][h] = carry.sum[h];
+    if (lane == 0) team_max[h][team] = carry.max[h], team_sum[h][team] = carry.sum[h];
   }
   __syncthreads();  // waits for every team's result
 
   const int dim = int(a.head_dim);
+  const int64_t row = (part * gridDim.z + token) * a.heads + head;
+  if (threadIdx.x < CeilDiv(kHeads * kTeams, kWarp) * kWarp) {  // a thread per team and head
+    const int h = int(threadIdx.x) / kTeams, t = int(threadIdx.x) % kTeams;
+    const float own = h < kHeads ? team_max[h][t] : -INFINITY;
+    float highest = own;
+    for (int i = kTeams / 2; i > 0; i /= 2) {
+      highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, i));
+    }
+    const float weight = own > -INFINITY ? expf(own - highest) : 0.0f;
+    float total = h < kHeads ? team_sum[h][t] * weight : 0.0f;
+    for (int i = kTeams / 2; i > 0; i /= 2) total += __shfl_xor_sync(kAllLanes, total, i);
+    if (h < kHeads) team_sum[h][t] = total > 0 ? weight / total : 0.0f;
+    if (h < heads && t == 0) room.lse[row + h] = total > 0 ? highest + logf(total) : -INFINITY;
+  }
+  __syncthreads();  // waits for the teams' weights
   for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
     const int h = i / dim, d = i % dim;
-    float highest = -INFINITY, total = 0, value = 0;
-    for (int t = 0; t < kTeams; ++t) highest = fmaxf(highest, team_max[t][h]);
-    for (int t = 0; t < kTeams && highest > -INFINITY; ++t) {
-      const float weight = expf(team_max[t][h] - highest);
-      total += team_sum[t][h] * weight;
-      value += team_o[t][h][d] * weight;
-    }
-    const int64_t row = (part * gridDim.z + token) * a.heads + head + h;
-    room.o[row * dim + d] = total > 0 ? value / total : 0.0f;
-    if (d == 0) room.lse[row] = total > 0 ? highest + logf(total) : -INFINITY;
+    float value = 0;
+#pragma unroll
+    for (int t = 0; t < kTeams; ++t) value += team_o[t][h][d] * team_sum[h][t];
+    room.o[row * dim + i] = value;
   }
   if (room.arrived == nullptr) return;
   __threadfence();  // what this thread wrote is seen before it is counted
@@ -212,7 +239,7 @@ __global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a,
   __syncthreads();  // waits for the count
   if (!is_last) return;
   __threadfence();  // and what others wrote before they were counted is read after
-  MergeParts(a, room, token, head, heads);
+  MergeParts<int(CeilDiv(kHeads * kFours * 32, kThreads))>(a, room, token, head, heads);
 }
 
 template <typename E, int kFours, int kHeads, int kKeys, bool kVector>

@@ -6,6 +6,7 @@
 #include "kernels/device.cuh"
 #include "kernels/matmul_plans.h"
 #include "kernels/matvec.cuh"
+#include "kernels/matvec_fused.h"
 
 namespace toroid {
 
@@ -34,7 +35,10 @@ void CudaMatMul::Run(CudaStream s, const CudaMatMulArgs& args, void* workspace) 
     few.w_type = args.w_type, few.w = args.w, few.w_stride = args.w_stride;
     few.bias = args.bias, few.bias_type = args.bias_type;
     few.out = static_cast<float*>(args.out), few.out_stride = args.out_stride;
-    return MatVec(s, few);
+    if (few.m > 1 || !CanFuse(few)) return MatVec(s, few);
+    FusedMatVecArgs alone;
+    alone.count = 1, alone.products[0] = few;
+    return FusedMatVec(s, alone, /*overlap=*/false);
   }
   Forward(s, args, static_cast<char*>(workspace));
   if (args.bias != nullptr) {

@@ -1,5 +1,5 @@
-// Several ops on a few thousand elements, one after the other in one launch of one block of a CUDA
-// device: a launch of each would take longer than its work.
+// Several ops on a few thousand elements in one launch on a CUDA device, in order where one waits
+// for another: a launch of each would take longer than its work.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,9 @@ struct SmallOp {
     kWrite,  // out row slots[i] = x row i: kv_write.h
   };
   Kind kind = Kind::kFill;
+  // For all ops before it. REQUIRED where it reads or writes what one writes, or writes what one
+  // reads, of those that nothing has waited for since.
+  bool waits = false;
   DType x_type = DType::kF32, out_type = DType::kF32;  // f32, bf16
   const void* x = nullptr;
   void* out = nullptr;
@@ -37,8 +40,8 @@ struct SmallWork {
 };
 
 bool IsSmall(const SmallOp& op);
-// overlap: it may be launched before what stands before it on the stream has ended (compute
-// capability 9.0).
+// overlap: it may be launched before what stands before it on the stream has ended, by a cluster of
+// blocks (compute capability 9.0).
 void RunSmallWork(CudaStream s, const SmallWork& work, bool overlap);
 
 }  // namespace toroid
