@@ -13,6 +13,9 @@ constexpr int kTeams = 16;  // of a block
 constexpr int kThreads = kTeam * kTeams;
 constexpr int64_t kNarrowQueries = 16, kNarrowHeadDim = 256;
 constexpr int kMostParts = 64;
+// Blocks that a multiprocessor holds at once, by how many times 32 elements a head has: registers
+// are what there is least of.
+constexpr int BlocksAtOnce(int fours) { return fours <= 2 ? 4 : 2; }
 
 // Where the parts of the keys leave (o, lse), and how many blocks of a row's group have.
 struct PartRoom {
@@ -165,7 +168,8 @@ __device__ void MergeParts(const AttentionArgs<float>& a, const PartRoom& room, 
 // kHeads query heads of one token against one part of the keys, from a fresh carry; those that read
 // one KV head together. Then the teams are merged, and by the last block the parts.
 template <typename E, int kFours, int kHeads, int kKeys, bool kVector>
-__global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a, PartRoom room) {
+__global__ void __launch_bounds__(kThreads, BlocksAtOnce(kFours))
+    NarrowKernel(AttentionArgs<float> a, PartRoom room) {
   __shared__ __align__(16) float team_o[kTeams][kHeads][kFours * 32];
   __shared__ float team_max[kHeads][kTeams], team_sum[kHeads][kTeams];  // then the team's weight
   __shared__ bool is_last;
@@ -245,8 +249,8 @@ __global__ void __launch_bounds__(kThreads) NarrowKernel(AttentionArgs<float> a,
 template <typename E, int kFours, int kHeads, int kKeys, bool kVector>
 void Attend(CudaStream s, const AttentionArgs<float>& a, void* workspace, int64_t workspace_bytes,
             int32_t* counters, bool overlap) {
-  // Parts by shape alone: enough blocks to fill a large device, but 32 keys at least to each.
-  constexpr int64_t kBlocks = 512, kFewestKeys = 32;
+  // Parts by shape alone: what a large device holds at once, but 32 keys at least to each.
+  constexpr int64_t kBlocks = 128 * BlocksAtOnce(kFours), kFewestKeys = 32;
   const int64_t rows = a.q_count * a.heads, groups = CeilDiv(a.heads, kHeads);
   const int64_t room = workspace_bytes / (rows * (a.head_dim + 1) * 4);
   const int64_t wanted = std::min(
@@ -291,7 +295,7 @@ bool AttendNarrow(CudaStream s, const AttentionArgs<float>& args, void* workspac
     if (args.head_dim <= 64) {
       together ? attend.template operator()<2, 4, 2>() : attend.template operator()<2, 1, 2>();
     } else if (args.head_dim <= 128) {
-      together ? attend.template operator()<4, 4, 1>() : attend.template operator()<4, 1, 2>();
+      together ? attend.template operator()<4, 4, 2>() : attend.template operator()<4, 1, 2>();
     } else {
       together ? attend.template operator()<8, 2, 1>() : attend.template operator()<8, 1, 1>();
     }
