@@ -21,17 +21,33 @@ __device__ inline void LetNextKernelBegin() {
 #endif
 }
 
-// kernel<<<grid, block, 0, s>>>(args), beginning early if `overlap`.
+// kernel<<<grid, block, 0, s>>>(args), beginning early if `overlap`; with a cluster of more than
+// one block, of so many blocks to a cluster (compute capability 9.0).
+template <typename... Params, typename... Args>
+void LaunchClusters(int cluster, bool overlap, CudaStream s, dim3 grid, dim3 block,
+                    void (*kernel)(Params...), Args... args) {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = block, config.stream = s;
+  config.attrs = attributes;
+  if (overlap) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim.x = unsigned(cluster);
+    together.val.clusterDim.y = together.val.clusterDim.z = 1;
+  }
+  cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 template <typename... Params, typename... Args>
 void LaunchOverlapped(bool overlap, CudaStream s, dim3 grid, dim3 block, void (*kernel)(Params...),
                       Args... args) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = block, config.stream = s;
-  config.attrs = &attribute, config.numAttrs = overlap ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, args...);
+  LaunchClusters(1, overlap, s, grid, block, kernel, args...);
 }
 
 }  // namespace

@@ -63,8 +63,7 @@ __device__ inline void AwaitAll() {
 
 // Ops between two that wait are done at once, a thread to a unit.
 template <int kBlocks>
-__global__ void __launch_bounds__(kThreads) __cluster_dims__(kBlocks)
-    SmallWorkKernel(SmallWork work) {
+__global__ void __launch_bounds__(kThreads) SmallWorkKernel(SmallWork work) {
   AwaitEarlierKernels();
   LetNextKernelBegin();
   for (int begin = 0, end; begin < work.count; begin = end) {
@@ -92,8 +91,8 @@ bool IsSmall(const SmallOp& op) {
 
 void RunSmallWork(CudaStream s, const SmallWork& work, bool overlap) {
   if (overlap) {
-    LaunchOverlapped(overlap, s, dim3(kClusterBlocks), dim3(kThreads),
-                     SmallWorkKernel<kClusterBlocks>, work);
+    LaunchClusters(kClusterBlocks, overlap, s, dim3(kClusterBlocks), dim3(kThreads),
+                   SmallWorkKernel<kClusterBlocks>, work);
   } else {
     SmallWorkKernel<1><<<1, kThreads, 0, s>>>(work);
   }
