@@ -324,7 +324,7 @@ std::string HelpText(const Verb& verb) {
                     p.required ? absl::StrCat(" ", p.name) : absl::StrCat(" [", p.name, "]"));
   }
   absl::StrAppend(&text, verb.tables.empty() ? "" : " [options]",
-                  verb.takes_rest ? " VERB ..." : "", "\n");
+                  verb.takes_rest ? absl::StrCat(" ", verb.rest) : "", "\n");
   if (*verb.details != '\0') absl::StrAppend(&text, "\n", verb.details, "\n");
   if (*verb.examples != '\0') {
     absl::StrAppend(&text, "\nexamples:\n");

@@ -83,9 +83,10 @@ struct Verb {
   std::vector<const OptionTable*> tables;
   const char* examples = "";
   absl::Status (*run)(const Arguments&) = nullptr;
-  bool hidden = false;       // not in `toroid --help`
-  bool takes_rest = false;   // everything from the first word that is no option is rest()
-  const char* details = "";  // a paragraph for --help
+  bool hidden = false;            // not in `toroid --help`
+  bool takes_rest = false;        // everything from the first word that is no option is rest()
+  const char* rest = "VERB ...";  // how --help calls it
+  const char* details = "";       // a paragraph for --help
 };
 
 // words: what follows the verb on the command line. Errors are usage errors (exit 2) that name the

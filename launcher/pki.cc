@@ -72,6 +72,7 @@ const Verb kPkiIssueVerb = {
         "head:7070 --tls-dir /etc/toroid/node1",
     .run = RunPkiIssue,
     .takes_rest = true,
+    .rest = "HOST ...",
     .details =
         "After DIR one word per host: the names and addresses it is dialled by, commas between; "
         "localhost\nis always one. Writes DIR/HOST/{ca.pem,cert.pem,key.pem}, which is that "

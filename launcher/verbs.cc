@@ -35,16 +35,23 @@ bool IsPlanned(const std::string& verb) {
   return false;
 }
 
-std::string Overview() {
-  std::string text =
-      "toroid: long-context transformers on a ring of machines\n\nusage: toroid VERB [options]; "
-      "toroid VERB --help says more and has examples\n\n";
+// A line per verb whose name begins so.
+std::string Summaries(const std::string& prefix) {
+  std::string text;
   for (const Verb* verb : Verbs()) {
-    if (verb->hidden) continue;
     const std::string name = verb->name;
+    if (verb->hidden || !absl::StartsWith(name, prefix)) continue;
     absl::StrAppend(&text, "  ", name, std::string(name.size() < 16 ? 16 - name.size() : 1, ' '),
                     verb->summary, "\n");
   }
+  return text;
+}
+
+std::string Overview() {
+  std::string text = absl::StrCat(
+      "toroid: long-context transformers on a ring of machines\n\nusage: toroid VERB [options]; "
+      "toroid VERB --help says more and has examples\n\n",
+      Summaries(""));
   absl::StrAppend(&text,
                   "\nexit codes: 0 ok, 1 failure, 2 usage, 3 bad input or configuration, 4 service "
                   "not reachable,\n  5 the job failed, 75 checkpointed after SIGUSR1: start it "
@@ -52,11 +59,23 @@ std::string Overview() {
   return text;
 }
 
-absl::Status Run(const std::vector<std::string>& words) {
+bool IsHelp(const std::string& word) { return word == "--help" || word == "-h"; }
+
+absl::Status Run(std::vector<std::string> words) {
   if (words.empty()) return UsageError(absl::StrCat("no verb: nothing to do: ", kSeeHelp));
-  if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+  if (words[0] == "help" && words.size() > 1) {  // help pod get: pod get --help
+    words.erase(words.begin());
+    words.push_back("--help");
+  }
+  if (IsHelp(words[0]) || words[0] == "help") {
     WriteStdout(Overview());
     return absl::OkStatus();
+  }
+  if (words.size() == 2 && IsHelp(words[1])) {
+    if (const std::string help = GroupHelp(words[0]); !help.empty()) {
+      WriteStdout(help);
+      return absl::OkStatus();
+    }
   }
   TOROID_ASSIGN_OR_RETURN(const VerbCall call, FindVerb(words));
   if (AsksForHelp(*call.verb, call.words)) {
@@ -80,6 +99,13 @@ const std::vector<const Verb*>& Verbs() {
       &kWorkerVerb,
   };
   return verbs;
+}
+
+std::string GroupHelp(const std::string& word) {
+  const std::string verbs = Summaries(word + " ");
+  if (verbs.empty()) return "";
+  return absl::StrCat("usage: toroid ", word, " VERB [options]; toroid ", word,
+                      " VERB --help says more and has examples\n\n", verbs);
 }
 
 absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words) {

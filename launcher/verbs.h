@@ -26,6 +26,8 @@ struct VerbCall {
   std::vector<std::string> words;
 };
 absl::StatusOr<VerbCall> FindVerb(const std::vector<std::string>& words);
+// What toroid WORD --help says where WORD begins verbs of two words: those. Empty: it begins none.
+std::string GroupHelp(const std::string& word);
 
 // Runs a command line (without the program's name) and returns the exit code. Prints the one error
 // line of a failure.

@@ -152,6 +152,10 @@ std::string DefaultOf(const Message& filled, const FieldDescriptor& field) {
   const Descriptor* const around = field.containing_type()->containing_type();
   if (around == v1::Exchange::descriptor() && field.name() == "codec") return "exchange.codec";
   if (name == "toroid.v1.Mesh.data") return "0; of a job that trains and says no mesh -1";
+  // What stands for these is not said in a spec by a name.
+  if (name == "toroid.v1.TrainData.format") return "by the file's name";
+  if (name == "toroid.v1.Exchange.codec") return "FP32";
+  if (name == "toroid.v1.Exchange.policy") return "HALT";
   std::string value;
   google::protobuf::TextFormat::PrintFieldValueToString(filled, &field, -1, &value);
   return value;

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "launcher/exit_code.h"
 #include "launcher/options.h"
 #include "launcher/verbs.h"
@@ -14,6 +16,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 const OptionTable kTable = {"test",
                             {{"--prompt", ValueKind::kText, "T", "", "text"},
@@ -150,6 +153,24 @@ TEST(CommandLine, EveryVerbExplainsItself) {
     for (const Positional& p : verb->positionals) words.emplace_back(p.required ? "x" : "y");
     EXPECT_TRUE(ParseArguments(*verb, words).ok()) << verb->name;
   }
+}
+
+TEST(CommandLine, TheFirstOfTwoWordsExplainsWhatItBegins) {
+  for (const char* word : {"job", "pod", "config", "pki"}) {
+    EXPECT_THAT(GroupHelp(word), HasSubstr(absl::StrCat("usage: toroid ", word, " VERB"))) << word;
+  }
+  EXPECT_THAT(GroupHelp("pod"), HasSubstr("  pod drain"));
+  EXPECT_THAT(GroupHelp("pod"), Not(HasSubstr("  job")));
+  EXPECT_EQ(GroupHelp("po"), "");
+  EXPECT_EQ(GroupHelp("generate"), "");
+}
+
+TEST(CommandLine, WhatFollowsTheOptionsHasItsName) {
+  for (const Verb* verb : Verbs()) {
+    const bool launch = std::string(verb->name) == "launch";
+    EXPECT_EQ(absl::StrContains(HelpText(*verb), "VERB ..."), launch) << verb->name;
+  }
+  EXPECT_THAT(HelpText(*FindVerb({"pki", "issue"}).value().verb), HasSubstr("HOST ...\n"));
 }
 
 // What a job's file says is the default, so that no other may be shown.

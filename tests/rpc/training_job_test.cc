@@ -236,6 +236,10 @@ TEST(TrainText, TheSchemaHasDefaultsOfBothOptimizers) {
   EXPECT_THAT(schema, HasSubstr("epsilon: double  # default 1e-30\n"));
   EXPECT_THAT(schema, HasSubstr("rewind_steps: int64  # default 100\n"));
   EXPECT_THAT(schema, HasSubstr("keep: int64  # default 3\n"));
+  EXPECT_THAT(schema, testing::Not(HasSubstr("UNSPECIFIED")));  // no name for users
+  EXPECT_THAT(schema, HasSubstr("codec: FP64 | FP32 | BF16 | INT8 | E3M0  # default FP32\n"));
+  EXPECT_THAT(schema, HasSubstr("policy: HALT | CONTINUE  # default HALT\n"));
+  EXPECT_THAT(schema, HasSubstr("format: TEXT | JSONL | TOKENS  # default by the file's name\n"));
   // Where what is left out is no number, or another of a job that trains.
   EXPECT_THAT(schema, HasSubstr("weight_decay: double  # default lr^2\n"));
   EXPECT_THAT(schema, HasSubstr("weight_decay: double  # default 0\n"));  // of AdamW
