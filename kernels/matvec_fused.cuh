@@ -65,12 +65,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) FusedKernel(FusedMatVec
   const MatMulArgs<float>& p = a.products[product];
   const uint8_t* w[kLines];
 #pragma unroll
-  for (int i = 0; i < kLines; ++i) {
-    const MatMulArgs<float>& own = a.products[product + i % kPair];
-    const int64_t row = group * kRows + i / kPair;
-    w[i] = static_cast<const uint8_t*>(own.w) +
-           (row < p.n ? row : p.n - 1) * RowBytes(kType, own.w_stride);
-  }
+  for (int i = 0; i < kLines; ++i) w[i] = RowOf<kType, kPair, kRows>(a, p, product, group, i);
   const float* x[M];
 #pragma unroll
   for (int r = 0; r < M; ++r) x[r] = p.x + (r < p.m ? r : p.m - 1) * p.x_stride;
@@ -184,8 +179,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) FusedKernel(FusedMatVec
 
 template <DType kType, int M, bool kNorm, int kPair, int kRows, bool kStaged>
 void LaunchRows(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
-  int64_t groups = CeilDiv(a.products[0].n, kRows);
-  for (int i = 1; i < a.count && kPair == 1; ++i) groups += CeilDiv(a.products[i].n, kRows);
+  const int64_t groups = GroupsOf<kPair>(a, kRows);
   const dim3 grid(unsigned(CeilDiv(groups, kWarpsPerBlock))), block(kWarp, kWarpsPerBlock);
   LaunchOverlapped(overlap, s, grid, block, FusedKernel<kType, M, kNorm, kPair, kRows, kStaged>, a);
 }

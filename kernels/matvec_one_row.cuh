@@ -29,12 +29,7 @@ __global__ void __launch_bounds__(kOneRowThreads) OneRowKernel(FusedMatVecArgs a
   const MatMulArgs<float>& p = a.products[product];
   const uint8_t* w[kLines];
 #pragma unroll
-  for (int i = 0; i < kLines; ++i) {
-    const MatMulArgs<float>& own = a.products[product + i % kPair];
-    const int64_t row = group * kRows + i / kPair;
-    w[i] = static_cast<const uint8_t*>(own.w) +
-           (row < p.n ? row : p.n - 1) * RowBytes(kType, own.w_stride);
-  }
+  for (int i = 0; i < kLines; ++i) w[i] = RowOf<kType, kPair, kRows>(a, p, product, group, i);
   const int units = int(p.k / kUnit), thread = threadIdx.x;
 
   float sum[kLines] = {}, squares = 0;
@@ -120,9 +115,8 @@ __global__ void __launch_bounds__(kOneRowThreads) OneRowKernel(FusedMatVecArgs a
 template <DType kType, bool kNorm, int kPair, int kAhead>
 void LaunchOneRowAhead(CudaStream s, const FusedMatVecArgs& a, bool overlap) {
   constexpr int kRows = std::max(1, kMostLoads / (kAhead * FusedUnit<kType>::kLoads * kPair));
-  int64_t groups = CeilDiv(a.products[0].n, kRows);
-  for (int i = 1; i < a.count && kPair == 1; ++i) groups += CeilDiv(a.products[i].n, kRows);
-  LaunchOverlapped(overlap, s, dim3(unsigned(groups)), dim3(kOneRowThreads),
+  const dim3 grid(unsigned(GroupsOf<kPair>(a, kRows)));
+  LaunchOverlapped(overlap, s, grid, dim3(kOneRowThreads),
                    OneRowKernel<kType, kNorm, kPair, kRows, kAhead>, a);
 }
 

@@ -140,6 +140,26 @@ __device__ inline void LoadBeside(const float* x, int u, float (&out)[kUnit]) {
   }
 }
 
+// Groups of `rows` rows of w that there are: each product's own, or those of two products together.
+template <int kPair>
+inline int64_t GroupsOf(const FusedMatVecArgs& a, int rows) {
+  int64_t groups = CeilDiv(a.products[0].n, rows);
+  for (int i = 1; i < a.count && kPair == 1; ++i) groups += CeilDiv(a.products[i].n, rows);
+  return groups;
+}
+
+// Row i of group `group` of product p, which is a.products[product]; with kPair rows of the next
+// product lie between its own. Rows from n on repeat the last one.
+template <DType kType, int kPair, int kRows>
+__device__ __forceinline__ const uint8_t* RowOf(const FusedMatVecArgs& a,
+                                                const MatMulArgs<float>& p, int product,
+                                                int64_t group, int i) {
+  const MatMulArgs<float>& own = a.products[product + i % kPair];
+  const int64_t row = group * kRows + i / kPair;
+  return static_cast<const uint8_t*>(own.w) +
+         (row < p.n ? row : p.n - 1) * RowBytes(kType, own.w_stride);
+}
+
 __device__ inline float BiasAt(const MatMulArgs<float>& a, int64_t i) {
   if (a.bias == nullptr) return 0.0f;
   return a.bias_type == DType::kF64 ? float(static_cast<const double*>(a.bias)[i])
